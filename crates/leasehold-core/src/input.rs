@@ -1,0 +1,142 @@
+//! What can happen.
+
+use crate::identity::Identity;
+use crate::ids::{FileId, LeaseId, RequestId, SessionId, Tick, WriteId};
+use crate::range::ByteRange;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// Time has passed. Deadlines that `now` has reached take effect (they do on every other input too).
+    Tick,
+
+    /// A client has come.
+    SessionOpened { session: SessionId, identity: Arc<Identity> },
+    /// A client has gone, or must go. Its leases end, its keys are fenced, what it asked for is dropped.
+    SessionEnded { session: SessionId },
+    /// A frame of the session's data stream failed its checksum after bytes had been placed: no write lease that it
+    /// holds uncommitted may ever be committed.
+    Poisoned { session: SessionId },
+    /// Nothing of the session's endpoint exists any more, so nothing of it can place a byte: its quarantine ends.
+    EndpointGone { session: SessionId },
+
+    /// The engine has opened a file whose committed size is `size` bytes. Opening it again changes nothing.
+    FileOpened { file: FileId, size: u64 },
+    /// The engine would like to forget the file. Ignored while the core has anything to do with it.
+    FileClosed { file: FileId },
+
+    /// Asks for leases on all of the ranges, or none.
+    Acquire {
+        request: RequestId,
+        session: SessionId,
+        wants: Vec<Want>,
+        on_conflict: OnConflict,
+        /// When to give up waiting, be it for a conflict or for frames.
+        deadline: Tick,
+    },
+    /// The holder says that the range is complete. Ends the lease, whatever comes of it.
+    Commit { request: RequestId, session: SessionId, lease: LeaseId },
+    /// The holder lets go without committing: its bytes leave no trace. Also the answer to a break.
+    Release { request: RequestId, session: SessionId, lease: LeaseId },
+    /// A read of committed bytes, without a lease, into frames that are lent until `ReadFinished`.
+    Read { request: RequestId, file: FileId, range: ByteRange, deadline: Tick },
+    /// The reader is done with the frames of `Reply::Read`.
+    ReadFinished { request: RequestId },
+    /// A truncate, punch or removal.
+    Change { request: RequestId, file: FileId, change: Change, breaker: Arc<Identity> },
+    /// fsync: reply once every commit acknowledged before now is durable.
+    Sync { request: RequestId, file: FileId },
+    /// Whoever asked has gone: forget the request if it has not taken effect. No reply follows.
+    Cancel { request: RequestId },
+
+    /// `Output::Load` for a lease is done: its frames hold the file's bytes (or zeros).
+    LeaseLoaded { lease: LeaseId, result: Result<(), Fault> },
+    /// `Output::Load` for a read is done.
+    ReadLoaded { request: RequestId, result: Result<(), Fault> },
+    /// `Output::Expose` is done: the key is live.
+    Exposed { lease: LeaseId, result: Result<(), Fault> },
+    /// `Output::Fence` is proven: no byte sent under the key can land any more.
+    Fenced { lease: LeaseId },
+    /// `Output::Fence` could not be proven within `fence_ms`.
+    FenceUnproven { lease: LeaseId },
+    /// `Output::Verify` is done: does the CRC of the committed range agree with the holder's?
+    Verified { lease: LeaseId, agrees: bool },
+    /// `Output::Merge` is done: the boundary frames hold the file's bytes outside the lease.
+    Merged { lease: LeaseId, result: Result<(), Fault> },
+    /// `Output::Record` is done: the data may be written.
+    Recorded { write: WriteId, result: Result<(), Fault> },
+    /// `Output::Write` is done: data, record and checksums are durable.
+    Written { write: WriteId, result: Result<(), Fault> },
+    /// `Output::Perform` is done.
+    Performed { request: RequestId, result: Result<(), Fault> },
+    /// `Output::Flush` is done.
+    Flushed { request: RequestId, result: Result<(), Fault> },
+}
+
+/// One range that an acquire wants.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Want {
+    /// The file.
+    pub file: FileId,
+    /// The bytes. Any alignment; past the end of file too.
+    pub range: ByteRange,
+    /// What the key may do.
+    pub access: Access,
+}
+
+/// What a key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Access {
+    /// Read the committed bytes. The frames are loaded first.
+    Read,
+    /// Write all of the range: the frames need no loading, the commit's CRC covers every byte.
+    Overwrite,
+    /// Write some of the range: the frames are loaded with the committed bytes first.
+    Update,
+}
+
+impl Access {
+    /// Whether the key may change bytes.
+    #[must_use]
+    pub fn writes(self) -> bool {
+        !matches!(self, Access::Read)
+    }
+}
+
+/// What an acquire does when a live lease is in its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnConflict {
+    /// Refuse at once.
+    Refuse,
+    /// Wait for its turn, until the deadline.
+    Wait,
+    /// Break the lease.
+    Break,
+}
+
+/// A change of a file's layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Change {
+    /// Set the size, up or down.
+    Truncate { size: u64 },
+    /// Free the range; it reads as zeros, the size stays.
+    Punch { range: ByteRange },
+    /// The last name goes: an unlink, or a rename over it.
+    Remove,
+}
+
+/// What the environment did to us. The engine logs the details; the core needs the kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+pub enum Fault {
+    /// No space, or a quota.
+    #[error("no space left on the store's filesystem; free some, then retry")]
+    NoSpace,
+    /// The disk, or the file was changed behind our back (a checksum does not match).
+    #[error("the store could not read or write; see the server's log for the file, the range and the cause")]
+    Io,
+    /// The fabric has no place for one more key, or the session has no endpoint.
+    #[error("the fabric has no endpoint or no key to give to this session; connect first, or release leases")]
+    NoKey,
+}
