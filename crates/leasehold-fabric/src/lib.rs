@@ -1,7 +1,7 @@
 //! Keys and fences over a wire: what lets a remote machine place bytes in this one's memory, and what stops it for good.
 //!
 //! The only crate that knows a wire. One trait family, [`Fabric`] and [`Endpoint`]; the implementation here is
-//! [`iwarp`], the IETF's RDMA over TCP in user space. Both ends are alike once connected: either may expose memory,
+//! `iwarp`, the IETF's RDMA over TCP in user space. Both ends are alike once connected: either may expose memory,
 //! write into what the other exposed, and send messages.
 //!
 //! Invariant: after [`Endpoint::fence`] has returned `Ok`, no byte sent under that tag lands in the region that it
@@ -16,13 +16,17 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The most private data that a user can show when connecting. Devices carry 56 bytes (the limit of RoCE), and the
+/// fabric puts 8 of its own in front.
+pub const PRIVATE_DATA_MAX: usize = 48;
+
 /// A way to connect to peers and be connected to.
 pub trait Fabric: Send + Sync + 'static {
     /// Accepts connections at `address` until the listener is dropped. `gate` decides who comes in.
     fn listen(&self, address: SocketAddr, gate: Arc<dyn Gate>) -> Result<Box<dyn Listener>, ListenError>;
 
-    /// Connects, shows `private_data` (at most 56 bytes, so that every kind of device can carry it), and returns the
-    /// endpoint with the peer's private data. Blocks for at most `timeout`.
+    /// Connects, shows `private_data` (at most [`PRIVATE_DATA_MAX`] bytes), and returns the endpoint with the peer's
+    /// private data. Blocks for at most `timeout`. [`Handler::connected`] is called on this thread, before it returns.
     fn connect(
         &self,
         address: SocketAddr,
@@ -129,8 +133,16 @@ pub enum RemoteAccess {
 pub enum Source {
     /// The caller's own.
     Bytes(Bytes),
-    /// A part of a region that is exposed on this connection; a fence of the tag stops the write.
-    Exposed { tag: Tag, offset: u64, length: u64 },
+    /// A part of a region that is exposed on this connection for [`RemoteAccess::Read`]; a fence of the tag stops the
+    /// write.
+    Exposed {
+        /// The tag of this end.
+        tag: Tag,
+        /// Bytes from the start of the region.
+        offset: u64,
+        /// How many.
+        length: u64,
+    },
 }
 
 /// Called once an operation no longer needs what it was given. Must not block.
@@ -156,8 +168,9 @@ impl Region {
     ///
     /// # Safety
     /// The caller upholds that: the memory stays valid while `owner` lives; from the moment that the region is
-    /// exposed until its fence is proven, nobody on this machine but the fabric forms a reference to it, and nobody
-    /// writes to it if a peer may read it.
+    /// exposed until its fence is proven (or the connection is closed), nobody on this machine but the fabric forms a
+    /// reference to it or writes to it; and memory that is exposed for [`RemoteAccess::Write`] is exposed only once at
+    /// a time.
     pub unsafe fn new(base: NonNull<u8>, length: usize, owner: Arc<dyn Any + Send + Sync>) -> Region {
         Region { base, length, owner }
     }
@@ -177,7 +190,9 @@ impl Region {
 
 /// The proof of a fence did not come in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the fence of tag {tag:?} was not proven within {waited:?}; close the connection before its memory is reused")]
+#[error(
+    "the fence of tag {tag:?} was not proven within {waited:?}; close the connection before its memory is reused"
+)]
 pub struct Unproven {
     /// Which.
     pub tag: Tag,
@@ -210,10 +225,31 @@ pub enum OperationError {
     Revoked(Tag),
     /// Past the end of the exposed region.
     #[error("{offset}+{length} is past the end of what tag {tag:?} exposes")]
-    OutOfBounds { tag: Tag, offset: u64, length: u64 },
+    OutOfBounds {
+        /// The tag of this end.
+        tag: Tag,
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+    },
+    /// The tag is exposed for the other kind of access: a write's source must be readable, a read's sink writable.
+    #[error("tag {0:?} of this end is exposed for the other kind of access")]
+    WrongAccess(Tag),
     /// The message is longer than peers accept.
     #[error("a message of {length} bytes is longer than {max}")]
-    TooLong { length: usize, max: usize },
+    TooLong {
+        /// Its length.
+        length: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Too many operations wait on this connection.
+    #[error("{max} operations wait on the connection already; let some finish first")]
+    QueueFull {
+        /// The limit.
+        max: usize,
+    },
 }
 
 /// Why a connection ended.
