@@ -17,8 +17,8 @@ use leasehold_core::breaks::{Break, Outcome};
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
 use leasehold_core::input::{Access, Change, Fault, Input};
 use leasehold_core::output::{CommitError, NoSuchLease, Notice, Operation, Output, Reply, RevokeReason};
-use leasehold_core::range::{ByteRange, Run};
-use leasehold_core::{Core, Stats};
+use leasehold_core::range::Run;
+use leasehold_core::Core;
 use leasehold_fabric::message::{Committed, Status};
 use leasehold_fabric::{Endpoint, Region, RemoteAccess};
 use std::collections::{HashMap, VecDeque};
@@ -40,6 +40,10 @@ pub(crate) enum Work {
     Input(Input),
     /// A request, with where its reply goes.
     Request { id: RequestId, input: Input, asker: Asker, detail: Detail },
+    /// Whoever asked has gone.
+    Cancel(RequestId),
+    /// Forget the file if nobody needs it, and say whether that was done.
+    CloseFile { file: FileId, closed: mpsc::Sender<bool> },
     /// A session's data stream cannot be trusted.
     Poisoned(SessionId),
     /// A session's connection is gone, and nothing of it is left.
@@ -133,6 +137,11 @@ impl Driver {
         id
     }
 
+    /// An id for a request of the core's thread's own: there, whatever is in the queue arrives later.
+    fn next_request(&self) -> RequestId {
+        RequestId(self.next_request.fetch_add(1, Ordering::Relaxed))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, mpsc::Sender<Work>> {
         self.queue.lock().expect("no code panics while it holds the queue")
     }
@@ -224,7 +233,7 @@ impl State {
                     self.end_session(session, "it was silent for longer than its time to live");
                 }
             }
-            if self.stopping.is_some() && self.parts.core.is_idle() {
+            if self.stopping.is_some() && self.is_idle() {
                 let _gone = self.stopping.take().expect("just seen").send(());
                 return;
             }
@@ -234,6 +243,17 @@ impl State {
     fn work(&mut self, work: Work) {
         match work {
             Work::Input(input) => self.step(input),
+            Work::Cancel(request) => {
+                self.step(Input::Cancel { request });
+                // What has taken effect already is replied to nobody; what has not is forgotten.
+                if !self.parts.core.is_pending(request) {
+                    self.replies.remove(&request);
+                }
+            }
+            Work::CloseFile { file, closed } => {
+                self.step(Input::FileClosed { file });
+                let _gone = closed.send(self.parts.core.file_size(file).is_none());
+            }
             Work::Request { id, input, asker, detail } => {
                 let summed = self.keep_crc(&input, &detail);
                 self.replies.insert(id, Pending { asker, detail, since: Instant::now(), summed });
@@ -269,6 +289,11 @@ impl State {
         }
         self.crcs.insert(*lease, *crc32c);
         Some(*lease)
+    }
+
+    fn is_idle(&self) -> bool {
+        let stats = self.parts.core.stats();
+        stats.leases == 0 && stats.requests == 0 && stats.writebacks == 0
     }
 
     fn end_session(&mut self, session: SessionId, why: &str) {
@@ -420,12 +445,31 @@ impl State {
         }
         let granted = self.note(&reply, pending.since);
         match pending.asker {
-            // A caller that has gone has cancelled, or will: `engine::Call` sees to it.
-            Asker::Call(call) => drop(call.send(Answer { reply, granted })),
+            Asker::Call(call) => {
+                if let Err(answer) = call.send(Answer { reply, granted }) {
+                    self.undo(request, answer);
+                }
+            }
             Asker::Peer { endpoint, request } => {
                 let Reply::Commit(result) = reply else { unreachable!("peers ask only for commits") };
                 send_committed(&endpoint, committed(request, result));
             }
+        }
+    }
+
+    /// Gives back what was granted to a caller that has gone.
+    fn undo(&mut self, request: RequestId, answer: Answer) {
+        match answer.reply {
+            Reply::Acquire(Ok(leases)) => {
+                for lease in leases {
+                    if let Some(session) = self.parts.core.lease(lease).map(|lease| lease.session) {
+                        let request = self.driver.next_request();
+                        self.inputs.push_back(Input::Release { request, session, lease });
+                    }
+                }
+            }
+            Reply::Read(Ok(Some(_))) => self.inputs.push_back(Input::ReadFinished { request }),
+            _ => {}
         }
     }
 
@@ -538,7 +582,7 @@ impl State {
             grace_ms: record.deadline.0.saturating_sub(record.started.0) / 1000,
             outcome: outcome_name(outcome).to_owned(),
         };
-        self.parts.counters.break_took(Duration::from_micros(row.took_us));
+        self.parts.counters.broke(Duration::from_micros(row.took_us));
         if let Err(error) = self.parts.break_log.append(&row) {
             tracing::error!(%error, ?row, "cannot append to the break log");
         }

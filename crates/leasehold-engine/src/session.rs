@@ -69,15 +69,25 @@ impl Sessions {
         Sessions { table: Mutex::new(Table { next: 1, ..Table::default() }), ttl, token_ttl }
     }
 
-    /// A new session, not heard of by the core yet.
-    pub(crate) fn open(&self, events: mpsc::Sender<Event>) -> Arc<Session> {
+    /// A new session, not heard of by the core yet; `None` if there are `max`.
+    pub(crate) fn open(&self, events: mpsc::Sender<Event>, max: usize) -> Option<Arc<Session>> {
         let mut table = self.lock();
+        if table.sessions.len() >= max {
+            return None;
+        }
         let id = SessionId(table.next);
         table.next += 1;
         let state = State { last_heard: Instant::now(), endpoint: None, keys: HashMap::new() };
         let session = Arc::new(Session { id, events, state: Mutex::new(state) });
         table.sessions.insert(id, session.clone());
-        session
+        Some(session)
+    }
+
+    /// An id for a session of the server's own, which has no entry here: it fills its frames itself.
+    pub(crate) fn own(&self) -> SessionId {
+        let mut table = self.lock();
+        table.next += 1;
+        SessionId(table.next - 1)
     }
 
     /// A token for the session's data connection, which must come from `peer`.
@@ -252,7 +262,7 @@ impl DataHandler {
             return refuse(Status::OutOfBounds, "the range is not within the lease");
         }
         let source = Source::Exposed { tag: key.tag, offset: fetch.offset, length: fetch.length };
-        let sink = Remote { tag: Tag(fetch.sink_tag), offset: fetch.sink_offset };
+        let sink = Remote { tag: fetch.sink, offset: fetch.sink_offset };
         let answer = endpoint.clone();
         endpoint.write(
             source,
