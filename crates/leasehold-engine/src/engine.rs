@@ -79,7 +79,12 @@ impl Config {
             token_ttl_ms: 10_000,
             drain_ms: 10_000,
             open_files_max: 4_096,
-            limits: Limits { lease_bytes_max: 64 << 20, ..Limits::default() },
+            limits: Limits {
+                lease_bytes_max: 64 << 20,
+                // A holder of many leases that is slow to hear that they were all broken must not lose its stream.
+                remembered_per_session_max: 4_096,
+                ..Limits::default()
+            },
             strict_placement: false,
         }
     }
@@ -292,7 +297,7 @@ impl Engine {
             Duration::from_millis(config.session_ttl_ms),
             Duration::from_millis(config.token_ttl_ms),
         ));
-        let fabric = Iwarp::new(iwarp::Config { strict: config.strict_placement, ..iwarp::Config::default() });
+        let fabric = Iwarp::new(fabric_config(&config)).map_err(StartError::Thread)?;
         let gate = Arc::new(TokenGate { sessions: sessions.clone(), driver: driver.clone() });
         let listener = fabric.listen(config.data_address, gate)?;
         let (watch, _) = broadcast::channel(1024);
@@ -495,7 +500,7 @@ impl Engine {
 
     /// What the fabric has counted.
     #[must_use]
-    pub fn fabric_counters(&self) -> &iwarp::Counters {
+    pub fn fabric_counters(&self) -> Arc<iwarp::Counters> {
         self.0.fabric.counters()
     }
 
@@ -532,6 +537,18 @@ impl Engine {
     pub(crate) async fn pin(&self, path: &StorePath) -> Result<Pinned, NamespaceError> {
         let (inner, path) = (self.0.clone(), path.clone());
         blocking(move || inner.files.pin(&path, crate::open_files::Missing::Refuse)).await
+    }
+}
+
+/// The fabric must never be the first to run out of tags: the core's limits come with better words.
+fn fabric_config(config: &Config) -> iwarp::Config {
+    let Limits { leases_per_session_max, remembered_per_session_max, sessions_max, .. } = config.limits;
+    iwarp::Config {
+        strict: config.strict_placement,
+        tags_max: leases_per_session_max + remembered_per_session_max + 1,
+        discarding_max: leases_per_session_max + remembered_per_session_max + 1,
+        connections_max: sessions_max + 64, // and some that are setting up
+        ..iwarp::Config::default()
     }
 }
 

@@ -262,7 +262,7 @@ impl DataHandler {
             return refuse(Status::OutOfBounds, "the range is not within the lease");
         }
         let source = Source::Exposed { tag: key.tag, offset: fetch.offset, length: fetch.length };
-        let sink = Remote { tag: fetch.sink, offset: fetch.sink_offset };
+        let sink = Remote { tag: fetch.sink_tag, offset: fetch.sink_offset };
         let answer = endpoint.clone();
         endpoint.write(
             source,

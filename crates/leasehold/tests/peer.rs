@@ -50,7 +50,7 @@ impl Peer {
         let open = proto::OpenSessionRequest { caller: Some(caller) };
         let opened = calls.open_session(open).await.unwrap().into_inner();
         let (send, heard) = mpsc::channel();
-        let fabric = Iwarp::new(iwarp::Config::default());
+        let fabric = Iwarp::new(iwarp::Config::default()).unwrap();
         let data = store.server.data_address();
         let (endpoint, _) = fabric.connect(data, &opened.token, Box::new(Ears(send)), PATIENCE).unwrap();
         Peer { calls, session: opened.session, endpoint, heard, _fabric: fabric }
@@ -146,7 +146,7 @@ async fn a_token_works_once_and_a_guess_not_at_all() {
     let address = format!("http://{}", store.server.control_address());
     let mut calls = LeaseholdClient::connect(address).await.unwrap();
     let opened = calls.open_session(proto::OpenSessionRequest::default()).await.unwrap().into_inner();
-    let fabric = Iwarp::new(iwarp::Config::default());
+    let fabric = Iwarp::new(iwarp::Config::default()).unwrap();
     let data = store.server.data_address();
     let connect = |token: &[u8]| {
         let (send, heard) = mpsc::channel();
