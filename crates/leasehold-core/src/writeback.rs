@@ -54,13 +54,7 @@ pub(crate) enum WriteState {
 
 impl Writeback {
     /// A writeback that begins, in its own place among the commits.
-    pub fn new(
-        id: WriteId,
-        file: FileId,
-        range: ByteRange,
-        run: Run,
-        holder: Option<LeaseId>,
-    ) -> Writeback {
+    pub fn new(id: WriteId, file: FileId, range: ByteRange, run: Run, holder: Option<LeaseId>) -> Writeback {
         let (blocks, state, watchers) = (range.blocks(), WriteState::Recording, BTreeSet::new());
         Writeback { file, range, blocks, run, order: id, state, watchers, holder, again: false }
     }
