@@ -161,6 +161,7 @@ impl Core {
         }
         if let Some(replaced) = replaced {
             self.cut_failed_writes(file, replaced, out);
+            self.advance_syncs(file, out);
         }
         let state = self.file_mut(file);
         match change {

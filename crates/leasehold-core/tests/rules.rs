@@ -832,6 +832,37 @@ fn a_sync_owes_what_was_committed_before_it_by_anybody_and_no_more() {
     world.wind_down();
 }
 
+/// A sync that came while a commit was about to take the place of a failed write used to be acknowledged when that was
+/// dropped: a crash would then have left neither the old bytes nor the new.
+#[test]
+fn a_sync_waits_for_what_took_the_place_of_what_it_owes() {
+    let mut world = world();
+    failed_write(&mut world, kib(0, 12), 6);
+    let punch = world.ask_change(1, Change::Punch { range: kib(4, 8) });
+    let sync = world.ask_sync(1);
+    world.answer_one(is_perform, true);
+    assert_eq!(world.change_reply(punch), Some(Ok(())));
+    assert!(!world.is_pending(|output| matches!(output, Output::Flush { .. })), "both sides are still owed");
+    world.run();
+    assert_eq!(world.sync_reply(sync), Some(Ok(())));
+
+    failed_write(&mut world, kib(0, 8), 7);
+    let lease = world.lease(2, 1, kib(0, 9), Overwrite);
+    world.dma(lease, 8);
+    let commit = world.ask_commit(2, lease);
+    world.answer_all(|output| is_fence(output) || is_verify(output));
+    let sync = world.ask_sync(1);
+    world.answer_one(is_merge, true);
+    assert!(matches!(world.commit_reply(commit), Some(Ok(_))));
+    assert!(
+        !world.is_pending(|output| matches!(output, Output::Flush { .. })),
+        "now it owes the newer bytes"
+    );
+    world.run();
+    assert_eq!(world.sync_reply(sync), Some(Ok(())));
+    world.wind_down();
+}
+
 // Ends
 
 #[test]
