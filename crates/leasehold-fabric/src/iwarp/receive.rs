@@ -632,3 +632,6 @@ impl Segment {
 fn violation(violation: Violation, opcode: Option<Opcode>) -> Stop {
     Stop::Violation { violation, opcode, placed: false }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
