@@ -1,10 +1,20 @@
 //! Breaks: one breaker against one lease.
+//!
+//! A break begins when the breaker arrives: the holder is told who, what for, which range, and how long it has. The
+//! grace periods of all leases in its way run in parallel. A holder answers by committing or releasing; else the lease
+//! is fenced at the deadline.
 
+use crate::config::OnExpiry;
+use crate::core::{Core, Timer};
 use crate::identity::Identity;
-use crate::ids::{BreakId, FileId, LeaseId, SessionId, Tick};
-use crate::output::Operation;
+use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick};
+use crate::input::OnConflict;
+use crate::lease::State;
+use crate::output::{AcquireError, Notice, Operation, Output, RevokeReason};
 use crate::range::ByteRange;
+use crate::request::Kind;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 /// One break, from the notice to its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,4 +56,118 @@ pub enum Outcome {
     Quarantined,
     /// Its session ended first.
     SessionEnded,
+}
+
+impl Core {
+    /// Tells the holder that `breaker` needs the range, and sets the deadline of the lease if it has none.
+    ///
+    /// Once begun, a break goes to its outcome even if the breaker gives up. A lease that is ending already is not
+    /// broken; the breaker waits for its end.
+    pub(crate) fn begin_break(
+        &mut self,
+        id: LeaseId,
+        breaker: &Arc<Identity>,
+        operation: Operation,
+        out: &mut Vec<Output>,
+    ) {
+        let (now, deadline) = (self.now, self.now.after_ms(self.config.grace_ms));
+        let break_id = BreakId(self.next_id());
+        let max = self.config.limits.breaks_per_lease_max;
+        let lease = self.lease_mut(id);
+        let ending =
+            matches!(lease.state, State::Fencing(_) | State::Verifying { .. } | State::Merging { .. });
+        if ending || lease.abandoned.is_some() {
+            return;
+        }
+        let recorded = lease.breaks.len() < max;
+        let granted = lease.request.is_none();
+        if recorded {
+            lease.breaks.push(break_id);
+        }
+        lease.by.get_or_insert_with(|| breaker.clone());
+        let record = Break {
+            id: break_id,
+            lease: id,
+            session: lease.session,
+            holder: lease.identity.clone(),
+            file: lease.file,
+            range: lease.range,
+            breaker: breaker.clone(),
+            operation,
+            started: now,
+            deadline,
+            ended: None,
+        };
+        // Grace periods are all of one length, so the first deadline is the earliest.
+        if lease.deadline.is_none() {
+            lease.deadline = Some(deadline);
+            self.timers.insert((deadline, Timer::Grace(id)));
+        }
+        if recorded {
+            if granted {
+                out.push(notice(&record));
+            }
+            self.breaks.insert(break_id, record);
+        }
+    }
+
+    /// Acquires that break leases break a new one as well, if it was granted to somebody before them in line.
+    pub(crate) fn break_for_those_who_wait(&mut self, id: LeaseId, out: &mut Vec<Output>) {
+        let lease = &self.leases[&id];
+        let (range, access, file) = (lease.range, lease.access, lease.file);
+        let waiting: Vec<RequestId> = self.file(file).acquires.conflicting(range, access.writes()).collect();
+        for request in waiting {
+            let Kind::Acquire(acquire) = &self.requests[&request].kind else { continue };
+            let want = acquire.wants.iter().find(|want| want.file == file && want.range.overlaps(range));
+            let breaker = self.sessions.get(&acquire.session).map(|session| session.identity.clone());
+            if acquire.on_conflict == OnConflict::Break
+                && let (Some(want), Some(breaker)) = (want, breaker)
+            {
+                let operation = Operation::Acquire { range: want.range, access: want.access };
+                self.begin_break(id, &breaker, operation, out);
+            }
+        }
+    }
+
+    /// The lease has just been granted: its holder hears of breaks that began before.
+    pub(crate) fn tell_breaks(&self, id: LeaseId, out: &mut Vec<Output>) {
+        out.extend(self.leases[&id].breaks.iter().map(|broken| notice(&self.breaks[broken])));
+    }
+
+    /// The holder did not answer in time.
+    pub(crate) fn grace_over(&mut self, id: LeaseId, out: &mut Vec<Output>) {
+        let lease = self.lease_mut(id);
+        lease.deadline = None;
+        let (session, by) = (lease.session, lease.by.clone());
+        if let Some(request) = lease.request {
+            // The holder does not know the lease yet: the acquire fails, and that is all it hears.
+            let (file, range) = (lease.file, lease.range);
+            let error = AcquireError::Conflict { file, range, holder: None };
+            return self.refuse_acquire(request, error, Outcome::Fenced, out);
+        }
+        if self.config.on_expiry == OnExpiry::EndSession && session != SessionId::LOCAL {
+            self.end_session(session, by, out);
+        }
+        // Nothing if the session's end has seen to it.
+        self.revoke(id, RevokeReason::GraceOver, out);
+    }
+
+    pub(crate) fn end_break(&mut self, id: BreakId, outcome: Outcome, out: &mut Vec<Output>) {
+        let mut record = self.breaks.remove(&id).expect("a break ends once");
+        record.ended = Some((self.now, outcome));
+        out.push(Output::BreakEnded { record });
+    }
+}
+
+fn notice(record: &Break) -> Output {
+    let notice = Notice::Break {
+        id: record.id,
+        lease: record.lease,
+        file: record.file,
+        range: record.range,
+        breaker: record.breaker.clone(),
+        operation: record.operation,
+        deadline: record.deadline,
+    };
+    Output::Notify { session: record.session, notice }
 }

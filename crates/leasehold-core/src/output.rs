@@ -100,10 +100,14 @@ pub enum AcquireError {
     #[error("gave up waiting for {range} at the deadline; ask `leasehold why` who holds it")]
     TimedOut { file: FileId, range: ByteRange },
     /// The deadline came first, while waiting for frames.
-    #[error("the arena was full until the deadline; wait longer, lease less at once, or serve with a larger arena")]
+    #[error(
+        "the arena was full until the deadline; wait longer, lease less at once, or serve with a larger arena"
+    )]
     ArenaFull,
     /// The request could never be granted.
-    #[error("the leases need {wanted} frames at once and the arena has {frames}; lease less, or serve with a larger arena")]
+    #[error(
+        "the leases need {wanted} frames at once and the arena has {frames}; lease less, or serve with a larger arena"
+    )]
     ArenaTooSmall { wanted: u64, frames: u64 },
     /// A limit of the server.
     #[error("limit reached: {limit} is {max}; release leases, or raise it in the server's configuration")]
@@ -150,7 +154,9 @@ pub enum CommitError {
     #[error("lease {lease} was revoked at its deadline; acquire the range again, then retry")]
     Revoked { lease: LeaseId, by: Arc<Identity> },
     /// The bytes in the frames are not those that the holder summed up.
-    #[error("the CRC of lease {0} does not match its bytes: some were not written, or changed on the way; write it again")]
+    #[error(
+        "the CRC of lease {0} does not match its bytes: some were not written, or changed on the way; write it again"
+    )]
     Mismatch(LeaseId),
     /// The session's data stream broke a checksum.
     #[error("the connection of lease {0} failed a checksum, so its bytes cannot be trusted; write it again")]

@@ -16,11 +16,7 @@ pub const NAIVE: Scheme = Scheme {
 
 /// The DAX layout break as it was merged: truncate waits for the pins, without bound, and the holder hears nothing.
 /// Source: Dan Williams, 2018-05-18.
-pub const BREAK_LAYOUTS: Scheme = Scheme {
-    name: "break_layouts",
-    layout: LayoutRule::Wait,
-    ..NAIVE
-};
+pub const BREAK_LAYOUTS: Scheme = Scheme { name: "break_layouts", layout: LayoutRule::Wait, ..NAIVE };
 
 /// Ours: a lease on a byte range tied to one key; the commit fences; a break notifies, waits the grace period, and
 /// fences only that lease. The only scheme that may serve a store.

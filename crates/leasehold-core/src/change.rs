@@ -1,0 +1,253 @@
+//! Changes of a file's layout: truncate, punch, remove.
+//!
+//! ```text
+//! waiting --leases broken and gone, earlier changes done--> in phase --drained--> performing --> done
+//! ```
+//! An extending truncate has nobody to wait for and begins at its phase. Its phase reaches from the old tail to the end
+//! of all files, since a commit beyond it must not be cut off. If such a commit came first, it is a shrinking truncate
+//! after all, and begins again as one, once.
+
+use crate::commit::whole_blocks;
+use crate::core::Core;
+use crate::identity::Identity;
+use crate::ids::{FileId, LeaseId, RequestId};
+use crate::input::{Change, Fault};
+use crate::output::{ChangeError, Operation, Output, Reply};
+use crate::phase::{PhaseId, PhaseOwner};
+use crate::range::ByteRange;
+use crate::request::{Blocker, Kind};
+use crate::scheme::LayoutRule;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// A change that is owed an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ChangeRequest {
+    pub file: FileId,
+    pub change: Change,
+    pub breaker: Arc<Identity>,
+    /// What it takes away; `None` for an extending truncate.
+    pub takes: Option<ByteRange>,
+    /// What is in its way.
+    pub blocker: Option<Blocker>,
+    pub phase: Option<PhaseId>,
+    /// `Output::Perform` is out.
+    pub performing: bool,
+    cancelled: bool,
+}
+
+impl Core {
+    pub(crate) fn change(
+        &mut self,
+        id: RequestId,
+        file: FileId,
+        change: Change,
+        breaker: Arc<Identity>,
+        out: &mut Vec<Output>,
+    ) {
+        if self.is_known(id) {
+            return;
+        }
+        let full = self.is_full_of_requests();
+        let error = match (self.named_file(file), full) {
+            (None, _) => ChangeError::NoFile,
+            (_, Some((limit, max))) => ChangeError::Limit { limit, max },
+            (Some(state), None) => {
+                state.requests.insert(id);
+                let takes = takes(change, state.size);
+                let request = ChangeRequest {
+                    file,
+                    change,
+                    breaker,
+                    takes,
+                    blocker: None,
+                    phase: None,
+                    performing: false,
+                    cancelled: false,
+                };
+                self.insert_request(id, Kind::Change(request));
+                return self.claim(id, out);
+            }
+        };
+        self.reply(id, Reply::Change(Err(error)), out);
+    }
+
+    fn change_mut(&mut self, id: RequestId) -> &mut ChangeRequest {
+        match self.requests.get_mut(&id).map(|request| &mut request.kind) {
+            Some(Kind::Change(change)) => change,
+            _ => unreachable!("only changes are looked up as changes"),
+        }
+    }
+
+    /// Claims what the change takes away, breaks the leases in its way, and goes on if there are none.
+    fn claim(&mut self, id: RequestId, out: &mut Vec<Output>) {
+        let layout = self.config.scheme.layout;
+        let request = self.change_mut(id);
+        let (file, operation) = (request.file, Operation::Change(request.change));
+        let breaker = request.breaker.clone();
+        if layout != LayoutRule::Ignore
+            && let Some(takes) = request.takes
+        {
+            self.file_mut(file).changes.insert(takes, id);
+            if layout == LayoutRule::Break {
+                let leases: Vec<LeaseId> = self.file(file).leases.conflicting(takes, true).collect();
+                for lease in leases {
+                    self.begin_break(lease, &breaker, operation, out);
+                }
+            }
+        }
+        self.advance_change(id, out);
+    }
+
+    pub(crate) fn advance_change(&mut self, id: RequestId, _out: &mut Vec<Output>) {
+        self.unblock(id);
+        let request = self.change_mut(id);
+        let (file, change, takes) = (request.file, request.change, request.takes);
+        if request.phase.is_some() {
+            return;
+        }
+        if self.config.scheme.layout != LayoutRule::Ignore
+            && let Some(takes) = takes
+        {
+            let state = self.file(file);
+            let earlier = state.changes.overlapping(takes).filter(|&other| other < id).max();
+            let lease = || state.leases.conflicting(takes, true).next().map(Blocker::Lease);
+            if let Some(blocker) = earlier.map(Blocker::Request).or_else(lease) {
+                return self.block_on(id, blocker);
+            }
+        }
+        let blocks = affects(change, self.file(file).size).blocks();
+        let replaces = takes.and_then(whole_blocks);
+        let phase = self.enter_phase(file, blocks, PhaseOwner::Change(id), replaces);
+        self.change_mut(id).phase = Some(phase);
+    }
+
+    pub(crate) fn change_phase_held(&mut self, id: RequestId, out: &mut Vec<Output>) {
+        let request = self.change_mut(id);
+        let (file, change, phase) = (request.file, request.change, request.phase);
+        if request.takes.is_none() {
+            // A commit may have made the file longer since.
+            let takes = takes(change, self.file(file).size);
+            if takes.is_some()
+                && let Some(phase) = phase
+            {
+                self.leave_phase(file, phase);
+                let request = self.change_mut(id);
+                (request.takes, request.phase) = (takes, None);
+                return self.claim(id, out);
+            }
+        }
+        self.change_mut(id).performing = true;
+        out.push(Output::Perform { request: id, file, change });
+    }
+
+    pub(crate) fn performed(&mut self, id: RequestId, result: Result<(), Fault>, out: &mut Vec<Output>) {
+        let Some(Kind::Change(request)) = self.requests.get(&id).map(|request| &request.kind) else { return };
+        let (file, change, takes) = (request.file, request.change, request.takes);
+        let (true, Some(phase)) = (request.performing, request.phase) else { return };
+        if let Err(fault) = result {
+            self.resume_writes(file, phase, out);
+            self.leave_phase(file, phase);
+            return self.finish_change(id, Err(ChangeError::Fault(fault)), out);
+        }
+        if let Some(takes) = takes {
+            self.detach(file, takes);
+            if let Some(blocks) = whole_blocks(takes) {
+                self.cut_failed_writes(file, blocks, out);
+            }
+        }
+        let state = self.file_mut(file);
+        match change {
+            Change::Truncate { size } => state.size = size,
+            Change::Punch { .. } => {}
+            Change::Remove => (state.size, state.removed) = (0, true),
+        }
+        self.leave_phase(file, phase);
+        self.finish_change(id, Ok(()), out);
+        if change == Change::Remove {
+            self.refuse_all(file, out);
+        }
+    }
+
+    /// Its phase is gone: a failed writeback that it cannot take away is in its blocks.
+    pub(crate) fn change_failed(&mut self, id: RequestId, fault: Fault, out: &mut Vec<Output>) {
+        self.finish_change(id, Err(ChangeError::Fault(fault)), out);
+    }
+
+    /// Takes the change out of all tables, its phase excepted.
+    fn forget_change(&mut self, id: RequestId) -> Option<ChangeRequest> {
+        let Kind::Change(request) = self.remove_request(id).kind else { return None };
+        let state = self.file_mut(request.file);
+        state.requests.remove(&id);
+        if let Some(takes) = request.takes {
+            state.changes.remove(takes, id);
+        }
+        Some(request)
+    }
+
+    fn finish_change(&mut self, id: RequestId, result: Result<(), ChangeError>, out: &mut Vec<Output>) {
+        if self.forget_change(id).is_some_and(|request| !request.cancelled) {
+            self.reply(id, Reply::Change(result), out);
+        }
+    }
+
+    /// What is being performed goes on, and is not answered.
+    pub(crate) fn cancel_change(&mut self, id: RequestId) {
+        let request = self.change_mut(id);
+        request.cancelled = true;
+        if !request.performing {
+            let (file, phase) = (request.file, request.phase);
+            if let Some(phase) = phase {
+                self.leave_phase(file, phase);
+            }
+            self.forget_change(id);
+        }
+    }
+
+    /// Takes the blocks from under live keys, where the scheme does that.
+    fn detach(&mut self, file: FileId, takes: ByteRange) {
+        if self.config.scheme.layout == LayoutRule::Ignore {
+            let leases: Vec<LeaseId> = self.file(file).leases.conflicting(takes, true).collect();
+            for lease in leases {
+                self.lease_mut(lease).detached = true;
+            }
+        }
+    }
+
+    /// The file is gone: so is what was wanted of it.
+    fn refuse_all(&mut self, file: FileId, out: &mut Vec<Output>) {
+        for id in self.file(file).requests.clone() {
+            match self.requests.get(&id).map(|request| &request.kind) {
+                Some(Kind::Acquire(_)) => self.acquire_lost_its_file(id, out),
+                Some(Kind::Read(_)) => self.read_lost_its_file(id, out),
+                Some(Kind::Sync(_)) => self.sync_lost_its_file(id, out),
+                Some(Kind::Change(request)) if !request.performing => {
+                    if let Some(phase) = request.phase {
+                        self.leave_phase(file, phase);
+                    }
+                    self.finish_change(id, Err(ChangeError::NoFile), out);
+                }
+                Some(Kind::Change(_)) | None => {}
+            }
+        }
+    }
+}
+
+/// The bytes that the change takes away from a file of `size` bytes, and so from leases; past its end too.
+fn takes(change: Change, size: u64) -> Option<ByteRange> {
+    match change {
+        Change::Truncate { size: new } if new >= size => None,
+        Change::Truncate { size: new } => Some(ByteRange::from(new)),
+        Change::Punch { range } => Some(range),
+        Change::Remove => Some(ByteRange::ALL),
+    }
+}
+
+/// The bytes whose blocks must be quiet while the change is performed.
+fn affects(change: Change, size: u64) -> ByteRange {
+    match change {
+        Change::Truncate { size: new } => ByteRange::from(new.min(size)),
+        Change::Punch { range } => range,
+        Change::Remove => ByteRange::ALL,
+    }
+}

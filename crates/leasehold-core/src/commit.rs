@@ -1,0 +1,136 @@
+//! Commits: how a lease's bytes get into the file.
+//!
+//! Fence first, so that no byte can change any more; then compare the CRC; then, alone on the blocks, complete the
+//! boundary blocks and swap all of them in. From there on they are a writeback, and the lease is over.
+//!
+//! A commit that was received in time goes on, whatever happens to its session or its break's deadline.
+
+use crate::breaks::Outcome;
+use crate::core::Core;
+use crate::frame::Owner;
+use crate::ids::{LeaseId, RequestId, SessionId};
+use crate::input::{Access, Fault};
+use crate::lease::{Ending, State};
+use crate::output::{CommitError, Committed, Output, Reply};
+use crate::phase::{PhaseId, PhaseOwner};
+use crate::range::{BLOCK_BYTES, BlockRange, ByteRange, Run};
+use crate::scheme::DataPath;
+use alloc::vec::Vec;
+
+impl Core {
+    pub(crate) fn commit(
+        &mut self,
+        request: RequestId,
+        session: SessionId,
+        id: LeaseId,
+        out: &mut Vec<Output>,
+    ) {
+        if self.is_known(request) {
+            return;
+        }
+        if self.is_usable(session, id) {
+            self.answers.insert(request, id);
+            self.fence(id, Ending::Commit(request), out);
+        } else {
+            let error = self.late_commit(session, id, out);
+            self.reply(request, Reply::Commit(Err(error)), out);
+        }
+    }
+
+    pub(crate) fn commit_fenced(&mut self, id: LeaseId, request: RequestId, out: &mut Vec<Output>) {
+        let lease = self.lease_mut(id);
+        lease.state = State::Verifying { request };
+        if lease.access == Access::Read {
+            return self.commit_failed(id, CommitError::ReadOnly(id), out);
+        }
+        let (file, range, run) = (lease.file, lease.range, lease.run);
+        if self.config.scheme.data_path == DataPath::FileFrames {
+            self.commit_file_frames(id, request, out);
+        } else {
+            out.push(Output::Verify { lease: id, file, range, run });
+        }
+    }
+
+    pub(crate) fn verified(&mut self, id: LeaseId, agrees: bool, out: &mut Vec<Output>) {
+        let Some(lease) = self.leases.get(&id) else { return };
+        let State::Verifying { request } = lease.state else { return };
+        if lease.poisoned {
+            return self.commit_failed(id, CommitError::Poisoned(id), out);
+        }
+        if !agrees {
+            return self.commit_failed(id, CommitError::Mismatch(id), out);
+        }
+        let (file, range) = (lease.file, lease.range);
+        let phase = self.enter_phase(file, range.blocks(), PhaseOwner::Commit(id), whole_blocks(range));
+        self.lease_mut(id).state = State::Merging { request, phase, asked: false };
+    }
+
+    pub(crate) fn commit_phase_held(&mut self, id: LeaseId, phase: PhaseId, out: &mut Vec<Output>) {
+        let lease = self.lease_mut(id);
+        let State::Merging { request, .. } = lease.state else { return };
+        let (file, range, run) = (lease.file, lease.range, lease.run);
+        if whole_blocks(range) == Some(range.blocks()) {
+            return self.swap_in(id, out);
+        }
+        lease.state = State::Merging { request, phase, asked: true };
+        let last = Run { first: crate::ids::FrameId(run.first.0 + run.frames - 1), frames: 1 };
+        self.frames.mix_bytes(Run { frames: 1, ..run });
+        self.frames.mix_bytes(last);
+        let size = self.file(file).size;
+        out.push(Output::Merge { lease: id, file, range, size, run });
+    }
+
+    pub(crate) fn merged(&mut self, id: LeaseId, result: Result<(), Fault>, out: &mut Vec<Output>) {
+        let Some(lease) = self.leases.get(&id) else { return };
+        let State::Merging { phase, asked: true, .. } = lease.state else { return };
+        match result {
+            Ok(()) => self.swap_in(id, out),
+            Err(fault) => {
+                self.resume_writes(lease.file, phase, out);
+                self.leave_phase(self.leases[&id].file, phase);
+                self.commit_failed(id, fault.into(), out);
+            }
+        }
+    }
+
+    /// The commit takes effect: its frames are the file's newest blocks.
+    fn swap_in(&mut self, id: LeaseId, out: &mut Vec<Output>) {
+        let lease = &self.leases[&id];
+        let State::Merging { request, phase, .. } = lease.state else { return };
+        let (session, file, range, run) = (lease.session, lease.file, lease.range, lease.run);
+        if lease.poisoned {
+            self.resume_writes(file, phase, out);
+            self.leave_phase(file, phase);
+            return self.commit_failed(id, CommitError::Poisoned(id), out);
+        }
+        if let Some(replaced) = whole_blocks(range) {
+            self.cut_failed_writes(file, replaced, out);
+        }
+        let state = self.file_mut(file);
+        state.size = state.size.max(range.end());
+        let size = state.size;
+        self.begin_write(file, range, run, Owner::Lease(id), out);
+        self.leave_phase(file, phase);
+        self.answer(request, Reply::Commit(Ok(Committed { size })), out);
+        out.push(Output::Forget { lease: id, session });
+        self.lease_over(id, Outcome::Committed, out);
+    }
+
+    /// The lease is fenced, and holds no phase: nothing of it gets into the file.
+    pub(crate) fn commit_failed(&mut self, id: LeaseId, error: CommitError, out: &mut Vec<Output>) {
+        let lease = &self.leases[&id];
+        let (State::Verifying { request } | State::Merging { request, .. }) = lease.state else { return };
+        let (session, run) = (lease.session, lease.run);
+        self.free_frames(run, Owner::Lease(id));
+        self.answer(request, Reply::Commit(Err(error)), out);
+        out.push(Output::Forget { lease: id, session });
+        self.lease_over(id, Outcome::Released, out);
+    }
+}
+
+/// The blocks that lie wholly within the range.
+pub(crate) fn whole_blocks(range: ByteRange) -> Option<BlockRange> {
+    // All bytes from somewhere on are all blocks from there on.
+    let end = if range.end() == u64::MAX { range.blocks().end() } else { range.end() / BLOCK_BYTES };
+    BlockRange::new(range.start().div_ceil(BLOCK_BYTES), end)
+}

@@ -1,0 +1,180 @@
+//! Promises that a state can break, and does under some schemes.
+
+use crate::core::{Core, Timer};
+use crate::frame::Owner;
+use crate::ids::{FileId, LeaseId, RequestId, Tick, WriteId};
+use crate::lease::State;
+use crate::range::ByteRange;
+use crate::read::{Read, ReadStage};
+use crate::request::Kind;
+use crate::scheme::{DataPath, LayoutRule};
+use alloc::format;
+use alloc::string::String;
+
+/// A promise of the design (or an invariant of the core itself) that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Violation {
+    /// P1.
+    #[error(
+        "P1 stable writeback: {write} has handed frames to the disk that the live key of {lease} can change"
+    )]
+    UnstableWriteback { write: WriteId, lease: LeaseId },
+    /// P3.
+    #[error(
+        "P3 no stray DMA: the key of {lease} is live, but its blocks are not its range of the file any more"
+    )]
+    StrayKey { lease: LeaseId },
+    /// P4.
+    #[error("P4 no disowned page: {lease} marked frames dirty after the file had given them up")]
+    DisownedDirty { lease: LeaseId },
+    /// P5.
+    #[error("P5 bounded breaks: {request} waits for {lease}, which has no deadline")]
+    UnboundedWait { request: RequestId, lease: LeaseId },
+    /// The core's own bookkeeping is wrong under every scheme.
+    #[error("invariant of the core: {0}")]
+    Inconsistent(String),
+}
+
+impl Violation {
+    /// The promise's name in the design, or `core`.
+    #[must_use]
+    pub fn promise(&self) -> &'static str {
+        match self {
+            Violation::UnstableWriteback { .. } => "P1",
+            Violation::StrayKey { .. } => "P3",
+            Violation::DisownedDirty { .. } => "P4",
+            Violation::UnboundedWait { .. } => "P5",
+            Violation::Inconsistent(_) => "core",
+        }
+    }
+}
+
+impl Core {
+    /// Walks everything, and finds the first promise or invariant that does not hold.
+    ///
+    /// # Errors
+    /// The violation, which names the promise. Under [`crate::schemes::LEASEHOLD`] there must be none, ever.
+    pub fn check(&self) -> Result<(), Violation> {
+        self.check_promises()?;
+        self.frames.check().map_err(Violation::Inconsistent)?;
+        self.check_owners().and_then(|()| self.check_tables()).map_err(Violation::Inconsistent)
+    }
+
+    fn check_promises(&self) -> Result<(), Violation> {
+        for (&write, state) in &self.writes {
+            if let Some(lease) = state.holder
+                && state.is_in_flight()
+                && self.leases[&lease].has_key()
+            {
+                return Err(Violation::UnstableWriteback { write, lease });
+            }
+        }
+        if let Some(lease) = self.disowned {
+            return Err(Violation::DisownedDirty { lease });
+        }
+        for (&lease, state) in &self.leases {
+            if state.detached && state.has_key() {
+                return Err(Violation::StrayKey { lease });
+            }
+        }
+        for (&request, state) in &self.requests {
+            if let Kind::Change(change) = &state.kind
+                && let (None, Some(takes)) = (change.phase, change.takes)
+                && self.config.scheme.layout != LayoutRule::Ignore
+            {
+                self.check_bounded(request, state.since, change.file, takes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every lease that a change waits for ends by the change's own deadline, or is ending.
+    fn check_bounded(
+        &self,
+        request: RequestId,
+        since: Tick,
+        file: FileId,
+        takes: ByteRange,
+    ) -> Result<(), Violation> {
+        // A truncate that turned out to shrink began its breaks later than it came.
+        let latest = self.now.max(since).after_ms(self.config.grace_ms);
+        for lease in self.file(file).leases.conflicting(takes, true) {
+            let state = &self.leases[&lease];
+            let ends_by_itself = state.abandoned.is_some()
+                || matches!(state.state, State::Fencing(_) | State::Verifying { .. } | State::Merging { .. });
+            if !ends_by_itself && state.deadline.is_none_or(|deadline| deadline > latest) {
+                return Err(Violation::UnboundedWait { request, lease });
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames are owned by exactly those who think so.
+    fn check_owners(&self) -> Result<(), String> {
+        let mut owners = 0;
+        let mut owns = |owner, run| {
+            owners += 1;
+            if self.frames.owns(owner, run) { Ok(()) } else { Err(format!("{owner:?} does not own {run:?}")) }
+        };
+        for (&id, lease) in &self.leases {
+            owns(Owner::Lease(id), lease.run)?;
+        }
+        for (&id, write) in self.writes.iter().filter(|(_, write)| write.holder.is_none()) {
+            owns(Owner::Write(id), write.run)?;
+        }
+        for (&id, request) in &self.requests {
+            if let Kind::Read(Read { stage, .. }) = &request.kind
+                && let ReadStage::Queued { run, .. }
+                | ReadStage::Loading { run, .. }
+                | ReadStage::Lent { run } = *stage
+            {
+                owns(Owner::Reader(id), run)?;
+            }
+        }
+        if owners != self.frames.owned_runs() {
+            return Err(format!(
+                "{} runs are owned by somebody who is gone",
+                self.frames.owned_runs() - owners
+            ));
+        }
+        Ok(())
+    }
+
+    /// Tables that mirror each other agree.
+    fn check_tables(&self) -> Result<(), String> {
+        let sound = |sound: bool, what: &str| if sound { Ok(()) } else { Err(String::from(what)) };
+        sound(self.work.is_empty(), "work is left between steps")?;
+        for (id, lease) in &self.leases {
+            let found = self.file(lease.file).leases.conflicting(lease.range, true).any(|other| other == *id);
+            sound(found, "a lease is not in its file's index")?;
+            let session = self.sessions.get(&lease.session);
+            sound(session.is_none_or(|session| session.leases.contains(id)), "a lease is not its session's")?;
+            if let Some(deadline) = lease.deadline {
+                sound(deadline > self.now || self.config.grace_ms == 0, "a grace period is over unnoticed")?;
+                sound(self.timers.contains(&(deadline, Timer::Grace(*id))), "a deadline has no timer")?;
+            }
+            sound(lease.breaks.iter().all(|id| self.breaks.contains_key(id)), "a break is not recorded")?;
+        }
+        let breaks: usize = self.leases.values().map(|lease| lease.breaks.len()).sum();
+        sound(breaks == self.breaks.len(), "a break has outlived its lease")?;
+        let wanted: usize = self.sessions.values().map(|session| session.leases_wanted).sum();
+        sound(wanted == self.leases_wanted, "wanted leases are miscounted")?;
+        for (id, write) in &self.writes {
+            let file = self.file(write.file);
+            let index = if write.is_in_flight() { &file.in_flight } else { &file.failed };
+            sound(index.overlapping(write.blocks).any(|other| other == *id), "a writeback is not indexed")?;
+            if self.config.scheme.data_path == DataPath::PrivateFrames {
+                let all =
+                    file.in_flight.overlapping(write.blocks).chain(file.failed.overlapping(write.blocks));
+                sound(all.count() == 1, "a block has two frames outside the disk")?;
+            }
+        }
+        let files: usize = self.files.values().map(|file| file.writes.len()).sum();
+        sound(files == self.writes.len(), "a file's writebacks are miscounted")?;
+        sound(self.answers.values().all(|lease| self.leases.contains_key(lease)), "an answer is lost")?;
+        for id in &self.frame_queue {
+            sound(self.requests.contains_key(id), "a request that is gone is in line for frames")?;
+        }
+        Ok(())
+    }
+}

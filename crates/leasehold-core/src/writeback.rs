@@ -1,0 +1,289 @@
+//! Writeback: the frames of one commit on their way to the disk.
+//!
+//! ```text
+//! Recording --> Writing --> gone (durable)
+//!      \-----------\--> Failed --retry, or a sync, or a phase that needs the blocks--> the step that failed
+//!                         \--a phase that replaces its blocks--> suspended --> cut out, or tried again
+//! ```
+//! Begins at once on commit. The frames stay until they are durable, or until newer bytes have taken their place.
+//!
+//! Invariant: the writebacks of one file do not overlap, by blocks (under schemes with private frames).
+
+use crate::core::{Core, Timer};
+use crate::frame::Owner;
+use crate::ids::{FileId, LeaseId, Tick, WriteId};
+use crate::input::Fault;
+use crate::output::Output;
+use crate::phase::{PhaseId, intersection};
+use crate::range::{BLOCK_BYTES, BlockRange, ByteRange, Run};
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+
+/// One writeback.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Writeback {
+    pub file: FileId,
+    /// What was committed.
+    pub range: ByteRange,
+    pub blocks: BlockRange,
+    pub run: Run,
+    /// Its place among the commits of the file, for syncs: its own id, or that of the writeback it was cut from.
+    pub order: WriteId,
+    pub state: WriteState,
+    /// Phases that wait for it.
+    pub watchers: BTreeSet<PhaseId>,
+    /// The lease that still owns the frames, under schemes that write back under a live key.
+    pub holder: Option<LeaseId>,
+    /// To be written once more when it is written.
+    pub again: bool,
+}
+
+/// How far a writeback has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum WriteState {
+    Recording,
+    Writing,
+    Failed {
+        /// Whether the record is durable: what to try again.
+        recorded: bool,
+        fault: Fault,
+        /// When it is tried again; `None`: a phase is about to take its place.
+        retry: Option<Tick>,
+    },
+}
+
+impl Writeback {
+    /// Whether the disk is at work on it.
+    pub fn is_in_flight(&self) -> bool {
+        matches!(self.state, WriteState::Recording | WriteState::Writing)
+    }
+
+    /// Why it failed; asked of failed ones.
+    pub fn fault(&self) -> Fault {
+        match self.state {
+            WriteState::Failed { fault, .. } => fault,
+            WriteState::Recording | WriteState::Writing => Fault::Io,
+        }
+    }
+
+    pub fn owner(&self, id: WriteId) -> Owner {
+        self.holder.map_or(Owner::Write(id), Owner::Lease)
+    }
+}
+
+impl Core {
+    /// Takes the frames from `from` and begins to write them. A lease that goes on keeps its frames.
+    pub(crate) fn begin_write(
+        &mut self,
+        file: FileId,
+        range: ByteRange,
+        run: Run,
+        from: Owner,
+        out: &mut Vec<Output>,
+    ) -> WriteId {
+        let id = WriteId(self.next_id());
+        self.frames.hand_over(run, from, Owner::Write(id));
+        self.insert_write(id, id, file, range, run, None, out);
+        id
+    }
+
+    /// Begins to write frames that are in place already.
+    #[expect(clippy::too_many_arguments, reason = "they are the fields of a writeback")]
+    pub(crate) fn insert_write(
+        &mut self,
+        id: WriteId,
+        order: WriteId,
+        file: FileId,
+        range: ByteRange,
+        run: Run,
+        holder: Option<LeaseId>,
+        out: &mut Vec<Output>,
+    ) {
+        let blocks = range.blocks();
+        let state = WriteState::Recording;
+        let watchers = BTreeSet::new();
+        let write = Writeback { file, range, blocks, run, order, state, watchers, holder, again: false };
+        self.writes.insert(id, write);
+        let state = self.file_mut(file);
+        state.writes.insert((order, id));
+        state.in_flight.insert(blocks, id);
+        self.issue_write(id, out);
+    }
+
+    /// Hands the step that the writeback is at to the disk.
+    fn issue_write(&mut self, id: WriteId, out: &mut Vec<Output>) {
+        let &Writeback { file, range, blocks, run, state, .. } = &self.writes[&id];
+        let size = self.file(file).size_through(blocks);
+        match state {
+            WriteState::Recording => out.push(Output::Record { write: id, file, range, size, run }),
+            WriteState::Writing => out.push(Output::Write { write: id, file, blocks, size, run }),
+            WriteState::Failed { .. } => {}
+        }
+    }
+
+    pub(crate) fn recorded(&mut self, id: WriteId, result: Result<(), Fault>, out: &mut Vec<Output>) {
+        let Some(write) = self.writes.get_mut(&id).filter(|write| write.state == WriteState::Recording)
+        else {
+            return;
+        };
+        match result {
+            Ok(()) => {
+                write.state = WriteState::Writing;
+                self.issue_write(id, out);
+            }
+            Err(fault) => self.write_failed(id, false, fault, out),
+        }
+    }
+
+    pub(crate) fn written(&mut self, id: WriteId, result: Result<(), Fault>, out: &mut Vec<Output>) {
+        let Some(write) = self.writes.get_mut(&id).filter(|write| write.state == WriteState::Writing) else {
+            return;
+        };
+        match result {
+            Ok(()) if write.again => {
+                write.again = false;
+                write.state = WriteState::Recording;
+                self.issue_write(id, out);
+            }
+            Ok(()) => {
+                let file = write.file;
+                self.forget_write(id, true);
+                self.advance_syncs(file, out);
+            }
+            Err(fault) => self.write_failed(id, true, fault, out),
+        }
+    }
+
+    fn write_failed(&mut self, id: WriteId, recorded: bool, fault: Fault, out: &mut Vec<Output>) {
+        let retry = self.now.after_ms(self.config.retry_ms);
+        let write = self.writes.get_mut(&id).expect("it has just failed");
+        write.state = WriteState::Failed { recorded, fault, retry: Some(retry) };
+        let (file, blocks, order) = (write.file, write.blocks, write.order);
+        let watchers = core::mem::take(&mut write.watchers);
+        self.work.phases.extend(watchers.into_iter().map(|phase| (file, phase)));
+        self.timers.insert((retry, Timer::Retry(id)));
+        let state = self.file_mut(file);
+        state.in_flight.remove(blocks, id);
+        state.failed.insert(blocks, id);
+        self.fail_syncs(file, order, fault, out);
+    }
+
+    /// Tries a failed writeback again, unless a phase is about to take its place.
+    pub(crate) fn retry_write(&mut self, id: WriteId, out: &mut Vec<Output>) {
+        let Some(write) = self.writes.get_mut(&id) else { return };
+        let WriteState::Failed { recorded, retry: Some(retry), .. } = write.state else { return };
+        write.state = if recorded { WriteState::Writing } else { WriteState::Recording };
+        let (file, blocks) = (write.file, write.blocks);
+        self.stop_timer(retry, Timer::Retry(id));
+        let state = self.file_mut(file);
+        state.failed.remove(blocks, id);
+        state.in_flight.insert(blocks, id);
+        self.issue_write(id, out);
+    }
+
+    pub(crate) fn retry_failed_writes(&mut self, file: FileId, out: &mut Vec<Output>) {
+        let failed: Vec<WriteId> = self.file(file).failed.overlapping(ByteRange::ALL.blocks()).collect();
+        for id in failed {
+            self.retry_write(id, out);
+        }
+    }
+
+    /// A phase is about to take the place of a failed writeback: it must not get to the disk behind it.
+    pub(crate) fn suspend_write(&mut self, id: WriteId) {
+        let Some(write) = self.writes.get_mut(&id) else { return };
+        if let WriteState::Failed { retry, .. } = &mut write.state
+            && let Some(retry) = retry.take()
+        {
+            self.stop_timer(retry, Timer::Retry(id));
+        }
+    }
+
+    /// The phase's owner has failed: what it suspended is tried again.
+    pub(crate) fn resume_writes(&mut self, file: FileId, phase: PhaseId, out: &mut Vec<Output>) {
+        let blocks = self.phase_mut(file, phase).blocks;
+        let failed: Vec<WriteId> = self.file(file).failed.overlapping(blocks).collect();
+        for id in failed {
+            let now = self.now;
+            let Some(write) = self.writes.get_mut(&id) else { continue };
+            if let WriteState::Failed { retry, .. } = &mut write.state {
+                retry.get_or_insert(now);
+            }
+            self.retry_write(id, out);
+        }
+    }
+
+    /// Newer bytes, or none, have taken the place of `replaced`: failed writebacks lose these blocks, and what is left
+    /// of them is tried again.
+    pub(crate) fn cut_failed_writes(&mut self, file: FileId, replaced: BlockRange, out: &mut Vec<Output>) {
+        let failed: Vec<WriteId> = self.file(file).failed.overlapping(replaced).collect();
+        if failed.is_empty() {
+            return;
+        }
+        for id in failed {
+            let write = self.forget_write(id, false);
+            if write.holder.is_some() {
+                // The lease still owns the frames.
+                continue;
+            }
+            let parts = [
+                BlockRange::new(write.blocks.start(), replaced.start()),
+                intersection(write.blocks, replaced),
+                BlockRange::new(replaced.end(), write.blocks.end()),
+            ];
+            let mut rest = Some(write.run);
+            for (at, part) in parts.into_iter().enumerate() {
+                let (Some(part), Some(run)) = (part, rest) else { continue };
+                let frames = u32::try_from(part.len()).expect("a part of a run");
+                let (run, after) = if frames == run.frames {
+                    (run, None)
+                } else {
+                    let (run, after) = self.frames.split(run, Owner::Write(id), frames);
+                    (run, Some(after))
+                };
+                rest = after;
+                if at == 1 {
+                    self.free_frames(run, Owner::Write(id));
+                } else {
+                    self.write_part(id, &write, part, run, out);
+                }
+            }
+        }
+        self.advance_syncs(file, out);
+    }
+
+    fn write_part(
+        &mut self,
+        from: WriteId,
+        write: &Writeback,
+        part: BlockRange,
+        run: Run,
+        out: &mut Vec<Output>,
+    ) {
+        let start = write.range.start().max(part.start() * BLOCK_BYTES);
+        let end = write.range.end().min(part.end().saturating_mul(BLOCK_BYTES));
+        let range = ByteRange::new(start, end).expect("every block of a commit holds a byte of it");
+        let id = WriteId(self.next_id());
+        self.frames.hand_over(run, Owner::Write(from), Owner::Write(id));
+        self.insert_write(id, write.order, write.file, range, run, None, out);
+    }
+
+    /// Takes the writeback out of all tables; its frames are freed if `free`, unless a lease holds them.
+    pub(crate) fn forget_write(&mut self, id: WriteId, free: bool) -> Writeback {
+        let write = self.writes.remove(&id).expect("a writeback ends once");
+        if let WriteState::Failed { retry: Some(retry), .. } = write.state {
+            self.stop_timer(retry, Timer::Retry(id));
+        }
+        let (file, run) = (write.file, write.run);
+        let in_flight = write.is_in_flight();
+        let state = self.file_mut(file);
+        state.writes.remove(&(write.order, id));
+        if in_flight { &mut state.in_flight } else { &mut state.failed }.remove(write.blocks, id);
+        self.work.phases.extend(write.watchers.iter().map(|&phase| (file, phase)));
+        match write.holder {
+            Some(lease) => self.lease_mut(lease).write = None,
+            None if free => self.free_frames(run, Owner::Write(id)),
+            None => {}
+        }
+        write
+    }
+}
