@@ -13,8 +13,8 @@ use crate::identity::Identity;
 use crate::ids::{FileId, LeaseId, RequestId};
 use crate::input::{Change, Fault};
 use crate::output::{ChangeError, Operation, Output, Reply};
-use crate::phase::{PhaseId, PhaseOwner};
-use crate::range::ByteRange;
+use crate::phase::{PhaseId, PhaseOwner, intersection};
+use crate::range::{BLOCK_BYTES, BlockRange, ByteRange};
 use crate::request::{Blocker, Kind};
 use crate::scheme::LayoutRule;
 use alloc::sync::Arc;
@@ -116,8 +116,14 @@ impl Core {
                 return self.block_on(id, blocker);
             }
         }
-        let blocks = affects(change, self.file(file).size).blocks();
-        let replaces = takes.and_then(whole_blocks);
+        let size = self.file(file).size;
+        let blocks = affects(change, size).blocks();
+        let mut replaces = takes.and_then(whole_blocks);
+        if let Change::Punch { .. } = change {
+            // A punch keeps the size, and the writeback of the tail may be what brings it to the disk.
+            let tail = BlockRange::new(0, size.saturating_sub(1) / BLOCK_BYTES);
+            replaces = replaces.zip(tail).and_then(|(whole, before)| intersection(whole, before));
+        }
         let phase = self.enter_phase(file, blocks, PhaseOwner::Change(id), replaces);
         self.change_mut(id).phase = Some(phase);
     }
@@ -146,15 +152,15 @@ impl Core {
         let (file, change, takes) = (request.file, request.change, request.takes);
         let (true, Some(phase)) = (request.performing, request.phase) else { return };
         if let Err(fault) = result {
-            self.resume_writes(file, phase, out);
-            self.leave_phase(file, phase);
+            self.leave_phase_undone(file, phase, out);
             return self.finish_change(id, Err(ChangeError::Fault(fault)), out);
         }
+        let replaced = self.phase_mut(file, phase).replaces;
         if let Some(takes) = takes {
             self.detach(file, takes);
-            if let Some(blocks) = whole_blocks(takes) {
-                self.cut_failed_writes(file, blocks, out);
-            }
+        }
+        if let Some(replaced) = replaced {
+            self.cut_failed_writes(file, replaced, out);
         }
         let state = self.file_mut(file);
         match change {

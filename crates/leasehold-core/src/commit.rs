@@ -86,8 +86,7 @@ impl Core {
         match result {
             Ok(()) => self.swap_in(id, out),
             Err(fault) => {
-                self.resume_writes(lease.file, phase, out);
-                self.leave_phase(self.leases[&id].file, phase);
+                self.leave_phase_undone(lease.file, phase, out);
                 self.commit_failed(id, fault.into(), out);
             }
         }
@@ -99,8 +98,7 @@ impl Core {
         let State::Merging { request, phase, .. } = lease.state else { return };
         let (session, file, range, run) = (lease.session, lease.file, lease.range, lease.run);
         if lease.poisoned {
-            self.resume_writes(file, phase, out);
-            self.leave_phase(file, phase);
+            self.leave_phase_undone(file, phase, out);
             return self.commit_failed(id, CommitError::Poisoned(id), out);
         }
         if let Some(replaced) = whole_blocks(range) {

@@ -142,6 +142,12 @@ impl Core {
         self.timers.first().map(|&(at, _)| at)
     }
 
+    /// Whether the request is owed an answer.
+    #[must_use]
+    pub fn is_pending(&self, request: RequestId) -> bool {
+        self.is_known(request)
+    }
+
     fn take(&mut self, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Tick => {}

@@ -10,6 +10,7 @@ use crate::frame::Owner;
 use crate::ids::{LeaseId, RequestId, WriteId};
 use crate::output::{CommitError, Committed, Output, Reply};
 use crate::scheme::DataPath;
+use crate::writeback::Writeback;
 use alloc::vec::Vec;
 
 impl Core {
@@ -21,7 +22,7 @@ impl Core {
             let (file, range, run) = (lease.file, lease.range, lease.run);
             let write = WriteId(self.next_id());
             self.lease_mut(id).write = Some(write);
-            self.insert_write(write, write, file, range, run, Some(id), out);
+            self.insert_write(write, Writeback::new(write, file, range, run, Some(id)), out);
         }
     }
 

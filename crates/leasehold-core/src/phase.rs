@@ -106,6 +106,19 @@ impl Core {
         self.work.phases.extend(phase.watchers.into_iter().map(|watcher| (file, watcher)));
     }
 
+    /// The owner has failed: failed writebacks whose place it would have taken are tried again.
+    pub(crate) fn leave_phase_undone(&mut self, file: FileId, id: PhaseId, out: &mut Vec<Output>) {
+        let blocks = self.phase_mut(file, id).blocks;
+        self.leave_phase(file, id);
+        self.resume_writes(file, blocks, out);
+    }
+
+    /// Whether an owner is changing some of the blocks at this moment.
+    pub(crate) fn is_changing(&self, file: FileId, blocks: BlockRange) -> bool {
+        let state = self.file(file);
+        state.phase_index.conflicting(blocks, false).any(|id| state.phases[&id].progress == Progress::Held)
+    }
+
     /// Looks at a phase again after something that was in its way has gone.
     pub(crate) fn advance_phase(&mut self, file: FileId, id: PhaseId, out: &mut Vec<Output>) {
         let Some(phase) = self.files.get(&file).and_then(|file| file.phases.get(&id)) else { return };

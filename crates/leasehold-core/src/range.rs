@@ -19,8 +19,8 @@ impl ByteRange {
 
     /// The bytes from `start` up to, not including, `end`; `None` if that is empty.
     #[must_use]
-    pub fn new(start: u64, end: u64) -> Option<ByteRange> {
-        (start < end).then_some(ByteRange { start, end })
+    pub const fn new(start: u64, end: u64) -> Option<ByteRange> {
+        if start < end { Some(ByteRange { start, end }) } else { None }
     }
 
     /// `length` bytes from `start`; `None` if empty or past the end of 64 bits.

@@ -53,6 +53,12 @@ pub(crate) enum WriteState {
 }
 
 impl Writeback {
+    /// A writeback that begins, in its own place among the commits.
+    pub fn new(id: WriteId, file: FileId, range: ByteRange, run: Run, holder: Option<LeaseId>) -> Writeback {
+        let (blocks, state, watchers) = (range.blocks(), WriteState::Recording, BTreeSet::new());
+        Writeback { file, range, blocks, run, order: id, state, watchers, holder, again: false }
+    }
+
     /// Whether the disk is at work on it.
     pub fn is_in_flight(&self) -> bool {
         matches!(self.state, WriteState::Recording | WriteState::Writing)
@@ -64,10 +70,6 @@ impl Writeback {
             WriteState::Failed { fault, .. } => fault,
             WriteState::Recording | WriteState::Writing => Fault::Io,
         }
-    }
-
-    pub fn owner(&self, id: WriteId) -> Owner {
-        self.holder.map_or(Owner::Write(id), Owner::Lease)
     }
 }
 
@@ -83,30 +85,17 @@ impl Core {
     ) -> WriteId {
         let id = WriteId(self.next_id());
         self.frames.hand_over(run, from, Owner::Write(id));
-        self.insert_write(id, id, file, range, run, None, out);
+        self.insert_write(id, Writeback::new(id, file, range, run, None), out);
         id
     }
 
     /// Begins to write frames that are in place already.
-    #[expect(clippy::too_many_arguments, reason = "they are the fields of a writeback")]
-    pub(crate) fn insert_write(
-        &mut self,
-        id: WriteId,
-        order: WriteId,
-        file: FileId,
-        range: ByteRange,
-        run: Run,
-        holder: Option<LeaseId>,
-        out: &mut Vec<Output>,
-    ) {
-        let blocks = range.blocks();
-        let state = WriteState::Recording;
-        let watchers = BTreeSet::new();
-        let write = Writeback { file, range, blocks, run, order, state, watchers, holder, again: false };
-        self.writes.insert(id, write);
-        let state = self.file_mut(file);
+    pub(crate) fn insert_write(&mut self, id: WriteId, write: Writeback, out: &mut Vec<Output>) {
+        let (blocks, order, in_flight) = (write.blocks, write.order, write.is_in_flight());
+        let state = self.file_mut(write.file);
         state.writes.insert((order, id));
-        state.in_flight.insert(blocks, id);
+        if in_flight { &mut state.in_flight } else { &mut state.failed }.insert(blocks, id);
+        self.writes.insert(id, write);
         self.issue_write(id, out);
     }
 
@@ -198,11 +187,14 @@ impl Core {
         }
     }
 
-    /// The phase's owner has failed: what it suspended is tried again.
-    pub(crate) fn resume_writes(&mut self, file: FileId, phase: PhaseId, out: &mut Vec<Output>) {
-        let blocks = self.phase_mut(file, phase).blocks;
+    /// Nobody takes the place of failed writebacks in these blocks after all: they are tried again, except those that
+    /// another phase is about to take the place of.
+    pub(crate) fn resume_writes(&mut self, file: FileId, blocks: BlockRange, out: &mut Vec<Output>) {
         let failed: Vec<WriteId> = self.file(file).failed.overlapping(blocks).collect();
         for id in failed {
+            if self.is_changing(file, self.writes[&id].blocks) {
+                continue;
+            }
             let now = self.now;
             let Some(write) = self.writes.get_mut(&id) else { continue };
             if let WriteState::Failed { retry, .. } = &mut write.state {
@@ -264,7 +256,14 @@ impl Core {
         let range = ByteRange::new(start, end).expect("every block of a commit holds a byte of it");
         let id = WriteId(self.next_id());
         self.frames.hand_over(run, Owner::Write(from), Owner::Write(id));
-        self.insert_write(id, write.order, write.file, range, run, None, out);
+        // Another phase may be about to take the place of this part.
+        let state = if self.is_changing(write.file, part) {
+            WriteState::Failed { recorded: false, fault: write.fault(), retry: None }
+        } else {
+            WriteState::Recording
+        };
+        let part = Writeback { range, blocks: part, run, state, watchers: BTreeSet::new(), ..*write };
+        self.insert_write(id, part, out);
     }
 
     /// Takes the writeback out of all tables; its frames are freed if `free`, unless a lease holds them.

@@ -1,12 +1,15 @@
 //! Keys and fences over a wire: what lets a remote machine place bytes in this one's memory, and what stops it for good.
 //!
 //! The only crate that knows a wire. One trait family, [`Fabric`] and [`Endpoint`]; the implementation here is
-//! `iwarp`, the IETF's RDMA over TCP in user space. Both ends are alike once connected: either may expose memory,
+//! [`iwarp`], the IETF's RDMA over TCP in user space. Both ends are alike once connected: either may expose memory,
 //! write into what the other exposed, and send messages.
 //!
 //! Invariant: after [`Endpoint::fence`] has returned `Ok`, no byte sent under that tag lands in the region that it
 //! named, whatever the peer does and whatever is on its way.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod iwarp;
 pub mod message;
 
 use bytes::Bytes;
@@ -153,8 +156,8 @@ pub type Done = Box<dyn FnOnce(Result<(), OperationError>) + Send>;
 pub struct Region {
     base: NonNull<u8>,
     length: usize,
-    /// Keeps the memory mapped.
-    owner: Arc<dyn Any + Send + Sync>,
+    /// Keeps the memory mapped; nobody asks it anything.
+    _owner: Arc<dyn Any + Send + Sync>,
 }
 
 // SAFETY: a region is an address with the owner that keeps it valid; the fabric accesses it through raw pointers only,
@@ -172,7 +175,7 @@ impl Region {
     /// reference to it or writes to it; and memory that is exposed for [`RemoteAccess::Write`] is exposed only once at
     /// a time.
     pub unsafe fn new(base: NonNull<u8>, length: usize, owner: Arc<dyn Any + Send + Sync>) -> Region {
-        Region { base, length, owner }
+        Region { base, length, _owner: owner }
     }
 
     /// The first byte.

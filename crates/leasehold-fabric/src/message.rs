@@ -71,7 +71,7 @@ pub struct Fetch {
     /// How many.
     pub length: u64,
     /// What the sender exposed for them.
-    pub sink: Tag,
+    pub sink_tag: Tag,
     /// Where in it.
     pub sink_offset: u64,
 }
@@ -169,7 +169,7 @@ impl Message {
             Message::Fetch(fetch) => {
                 out.put_u8(FETCH);
                 out.put_bytes(0, 3);
-                out.put_u32(fetch.sink.0);
+                out.put_u32(fetch.sink_tag.0);
                 out.put_u64(fetch.request);
                 out.put_u64(fetch.lease);
                 out.put_u64(fetch.offset);
@@ -227,7 +227,7 @@ impl Message {
                     return Err(ParseError::Reserved(kind));
                 }
                 Ok(Message::Fetch(Fetch {
-                    sink: Tag(fields.get_u32()),
+                    sink_tag: Tag(fields.get_u32()),
                     request: fields.get_u64(),
                     lease: fields.get_u64(),
                     offset: fields.get_u64(),

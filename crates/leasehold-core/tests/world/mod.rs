@@ -9,7 +9,7 @@
 
 use leasehold_core::breaks::{Break, Outcome};
 use leasehold_core::identity::{Evidence, Identity};
-use leasehold_core::ids::{FileId, FrameId, LeaseId, RequestId, SessionId, Tick};
+use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
 use leasehold_core::input::{Access, Change, Fault, Input, OnConflict, Want};
 use leasehold_core::output::{
     AcquireError, ChangeError, CommitError, Committed, Loader, Notice, Output, ReadError, ReadReady, Reply,
@@ -89,6 +89,9 @@ pub struct World {
     /// Keys that may still place bytes.
     keys: BTreeMap<LeaseId, Key>,
     last_request: u64,
+    /// The ids under which `LOCAL` and three clients are known now.
+    pub sessions: [u64; 4],
+    last_session: u64,
 }
 
 pub fn who(name: &str) -> Arc<Identity> {
@@ -143,6 +146,8 @@ impl World {
             removed: BTreeSet::new(),
             keys: BTreeMap::new(),
             last_request: 0,
+            sessions: [0, 1, 2, 3],
+            last_session: 3,
         };
         for session in 1..=3 {
             let identity = who(&format!("client{session}"));
@@ -152,6 +157,16 @@ impl World {
             world.open(file, 0);
         }
         world
+    }
+
+    /// Another client comes, under an id that was never used before.
+    pub fn replace_session(&mut self, at: usize) {
+        if at > 0 {
+            self.last_session += 1;
+            self.sessions[at] = self.last_session;
+            let identity = who(&format!("client{}", self.last_session));
+            self.step(Input::SessionOpened { session: SessionId(self.last_session), identity });
+        }
     }
 
     pub fn open(&mut self, file: u64, size: u64) {
@@ -474,8 +489,7 @@ impl World {
 
     /// A granted lease; everything pending is answered.
     pub fn lease(&mut self, session: u64, file: u64, range: ByteRange, access: Access) -> LeaseId {
-        let request =
-            self.ask_acquire(session, &[want(file, range, access)], OnConflict::Refuse, 1_000_000);
+        let request = self.ask_acquire(session, &[want(file, range, access)], OnConflict::Refuse, 1_000_000);
         self.run();
         self.granted(request)[0]
     }
@@ -518,10 +532,11 @@ impl World {
     }
 
     pub fn cancel(&mut self, request: RequestId) {
+        // What is due takes effect first, so the step may still answer it.
+        self.step(Input::Cancel { request });
         if !self.replies.contains_key(&request) {
             self.cancelled.insert(request);
         }
-        self.step(Input::Cancel { request });
     }
 
     /// A file of `kib` KiB of `value`, durable.
@@ -627,21 +642,22 @@ impl World {
             let answered = self.replies.contains_key(request) || self.cancelled.contains(request);
             assert!(answered, "{request} is never answered\n{:#?}", self.core);
         }
-        for session in [0, 1, 2, 3, 4, 5] {
+        for session in 0..=self.last_session {
             self.step(Input::SessionEnded { session: SessionId(session) });
         }
         self.run();
         let stats = self.core.stats();
-        assert_eq!(stats.frames.free, self.core.config().frames, "frames are lost: {stats:?}\n{:#?}", self.core);
+        assert_eq!(
+            stats.frames.free,
+            self.core.config().frames,
+            "frames are lost: {stats:?}\n{:#?}",
+            self.core
+        );
         assert_eq!((stats.leases, stats.requests, stats.breaks, stats.writebacks), (0, 0, 0, 0));
         for (file, truth) in &self.truth {
             assert_eq!(&self.disk[file], truth, "{file} on disk is not what was committed");
             self.core.step(self.now, Input::FileClosed { file: *file }, &mut Vec::new());
         }
         assert_eq!(self.core.stats().files, 0, "a file is in use for ever");
-    }
-
-    pub fn frame(index: u32) -> FrameId {
-        FrameId(index)
     }
 }

@@ -11,7 +11,7 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(request, lease, crc32c)| Message::Commit(Commit { request, lease, crc32c })),
         (any::<[u64; 5]>(), any::<u32>()).prop_map(
             |([request, lease, offset, length, sink_offset], sink)| {
-                Message::Fetch(Fetch { request, lease, offset, length, sink: Tag(sink), sink_offset })
+                Message::Fetch(Fetch { request, lease, offset, length, sink_tag: Tag(sink), sink_offset })
             }
         ),
         (any::<u64>(), status(), any::<u64>(), ".{0,40}").prop_map(|(request, status, size, text)| {
@@ -48,7 +48,7 @@ proptest! {
 fn the_layout_on_the_wire_is_the_documented_one() {
     let commit = Message::Commit(Commit { request: 2, lease: 3, crc32c: Some(0x0102_0304) });
     assert_eq!(commit.encode()[..], [1, 1, 0, 0, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3]);
-    let fetch = Fetch { request: 1, lease: 2, offset: 3, length: 4, sink: Tag(5), sink_offset: 6 };
+    let fetch = Fetch { request: 1, lease: 2, offset: 3, length: 4, sink_tag: Tag(5), sink_offset: 6 };
     let fetch = Message::Fetch(fetch).encode();
     assert_eq!(fetch.len(), 48);
     assert_eq!(fetch[..8], [2, 0, 0, 0, 0, 0, 0, 5]);

@@ -1,0 +1,381 @@
+//! File operations: what the control plane offers beside leases. Whatever changes bytes or layout under a live lease is
+//! a breaker, and says who it is.
+
+use crate::driver;
+use crate::engine::{Ended, Engine, blocking};
+use crate::open_files::{Missing, Pinned};
+use crate::path::StorePath;
+use crate::storage::{Detail, Kind, NamespaceError};
+use bytes::Bytes;
+use leasehold_core::identity::Identity;
+use leasehold_core::ids::SessionId;
+use leasehold_core::input::{Access, Change, Input, OnConflict, Want};
+use leasehold_core::output::{self, Reply};
+use leasehold_core::range::{BLOCK_BYTES, ByteRange};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// The most bytes of one [`Engine::read`] or [`Engine::write`].
+pub const CALL_BYTES_MAX: u64 = 1 << 20;
+
+/// What is known about a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// The name.
+    pub path: StorePath,
+    /// What it stands for.
+    pub kind: Kind,
+    /// The file's size, committed bytes that are not durable yet included.
+    pub size: u64,
+    /// How many names it has.
+    pub links: u64,
+    /// When it was last modified on disk.
+    pub modified: SystemTime,
+}
+
+/// Why a file operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The server stops.
+    #[error("the server is stopping; connect to it again once it is back")]
+    Stopping,
+    /// The name.
+    #[error(transparent)]
+    Path(#[from] NamespaceError),
+    /// More than one call may carry.
+    #[error("{length} bytes in one call are more than {CALL_BYTES_MAX}; use several calls, or a lease")]
+    TooLong {
+        /// How many.
+        length: u64,
+    },
+    /// The range ends past the last offset that a file can have.
+    #[error("the range at {offset} with {length} bytes is empty, or ends past 2^63; check the offset and the length")]
+    BadRange {
+        /// Where it begins.
+        offset: u64,
+        /// How long it is.
+        length: u64,
+    },
+    /// A change was refused or failed.
+    #[error("{path}: {source}")]
+    Change {
+        /// The file.
+        path: StorePath,
+        /// Why.
+        source: output::ChangeError,
+    },
+    /// A read was refused or failed.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: StorePath,
+        /// Why.
+        source: output::ReadError,
+    },
+    /// A write found no frames, or no turn.
+    #[error("{path}: {source}")]
+    Acquire {
+        /// The file.
+        path: StorePath,
+        /// Why.
+        source: output::AcquireError,
+    },
+    /// A write could not be committed.
+    #[error("{path}: {source}")]
+    Commit {
+        /// The file.
+        path: StorePath,
+        /// Why.
+        source: output::CommitError,
+    },
+    /// An fsync could not be acknowledged.
+    #[error("{path}: {source}")]
+    Sync {
+        /// The file.
+        path: StorePath,
+        /// Why.
+        source: output::SyncError,
+    },
+}
+
+impl From<Ended> for FileError {
+    fn from(_: Ended) -> FileError {
+        FileError::Stopping
+    }
+}
+
+/// A range of a file as callers give it, checked.
+///
+/// # Errors
+/// [`FileError::BadRange`] if it is empty or ends past 2^63.
+pub fn range(offset: u64, length: u64) -> Result<ByteRange, FileError> {
+    ByteRange::at(offset, length)
+        .filter(|range| i64::try_from(range.end()).is_ok())
+        .ok_or(FileError::BadRange { offset, length })
+}
+
+impl Engine {
+    /// Creates the file unless it exists.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn create(&self, path: &StorePath) -> Result<Stat, FileError> {
+        let (inner, wanted) = (self.0.clone(), path.clone());
+        let _pinned = blocking(move || inner.files.pin(&wanted, Missing::Create)).await?;
+        self.stat(path).await
+    }
+
+    /// What is known about a name.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn stat(&self, path: &StorePath) -> Result<Stat, FileError> {
+        let (storage, wanted) = (self.0.storage.clone(), path.clone());
+        let stat = blocking(move || storage.stat(&wanted)).await?;
+        let mut size = stat.size;
+        if let Some(file) = stat.file {
+            size = self.look(move |view| view.core.file_size(file)).await.flatten().unwrap_or(size);
+        }
+        Ok(Stat { path: path.clone(), kind: stat.kind, size, links: stat.links, modified: stat.modified })
+    }
+
+    /// What is known about every name in a directory, sorted by name. A file's own name gives the file.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn list(&self, path: &StorePath) -> Result<Vec<Stat>, FileError> {
+        let (storage, wanted) = (self.0.storage.clone(), path.clone());
+        if blocking(move || storage.stat(&wanted)).await?.kind != Kind::Directory {
+            return Ok(vec![self.stat(path).await?]);
+        }
+        let (storage, wanted) = (self.0.storage.clone(), path.clone());
+        let entries = blocking(move || storage.list(&wanted)).await?;
+        let mut stats = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let Ok(name) = path.join(&entry.name) else { continue };
+            match self.stat(&name).await {
+                Ok(stat) => stats.push(stat),
+                Err(FileError::Path(NamespaceError::NotFound { .. })) => {} // removed in the meantime
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(stats)
+    }
+
+    /// Makes a directory; its parent must exist.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn make_directory(&self, path: &StorePath) -> Result<(), FileError> {
+        let (inner, path) = (self.0.clone(), path.clone());
+        Ok(blocking(move || inner.files.rename(|storage| storage.make_directory(&path))).await?)
+    }
+
+    /// Gives a name to something else: over a file, whose leases are broken then. Leases on what is renamed go on.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn rename(&self, from: &StorePath, to: &StorePath, breaker: Identity) -> Result<(), FileError> {
+        let (inner, a, b) = (self.0.clone(), from.clone(), to.clone());
+        let renamed = blocking(move || inner.files.rename(|storage| storage.rename(&a, &b))).await;
+        match renamed {
+            Err(NamespaceError::Exists { .. }) if from != to => {}
+            other => return Ok(other?),
+        }
+        let target = self.pin(to).await?;
+        let detail = Detail::RenameOver { from: from.clone(), to: to.clone() };
+        if target.opened().links > 1 {
+            // The target keeps other names, so nothing is broken.
+            let inner = self.0.clone();
+            return Ok(blocking(move || inner.files.rename(|storage| storage.replace(&detail))).await?);
+        }
+        self.remove(to, target, detail, breaker).await
+    }
+
+    /// Removes a name: a file's last one breaks all of its leases. A directory must be empty.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn unlink(&self, path: &StorePath, breaker: Identity) -> Result<(), FileError> {
+        let (storage, wanted) = (self.0.storage.clone(), path.clone());
+        let kind = blocking(move || storage.stat(&wanted)).await?.kind;
+        if kind == Kind::Directory {
+            let (inner, path) = (self.0.clone(), path.clone());
+            return Ok(blocking(move || inner.files.rename(|storage| storage.remove_directory(&path))).await?);
+        }
+        let pinned = self.pin(path).await?;
+        if pinned.opened().links > 1 {
+            let (inner, path) = (self.0.clone(), path.clone());
+            return Ok(blocking(move || inner.files.rename(|storage| storage.unlink_extra(&path))).await?);
+        }
+        self.remove(path, pinned, Detail::Unlink { path: path.clone() }, breaker).await
+    }
+
+    async fn remove(
+        &self,
+        path: &StorePath,
+        pinned: Pinned,
+        detail: Detail,
+        breaker: Identity,
+    ) -> Result<(), FileError> {
+        let file = pinned.file();
+        self.change(path, pinned, Change::Remove, detail, breaker).await?;
+        let inner = self.0.clone();
+        blocking(move || inner.files.removed(file)).await;
+        Ok(())
+    }
+
+    /// Sets the file's size. Shrinking breaks every lease beyond the new size, past the old end of file too.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn truncate(&self, path: &StorePath, size: u64, breaker: Identity) -> Result<(), FileError> {
+        if i64::try_from(size).is_err() {
+            return Err(FileError::BadRange { offset: 0, length: size });
+        }
+        let pinned = self.pin(path).await?;
+        self.change(path, pinned, Change::Truncate { size }, Detail::None, breaker).await
+    }
+
+    /// Frees the range; it reads as zeros, and the size stays. Breaks every lease on it.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn punch(&self, path: &StorePath, range: ByteRange, breaker: Identity) -> Result<(), FileError> {
+        let pinned = self.pin(path).await?;
+        self.change(path, pinned, Change::Punch { range }, Detail::None, breaker).await
+    }
+
+    async fn change(
+        &self,
+        path: &StorePath,
+        pinned: Pinned,
+        change: Change,
+        detail: Detail,
+        breaker: Identity,
+    ) -> Result<(), FileError> {
+        let (file, breaker) = (pinned.file(), Arc::new(breaker));
+        let input = |request| Input::Change { request, file, change, breaker };
+        let Reply::Change(result) = self.call(input, detail).await?.reply else {
+            unreachable!("a change's reply is one")
+        };
+        result.map_err(|source| FileError::Change { path: path.clone(), source })
+    }
+
+    /// fsync: returns once every commit acknowledged before the call is durable.
+    ///
+    /// # Errors
+    /// [`FileError`]; the committed bytes are kept, and tried again.
+    pub async fn sync(&self, path: &StorePath) -> Result<(), FileError> {
+        let pinned = self.pin(path).await?;
+        let file = pinned.file();
+        let Reply::Sync(result) = self.call(|request| Input::Sync { request, file }, Detail::None).await?.reply
+        else {
+            unreachable!("a sync's reply is one")
+        };
+        result.map_err(|source| FileError::Sync { path: path.clone(), source })
+    }
+
+    /// The committed bytes of the range (at most [`CALL_BYTES_MAX`]), verified; shorter at the end of file, empty past
+    /// it. Needs no lease, and waits for none.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn read(&self, path: &StorePath, range: ByteRange) -> Result<Bytes, FileError> {
+        if range.len() > CALL_BYTES_MAX {
+            return Err(FileError::TooLong { length: range.len() });
+        }
+        let pinned = self.pin(path).await?;
+        let file = pinned.file();
+        let deadline = self.0.driver.clock.now().after_ms(self.0.config.drain_ms);
+        let mut id = None;
+        let input = |request| {
+            id = Some(request);
+            Input::Read { request, file, range, deadline }
+        };
+        let Reply::Read(result) = self.call(input, Detail::None).await?.reply else {
+            unreachable!("a read's reply is one")
+        };
+        let ready = match result {
+            Ok(Some(ready)) => ready,
+            Ok(None) => return Ok(Bytes::new()),
+            Err(source) => return Err(FileError::Read { path: path.clone(), source }),
+        };
+        let skip = (ready.range.start() % BLOCK_BYTES) as usize;
+        // SAFETY: the core lends the frames to this read until `ReadFinished`; no key was ever made for them.
+        let bytes = unsafe { self.0.arena.bytes(ready.run) };
+        let bytes = Bytes::copy_from_slice(&bytes[skip..skip + ready.range.len() as usize]);
+        let request = id.expect("the input was made");
+        self.0.driver.send(driver::Work::Input(Input::ReadFinished { request }));
+        Ok(bytes)
+    }
+
+    /// Writes at most [`CALL_BYTES_MAX`] bytes, breaking what leases are in the way; visible on return, durable after a
+    /// [`Engine::sync`]. Returns the file's size.
+    ///
+    /// It is an acquire, a copy into the frames, and a commit, by a session of the server's own: so there is one way
+    /// by which bytes get into a file.
+    ///
+    /// # Errors
+    /// [`FileError`]; the file is as it was.
+    pub async fn write(
+        &self,
+        path: &StorePath,
+        offset: u64,
+        data: Bytes,
+        breaker: Identity,
+    ) -> Result<u64, FileError> {
+        if data.len() as u64 > CALL_BYTES_MAX {
+            return Err(FileError::TooLong { length: data.len() as u64 });
+        }
+        let range = range(offset, data.len() as u64)?;
+        let pinned = self.pin(path).await?;
+        let session = OwnSession::open(self, breaker);
+        let wants = vec![Want { file: pinned.file(), range, access: Access::Overwrite }];
+        let wait_ms = self.0.config.grace_ms + self.0.config.fence_ms + self.0.config.drain_ms;
+        let deadline = self.0.driver.clock.now().after_ms(wait_ms);
+        let id = session.id;
+        let input = |request| Input::Acquire {
+            request,
+            session: id,
+            wants,
+            on_conflict: OnConflict::Break,
+            deadline,
+        };
+        let answer = self.call(input, Detail::None).await?;
+        if let Reply::Acquire(Err(source)) = answer.reply {
+            return Err(FileError::Acquire { path: path.clone(), source });
+        }
+        let granted = answer.granted.first().expect("an acquire of one range grants one lease");
+        // SAFETY: the frames are leased to this call's own session, for which no key was made.
+        let frames = unsafe { self.0.arena.bytes_mut(granted.run) };
+        frames[usize::from(granted.skip)..][..data.len()].copy_from_slice(&data);
+        let lease = granted.lease;
+        let input = |request| Input::Commit { request, session: id, lease };
+        let Reply::Commit(result) = self.call(input, Detail::None).await?.reply else {
+            unreachable!("a commit's reply is one")
+        };
+        result.map(|done| done.size).map_err(|source| FileError::Commit { path: path.clone(), source })
+    }
+}
+
+/// A session of the server's own, for one write; it ends with the call, however that ends.
+struct OwnSession<'a> {
+    engine: &'a Engine,
+    id: SessionId,
+}
+
+impl<'a> OwnSession<'a> {
+    fn open(engine: &'a Engine, identity: Identity) -> OwnSession<'a> {
+        let id = engine.0.sessions.own();
+        let identity = Arc::new(identity);
+        engine.0.driver.send(driver::Work::Input(Input::SessionOpened { session: id, identity }));
+        OwnSession { engine, id }
+    }
+}
+
+impl Drop for OwnSession<'_> {
+    fn drop(&mut self) {
+        self.engine.0.driver.send(driver::Work::Input(Input::SessionEnded { session: self.id }));
+    }
+}

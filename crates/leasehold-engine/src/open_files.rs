@@ -1,0 +1,132 @@
+//! Which files are open, and which of them may be closed.
+//!
+//! The engine opens a file on first use and tells the core. Opening costs a descriptor and some memory, so idle files
+//! beyond a limit are closed again: those that no call has pinned and the core has nothing to do with. One lock covers
+//! opening and closing, so that a file is never closed under a call that has just opened it.
+
+use crate::driver::{Driver, Work};
+use crate::path::StorePath;
+use crate::storage::{NamespaceError, OpenedFile, Storage};
+use leasehold_core::ids::FileId;
+use leasehold_core::input::Input;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+
+/// How many files are tried at most when one has to be closed.
+const TRIES: usize = 64;
+
+/// What to do about a name that is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    Refuse,
+    Create,
+}
+
+pub(crate) struct OpenFiles {
+    table: Arc<Mutex<Table>>,
+    storage: Arc<Storage>,
+    driver: Driver,
+    max: usize,
+}
+
+#[derive(Default)]
+struct Table {
+    /// How many calls are using each open file.
+    pins: HashMap<FileId, u32>,
+    /// Open files, longest unused first, roughly: a file that is in use when its turn comes goes to the back.
+    order: VecDeque<FileId>,
+}
+
+/// A file that stays open as long as this lives.
+pub(crate) struct Pinned {
+    opened: OpenedFile,
+    table: Arc<Mutex<Table>>,
+}
+
+impl OpenFiles {
+    pub(crate) fn new(storage: Arc<Storage>, driver: Driver, max: usize) -> OpenFiles {
+        OpenFiles { table: Arc::default(), storage, driver, max }
+    }
+
+    /// Opens the file, tells the core, and keeps it open as long as the result lives. Blocks.
+    pub(crate) fn pin(&self, path: &StorePath, missing: Missing) -> Result<Pinned, NamespaceError> {
+        let mut table = lock(&self.table);
+        let opened = match missing {
+            Missing::Refuse => self.storage.open_file(path)?,
+            Missing::Create => self.storage.create(path)?,
+        };
+        if let Some(pins) = table.pins.get_mut(&opened.file) {
+            *pins += 1;
+        } else {
+            table.pins.insert(opened.file, 1);
+            table.order.push_back(opened.file);
+            let (file, size) = (opened.file, opened.size);
+            self.driver.send(Work::Input(Input::FileOpened { file, size }));
+        }
+        if table.order.len() > self.max {
+            self.close_one(&mut table);
+        }
+        Ok(Pinned { opened, table: self.table.clone() })
+    }
+
+    /// Runs `change`, which changes names, while no file is being opened or closed. Blocks.
+    pub(crate) fn rename<T>(&self, change: impl FnOnce(&Storage) -> T) -> T {
+        let _table = lock(&self.table);
+        change(&self.storage)
+    }
+
+    /// Forgets a file that was removed. Blocks.
+    pub(crate) fn removed(&self, file: FileId) {
+        let mut table = lock(&self.table);
+        self.close(&mut table, file);
+    }
+
+    fn close_one(&self, table: &mut Table) {
+        for _ in 0..TRIES.min(table.order.len()) {
+            let Some(file) = table.order.pop_front() else { return };
+            table.order.push_back(file);
+            if self.close(table, file) {
+                return;
+            }
+        }
+    }
+
+    /// Closes the file unless somebody needs it. The core's thread never takes the table's lock, so waiting for it here
+    /// cannot deadlock.
+    fn close(&self, table: &mut Table, file: FileId) -> bool {
+        if table.pins.get(&file).is_none_or(|pins| *pins > 0) {
+            return false;
+        }
+        let (closed, answer) = mpsc::channel();
+        self.driver.send(Work::CloseFile { file, closed });
+        if answer.recv() != Ok(true) {
+            return false;
+        }
+        self.storage.forget(file);
+        table.pins.remove(&file);
+        table.order.retain(|open| *open != file);
+        true
+    }
+}
+
+impl Pinned {
+    pub(crate) fn file(&self) -> FileId {
+        self.opened.file
+    }
+
+    pub(crate) fn opened(&self) -> &OpenedFile {
+        &self.opened
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Some(pins) = lock(&self.table).pins.get_mut(&self.opened.file) {
+            *pins -= 1;
+        }
+    }
+}
+
+fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
+    table.lock().expect("no code panics while it holds the table of open files")
+}

@@ -1,0 +1,289 @@
+//! Sessions: who is there, by which token their data connection comes in, and when they were last heard of.
+//!
+//! A session begins on the control plane, which gives it a token. The first data connection that shows the token
+//! becomes the session's only one: so every byte of a lease comes from one stream, behind which its commit travels. A
+//! token is 128 random bits, lives for seconds, works once, and only from the address that the session came from.
+
+use crate::driver::{Asker, Driver, Work};
+use crate::event::Event;
+use crate::storage::Detail;
+use bytes::Bytes;
+use leasehold_core::ids::{LeaseId, SessionId};
+use leasehold_core::input::{Access, Input};
+use leasehold_fabric::message::{Committed, Fetched, Message, Status};
+use leasehold_fabric::{Admitted, CloseReason, Endpoint, Gate, Handler, Remote, Source, Tag};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// What a peer shows when it connects to the data port.
+pub type Token = [u8; 16];
+
+/// All sessions, and the tokens that wait for their connection.
+pub(crate) struct Sessions {
+    table: Mutex<Table>,
+    ttl: Duration,
+    token_ttl: Duration,
+}
+
+#[derive(Default)]
+struct Table {
+    next: u64,
+    sessions: HashMap<SessionId, Arc<Session>>,
+    tokens: HashMap<Token, Ticket>,
+}
+
+struct Ticket {
+    session: SessionId,
+    peer: IpAddr,
+    expires: Instant,
+}
+
+/// One session, as the threads of the engine share it.
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    events: mpsc::Sender<Event>,
+    state: Mutex<State>,
+}
+
+struct State {
+    last_heard: Instant,
+    endpoint: Option<Arc<dyn Endpoint>>,
+    /// The keys that the session has: what a fetch may be served from.
+    keys: HashMap<LeaseId, Key>,
+}
+
+/// The key of a lease, on the session's connection.
+#[derive(Clone, Copy)]
+pub(crate) struct Key {
+    pub(crate) tag: Tag,
+    pub(crate) length: u64,
+    pub(crate) access: Access,
+    pub(crate) revoked: bool,
+}
+
+impl Sessions {
+    pub(crate) fn new(ttl: Duration, token_ttl: Duration) -> Sessions {
+        Sessions { table: Mutex::new(Table { next: 1, ..Table::default() }), ttl, token_ttl }
+    }
+
+    /// A new session, not heard of by the core yet; `None` if there are `max`.
+    pub(crate) fn open(&self, events: mpsc::Sender<Event>, max: usize) -> Option<Arc<Session>> {
+        let mut table = self.lock();
+        if table.sessions.len() >= max {
+            return None;
+        }
+        let id = SessionId(table.next);
+        table.next += 1;
+        let state = State { last_heard: Instant::now(), endpoint: None, keys: HashMap::new() };
+        let session = Arc::new(Session { id, events, state: Mutex::new(state) });
+        table.sessions.insert(id, session.clone());
+        Some(session)
+    }
+
+    /// An id for a session of the server's own, which has no entry here: it fills its frames itself.
+    pub(crate) fn own(&self) -> SessionId {
+        let mut table = self.lock();
+        table.next += 1;
+        SessionId(table.next - 1)
+    }
+
+    /// A token for the session's data connection, which must come from `peer`.
+    pub(crate) fn token(&self, session: SessionId, peer: IpAddr) -> Result<Token, getrandom::Error> {
+        let mut token = Token::default();
+        getrandom::fill(&mut token)?;
+        let expires = Instant::now() + self.token_ttl;
+        self.lock().tokens.insert(token, Ticket { session, peer: peer.to_canonical(), expires });
+        Ok(token)
+    }
+
+    pub(crate) fn get(&self, session: SessionId) -> Option<Arc<Session>> {
+        self.lock().sessions.get(&session).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
+        self.lock().sessions.values().cloned().collect()
+    }
+
+    /// Notes a sign of life. `false`: there is no such session.
+    pub(crate) fn heard(&self, session: SessionId) -> bool {
+        self.get(session).map(|session| session.lock().last_heard = Instant::now()).is_some()
+    }
+
+    pub(crate) fn remove(&self, session: SessionId) -> Option<Arc<Session>> {
+        let mut table = self.lock();
+        table.tokens.retain(|_, ticket| ticket.session != session);
+        table.sessions.remove(&session)
+    }
+
+    /// The sessions that were silent for too long. Tokens that nobody used in time are forgotten.
+    pub(crate) fn silent(&self) -> Vec<SessionId> {
+        let now = Instant::now();
+        let mut table = self.lock();
+        table.tokens.retain(|_, ticket| ticket.expires > now);
+        let silent = |session: &Session| now.duration_since(session.lock().last_heard) > self.ttl;
+        table.sessions.values().filter(|session| silent(session)).map(|session| session.id).collect()
+    }
+
+    /// Takes the token, if it is good.
+    fn redeem(&self, private_data: &[u8], peer: IpAddr) -> Result<Arc<Session>, &'static str> {
+        let token = Token::try_from(private_data).map_err(|_| "the private data is not a 16-byte token")?;
+        let mut table = self.lock();
+        let ticket = table.tokens.remove(&token).ok_or("unknown token: it was used, or it has expired")?;
+        if ticket.expires <= Instant::now() {
+            return Err("the token has expired");
+        }
+        if ticket.peer != peer.to_canonical() {
+            return Err("the token was given to another address");
+        }
+        table.sessions.get(&ticket.session).cloned().ok_or("the session has ended")
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no code panics while it holds the table of sessions")
+    }
+}
+
+impl Session {
+    /// Tells the session. `false`: it does not listen, or it is too far behind, and must go.
+    pub(crate) fn tell(&self, event: Event) -> bool {
+        self.events.try_send(event).is_ok()
+    }
+
+    pub(crate) fn endpoint(&self) -> Option<Arc<dyn Endpoint>> {
+        self.lock().endpoint.clone()
+    }
+
+    /// The lease's key, if it is live.
+    pub(crate) fn key(&self, lease: LeaseId) -> Option<Key> {
+        self.lock().keys.get(&lease).filter(|key| !key.revoked).copied()
+    }
+
+    pub(crate) fn insert_key(&self, lease: LeaseId, key: Key) {
+        self.lock().keys.insert(lease, key);
+    }
+
+    /// Marks the key as revoked. It is kept until it is forgotten.
+    pub(crate) fn revoke_key(&self, lease: LeaseId) -> Option<Key> {
+        let mut state = self.lock();
+        let key = state.keys.get_mut(&lease)?;
+        key.revoked = true;
+        Some(*key)
+    }
+
+    pub(crate) fn forget_key(&self, lease: LeaseId) -> Option<Key> {
+        self.lock().keys.remove(&lease)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it holds a session")
+    }
+}
+
+/// Lets a peer in that shows a good token.
+pub(crate) struct TokenGate {
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) driver: Driver,
+}
+
+impl Gate for TokenGate {
+    fn admit(&self, private_data: &[u8], peer: SocketAddr) -> Result<Admitted, Bytes> {
+        match self.sessions.redeem(private_data, peer.ip()) {
+            Ok(session) => {
+                let handler = DataHandler { session, driver: self.driver.clone(), endpoint: None };
+                Ok(Admitted { handler: Box::new(handler), private_data: Bytes::new() })
+            }
+            Err(why) => {
+                tracing::warn!(%peer, why, "data connection rejected");
+                Err(Bytes::from_static(why.as_bytes()))
+            }
+        }
+    }
+}
+
+/// Hears one session's data stream, on a thread of the fabric.
+struct DataHandler {
+    session: Arc<Session>,
+    driver: Driver,
+    endpoint: Option<Arc<dyn Endpoint>>,
+}
+
+impl Handler for DataHandler {
+    fn connected(&mut self, endpoint: Arc<dyn Endpoint>) {
+        self.session.lock().endpoint = Some(endpoint.clone());
+        self.endpoint = Some(endpoint);
+    }
+
+    fn message(&mut self, message: &[u8]) {
+        match Message::parse(message) {
+            Ok(Message::Commit(commit)) => {
+                let Some(endpoint) = self.endpoint.clone() else { return };
+                let (session, lease) = (self.session.id, LeaseId(commit.lease));
+                self.driver.request(
+                    |request| Input::Commit { request, session, lease },
+                    Asker::Peer { endpoint, request: commit.request },
+                    Detail::Crc(commit.crc32c),
+                );
+            }
+            Ok(Message::Fetch(fetch)) => self.fetch(fetch),
+            Ok(other) => tracing::warn!(session = %self.session.id, ?other, "message for a client, from a client"),
+            Err(error) => tracing::warn!(session = %self.session.id, %error, "message not understood"),
+        }
+    }
+
+    fn poisoned(&mut self) {
+        self.driver.send(Work::Poisoned(self.session.id));
+    }
+
+    fn closed(&mut self, why: &CloseReason) {
+        self.endpoint = None;
+        self.driver.send(Work::ConnectionClosed { session: self.session.id, why: why.to_string() });
+    }
+}
+
+impl DataHandler {
+    /// Serves a read lease's bytes by RDMA Write and a message behind it, without troubling the core: the key's
+    /// existence is the right to read, and a fence stops the write between two segments.
+    fn fetch(&self, fetch: leasehold_fabric::message::Fetch) {
+        let Some(endpoint) = self.endpoint.clone() else { return };
+        let request = fetch.request;
+        let refuse = |status, text: &str| {
+            send_fetched(&endpoint, Fetched { request, status, text: text.to_owned() });
+        };
+        let Some(key) = self.session.key(LeaseId(fetch.lease)) else {
+            return refuse(Status::NoLease, "no such lease of this session: it was never granted, or it is over");
+        };
+        if key.access != Access::Read {
+            return refuse(Status::WrongAccess, "the lease is for writing; acquire a read lease to fetch");
+        }
+        if fetch.offset.checked_add(fetch.length).is_none_or(|end| end > key.length) {
+            return refuse(Status::OutOfBounds, "the range is not within the lease");
+        }
+        let source = Source::Exposed { tag: key.tag, offset: fetch.offset, length: fetch.length };
+        let sink = Remote { tag: fetch.sink_tag, offset: fetch.sink_offset };
+        let answer = endpoint.clone();
+        endpoint.write(
+            source,
+            sink,
+            Box::new(move |result| {
+                let (status, text) = match result {
+                    Ok(()) => (Status::Ok, String::new()),
+                    Err(_) => (Status::Revoked, "the lease was revoked before all of it was sent".to_owned()),
+                };
+                send_fetched(&answer, Fetched { request, status, text });
+            }),
+        );
+    }
+}
+
+/// Answers a fetch. If the connection is gone there is nobody to tell.
+fn send_fetched(endpoint: &Arc<dyn Endpoint>, answer: Fetched) {
+    endpoint.send(Message::Fetched(answer).encode(), None, Box::new(|_| ()));
+}
+
+/// Answers a commit. If the connection is gone there is nobody to tell: the session's end follows.
+pub(crate) fn send_committed(endpoint: &Arc<dyn Endpoint>, answer: Committed) {
+    endpoint.send(Message::Committed(answer).encode(), None, Box::new(|_| ()));
+}

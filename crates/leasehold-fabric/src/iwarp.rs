@@ -1,0 +1,167 @@
+//! RDMA over TCP in user space, by the standard: MPA (RFC 5044, 6581) frames, DDP (RFC 5041) segments, RDMAP (RFC 5040)
+//! operations. The peer may be the same code, the Linux kernel's soft-iWARP driver, or an iWARP network card.
+//!
+//! ```text
+//! user threads --> connection: queue --> transmit (whoever finds the sender free) --> outgoing frames --> socket
+//! socket --> worker thread --> open connection --> receive --> exposed memory, Handler
+//!                                                     |
+//!                            exposure: tags, held through fence::Slot
+//! ```
+//! Two places where it deviates from the standard, on purpose: bytes are placed before the CRC of their frame is known
+//! ([`Config::strict`] does not), and our own two ends agree on segments longer than one of TCP's.
+
+mod config;
+mod connection;
+mod counters;
+mod crc;
+mod ddp;
+mod exposure;
+mod fence;
+mod frame;
+mod initiate;
+mod listener;
+mod mpa;
+mod negotiation;
+mod open;
+mod outgoing;
+mod rdmap;
+mod reads;
+mod receive;
+mod setup;
+mod setup_server;
+mod staging;
+mod stream;
+mod tag;
+mod terminate;
+mod transmit;
+mod worker;
+
+pub use config::Config;
+pub use counters::Counters;
+pub use terminate::{Code, Violation};
+
+use crate::{ConnectError, Endpoint, Fabric, Gate, Handler, ListenError, Listener};
+use bytes::Bytes;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use worker::{Command, Link, Mailbox, Worker};
+
+/// RDMA over TCP in user space. Dropping it closes all its connections.
+pub struct Iwarp {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What all connections share.
+pub(crate) struct Shared {
+    config: Config,
+    counters: Arc<Counters>,
+    mailboxes: Vec<Arc<Mailbox>>,
+    next_mailbox: AtomicUsize,
+    next_id: AtomicU64,
+    places: Arc<AtomicUsize>,
+}
+
+/// One of the connections that there may be.
+pub(crate) struct Place(Arc<AtomicUsize>);
+
+impl Iwarp {
+    /// Starts the worker threads.
+    ///
+    /// # Errors
+    /// If the system has no more threads or descriptors.
+    pub fn new(config: Config) -> io::Result<Iwarp> {
+        let mailboxes = (0..config.workers.max(1))
+            .map(|_| Mailbox::new().map(Arc::new))
+            .collect::<io::Result<Vec<_>>>()?;
+        let shared = Arc::new(Shared {
+            config,
+            counters: Arc::default(),
+            mailboxes,
+            next_mailbox: AtomicUsize::new(0),
+            next_id: AtomicU64::new(1),
+            places: Arc::default(),
+        });
+        let mut fabric = Iwarp { shared: shared.clone(), threads: Vec::new() };
+        for (number, mailbox) in shared.mailboxes.iter().enumerate() {
+            let worker = Worker::new(shared.clone(), mailbox.clone())?;
+            let thread = std::thread::Builder::new().name(format!("fabric-{number}"));
+            fabric.threads.push(thread.spawn(move || worker.run())?);
+        }
+        Ok(fabric)
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
+        self.shared.counters.clone()
+    }
+}
+
+impl Fabric for Iwarp {
+    fn listen(&self, address: SocketAddr, gate: Arc<dyn Gate>) -> Result<Box<dyn Listener>, ListenError> {
+        let bind = || {
+            let socket = TcpListener::bind(address)?;
+            socket.set_nonblocking(true)?;
+            Ok((socket.local_addr()?, socket))
+        };
+        let (local, socket) = bind().map_err(|source| ListenError::Bind { address, source })?;
+        let socket = Arc::new(socket.into());
+        let (id, mailbox) = (self.shared.id(), self.shared.mailbox().clone());
+        let listening = listener::Listening { socket: Arc::clone(&socket), gate, retry: None };
+        mailbox.post(Command::Adopt(id, Box::new(Link::Listener(listening))));
+        Ok(Box::new(listener::Handle { id, address: local, socket, mailbox }))
+    }
+
+    fn connect(
+        &self,
+        address: SocketAddr,
+        private_data: &[u8],
+        handler: Box<dyn Handler>,
+        timeout: Duration,
+    ) -> Result<(Arc<dyn Endpoint>, Bytes), ConnectError> {
+        initiate::connect(&self.shared, address, private_data, handler, timeout)
+    }
+}
+
+impl Drop for Iwarp {
+    fn drop(&mut self) {
+        for mailbox in &self.shared.mailboxes {
+            mailbox.post(Command::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            // A handler may own the fabric, and drop it on one of its threads.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The worker whose turn it is to get a socket.
+    fn mailbox(&self) -> &Arc<Mailbox> {
+        let next = self.next_mailbox.fetch_add(1, Ordering::Relaxed);
+        &self.mailboxes[next % self.mailboxes.len()]
+    }
+
+    /// Room for one more connection, if there is.
+    fn place(&self) -> Option<Place> {
+        let place = Place(self.places.clone());
+        (self.places.fetch_add(1, Ordering::AcqRel) < self.config.connections_max).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}

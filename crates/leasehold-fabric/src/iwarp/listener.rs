@@ -1,0 +1,73 @@
+//! Listening sockets.
+
+use super::Shared;
+use super::setup_server::Setup;
+use super::worker::{Command, Link, Mailbox, until};
+use crate::{Gate, Listener};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// After running out of descriptors, try again then: nothing else tells that some are free.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// A listening socket, as its worker sees it.
+pub(crate) struct Listening {
+    pub(crate) socket: Arc<OwnedFd>,
+    pub(crate) gate: Arc<dyn Gate>,
+    pub(crate) retry: Option<Instant>,
+}
+
+/// A listening socket, as its user sees it.
+pub(crate) struct Handle {
+    pub(crate) id: u64,
+    pub(crate) address: SocketAddr,
+    pub(crate) socket: Arc<OwnedFd>,
+    pub(crate) mailbox: Arc<Mailbox>,
+}
+
+impl Listening {
+    /// Takes in all who wait.
+    pub(crate) fn accept(&mut self, shared: &Arc<Shared>) {
+        loop {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let (fd, peer) = match rustix::net::acceptfrom_with(&self.socket, flags) {
+                Ok(accepted) => accepted,
+                Err(Errno::AGAIN | Errno::INVAL) => return,
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    self.retry = Some(until(RETRY));
+                    return;
+                }
+                // What was wrong with one connection is no reason to keep the next waiting (accept(2)).
+                Err(_) => continue,
+            };
+            let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else { continue };
+            let Some(place) = shared.place() else {
+                super::counters::add(&shared.counters.rejected, 1);
+                continue;
+            };
+            let _ = rustix::net::sockopt::set_tcp_nodelay(&fd, true);
+            let setup =
+                Setup::new(Arc::new(fd), peer, self.gate.clone(), place, until(shared.config.setup_timeout));
+            let id = shared.id();
+            shared.mailbox().post(Command::Adopt(id, Box::new(Link::Setup(setup))));
+        }
+    }
+}
+
+impl Listener for Handle {
+    fn local_address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // On Linux this stops the listening at once, before the worker has let the socket go.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        self.mailbox.post(Command::Remove(self.id));
+    }
+}

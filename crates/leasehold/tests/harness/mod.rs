@@ -1,0 +1,205 @@
+//! A server on a throw-away store, in this process or in one of its own, and clients of it.
+#![allow(dead_code, reason = "each test program uses a part of this")]
+
+use bytes::Bytes;
+use leasehold::server::Server;
+use leasehold::server::settings::Settings;
+use leasehold::size::Size;
+use leasehold_client::{Access, AcquireOptions, ByteRange, Client, Lease, OnConflict, Session, Want};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// On the same filesystem as the build, so that O_DIRECT is what is tested.
+pub fn directory() -> TempDir {
+    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory beside the build")
+}
+
+pub fn settings() -> Settings {
+    let any = "127.0.0.1:0".parse().expect("an address");
+    Settings {
+        listen: any,
+        data: any,
+        metrics: any,
+        arena: Size(64 << 20),
+        pages: leasehold::server::settings::PageKind::Normal,
+        grace_ms: 300,
+        ..Settings::default()
+    }
+}
+
+/// A server in this process.
+pub struct Store {
+    pub server: Server,
+    pub directory: TempDir,
+}
+
+impl Store {
+    pub async fn start() -> Store {
+        Store::start_with(&settings()).await
+    }
+
+    pub async fn start_with(settings: &Settings) -> Store {
+        let directory = directory();
+        let server = Server::start(directory.path(), settings).await.expect("a server");
+        Store { server, directory }
+    }
+
+    /// By the unix socket: verified.
+    pub async fn client(&self) -> Client {
+        connect(self.server.socket()).await
+    }
+
+    pub async fn session(&self) -> Session {
+        Session::open(&self.client().await).await.expect("a session")
+    }
+
+    /// The file as every other tool sees it.
+    pub fn file(&self, path: &str) -> PathBuf {
+        self.directory.path().join("files").join(path.trim_start_matches('/'))
+    }
+}
+
+pub async fn connect(socket: &Path) -> Client {
+    Client::connect(&leasehold_client::Server::Unix(socket.to_owned())).await.expect("a client")
+}
+
+/// A server in a process of its own, killed when dropped.
+pub struct Process {
+    pub child: Child,
+    pub socket: PathBuf,
+}
+
+pub fn leasehold() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// `leasehold serve DIRECTORY` on free ports.
+pub fn serve(directory: &Path) -> Command {
+    let mut command = leasehold();
+    command.arg("serve").arg(directory);
+    for port in ["--listen", "--data", "--metrics"] {
+        command.args([port, "127.0.0.1:0"]);
+    }
+    command.args(["--pages", "normal", "--arena", "64MiB"]);
+    command
+}
+
+impl Process {
+    pub async fn start(directory: &Path) -> Process {
+        let child = serve(directory).stderr(Stdio::null()).spawn().expect("the server's process");
+        let socket = directory.join(".leasehold/control.sock");
+        let mut process = Process { child, socket };
+        process.wait_until_it_serves().await;
+        process
+    }
+
+    async fn wait_until_it_serves(&mut self) {
+        let give_up = Instant::now() + Duration::from_secs(20);
+        let server = leasehold_client::Server::Unix(self.socket.clone());
+        loop {
+            if let Ok(client) = Client::connect(&server).await
+                && client.status().await.is_ok()
+            {
+                return;
+            }
+            assert!(self.child.try_wait().expect("its status").is_none(), "the server has ended");
+            assert!(Instant::now() < give_up, "the server does not serve");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn client(&self) -> Client {
+        connect(&self.socket).await
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a child of ours");
+        self.child.wait().expect("a child of ours");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            self.kill();
+        }
+    }
+}
+
+pub fn range(start: u64, end: u64) -> ByteRange {
+    ByteRange::new(start, end).expect("not empty")
+}
+
+pub fn want(path: &str, start: u64, end: u64, access: Access) -> Want {
+    Want { path: path.to_owned(), range: range(start, end), access }
+}
+
+pub fn or_refuse() -> AcquireOptions {
+    AcquireOptions::default()
+}
+
+pub fn or_wait(wait_ms: u64) -> AcquireOptions {
+    AcquireOptions { on_conflict: OnConflict::Wait, wait: Duration::from_millis(wait_ms) }
+}
+
+pub fn or_break() -> AcquireOptions {
+    AcquireOptions { on_conflict: OnConflict::Break, wait: Duration::from_secs(10) }
+}
+
+/// One lease for overwriting.
+pub async fn lease(session: &Session, path: &str, start: u64, end: u64) -> Lease {
+    let wants = [want(path, start, end, Access::Overwrite)];
+    session.acquire(&wants, or_refuse()).await.expect("a lease").remove(0)
+}
+
+/// `length` bytes that differ from those of any other seed.
+pub fn pattern(seed: u64, length: usize) -> Bytes {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    Bytes::from(bytes)
+}
+
+/// Creates the file with these bytes, durably.
+pub async fn fill(session: &Session, path: &str, bytes: Bytes) {
+    session.client().create(path).await.expect("a file");
+    let lease = lease(session, path, 0, bytes.len() as u64).await;
+    lease.write(0, bytes).await.expect("written");
+    lease.commit().await.expect("committed");
+    session.sync(path).await.expect("durable");
+}
+
+/// The committed bytes, through the control plane.
+pub async fn content(client: &Client, path: &str) -> Vec<u8> {
+    use tokio_stream::StreamExt as _;
+    let mut pieces = Box::pin(client.read(path, 0, None).await.expect("a read"));
+    let mut bytes = Vec::new();
+    while let Some(piece) = pieces.next().await {
+        bytes.extend_from_slice(&piece.expect("a piece"));
+    }
+    bytes
+}
+
+/// Scrubs everything and returns how many blocks are not what was committed.
+pub async fn mismatches(client: &Client) -> u64 {
+    use leasehold_client::proto::scrub_response::Item;
+    use tokio_stream::StreamExt as _;
+    let mut items = Box::pin(client.scrub(None).await.expect("a scrub"));
+    let mut bad = 0;
+    while let Some(item) = items.next().await {
+        if let Some(Item::File(file)) = item.expect("an item").item {
+            bad += file.mismatches.len() as u64 + u64::from(!file.error.is_empty());
+        }
+    }
+    bad
+}

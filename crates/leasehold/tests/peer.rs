@@ -1,0 +1,172 @@
+//! A peer that is not our client: the fabric's trait and gRPC, by hand. What it does wrong harms only itself.
+
+mod harness;
+
+use bytes::Bytes;
+use harness::{Store, content, fill, mismatches, pattern};
+use leasehold_client::proto;
+use leasehold_client::proto::leasehold_client::LeaseholdClient;
+use leasehold_fabric::iwarp::{self, Iwarp};
+use leasehold_fabric::message::{Commit, Committed, Message, Status};
+use leasehold_fabric::{CloseReason, Endpoint, Fabric, Handler, Remote, Source, Tag};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+use tonic::transport::Channel;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+enum Heard {
+    Message(Message),
+    Closed(CloseReason),
+}
+
+struct Ears(mpsc::Sender<Heard>);
+
+impl Handler for Ears {
+    fn connected(&mut self, _endpoint: Arc<dyn Endpoint>) {}
+    fn message(&mut self, message: &[u8]) {
+        let _ = self.0.send(Heard::Message(Message::parse(message).expect("one of ours")));
+    }
+    fn poisoned(&mut self) {}
+    fn closed(&mut self, why: &CloseReason) {
+        let _ = self.0.send(Heard::Closed(why.clone()));
+    }
+}
+
+struct Peer {
+    calls: LeaseholdClient<Channel>,
+    session: Bytes,
+    endpoint: Arc<dyn Endpoint>,
+    heard: mpsc::Receiver<Heard>,
+    _fabric: Iwarp,
+}
+
+impl Peer {
+    async fn connect(store: &Store) -> Peer {
+        let address = format!("http://{}", store.server.control_address());
+        let mut calls = LeaseholdClient::connect(address).await.unwrap();
+        let caller = proto::Identity { host: "elsewhere".into(), pid: 7, program: "peer".into(), ..Default::default() };
+        let open = proto::OpenSessionRequest { caller: Some(caller) };
+        let opened = calls.open_session(open).await.unwrap().into_inner();
+        let (send, heard) = mpsc::channel();
+        let fabric = Iwarp::new(iwarp::Config::default()).unwrap();
+        let data = store.server.data_address();
+        let (endpoint, _) = fabric.connect(data, &opened.token, Box::new(Ears(send)), PATIENCE).unwrap();
+        Peer { calls, session: opened.session, endpoint, heard, _fabric: fabric }
+    }
+
+    async fn acquire(&mut self, path: &str, start: u64, end: u64) -> (u64, Tag) {
+        let want = proto::Want {
+            path: path.to_owned(),
+            range: Some(proto::Range { start, end }),
+            access: proto::Access::Overwrite.into(),
+        };
+        let request =
+            proto::AcquireRequest { session: self.session.clone(), wants: vec![want], ..Default::default() };
+        let grant = self.calls.acquire(request).await.unwrap().into_inner().grants.remove(0);
+        (grant.lease, Tag(grant.tag))
+    }
+
+    fn write(&self, tag: Tag, offset: u64, bytes: Bytes) {
+        self.endpoint.write(Source::Bytes(bytes), Remote { tag, offset }, Box::new(|_| ()));
+    }
+
+    fn commit(&self, lease: u64, crc32c: Option<u32>) -> Committed {
+        let message = Message::Commit(Commit { request: 1, lease, crc32c }).encode();
+        self.endpoint.send(message, None, Box::new(|_| ()));
+        match self.heard.recv_timeout(PATIENCE) {
+            Ok(Heard::Message(Message::Committed(answer))) => answer,
+            other => panic!("no answer to a commit: {other:?}"),
+        }
+    }
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_overtakes_its_data_never_commits_unwritten_bytes() {
+    let store = Store::start().await;
+    let session = store.session().await;
+    fill(&session, "/a", pattern(1, 100_000)).await;
+    let mut peer = Peer::connect(&store).await;
+    let bytes = pattern(2, 100_000);
+    let (lease, tag) = peer.acquire("/a", 0, 100_000).await;
+    // By the control plane, before the last bytes were sent: the commit is there first.
+    peer.write(tag, 0, bytes.slice(..60_000));
+    let request =
+        proto::CommitRequest { session: peer.session.clone(), lease, crc32c: crc32c(&bytes) };
+    let refused = peer.calls.commit(request).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::DataLoss, "{refused}");
+    peer.write(tag, 60_000, bytes.slice(60_000..));
+    assert_eq!(content(session.client(), "/a").await, pattern(1, 100_000));
+
+    // Behind its data, on the same stream, it takes effect; the late bytes above have harmed nobody.
+    let (lease, tag) = peer.acquire("/a", 0, 100_000).await;
+    peer.write(tag, 0, bytes.clone());
+    assert_eq!(peer.commit(lease, Some(crc32c(&bytes))).status, Status::Ok);
+    assert_eq!(content(session.client(), "/a").await, bytes);
+    assert_eq!(mismatches(session.client()).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_with_a_wrong_crc_leaves_the_file_as_it_was() {
+    let store = Store::start().await;
+    let session = store.session().await;
+    fill(&session, "/a", pattern(1, 5000)).await;
+    let mut peer = Peer::connect(&store).await;
+    let (lease, tag) = peer.acquire("/a", 0, 5000).await;
+    peer.write(tag, 0, pattern(2, 5000));
+    assert_eq!(peer.commit(lease, Some(7)).status, Status::Mismatch);
+    assert_eq!(peer.commit(lease, None).status, Status::NoLease);
+    assert_eq!(content(session.client(), "/a").await, pattern(1, 5000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_sessions_tag_and_lease_are_useless_and_its_user_loses_only_its_own_stream() {
+    let store = Store::start().await;
+    let session = store.session().await;
+    fill(&session, "/a", pattern(1, 5000)).await;
+    let (mut victim, thief) = (Peer::connect(&store).await, Peer::connect(&store).await);
+    let (lease, tag) = victim.acquire("/a", 0, 5000).await;
+    assert_eq!(thief.commit(lease, None).status, Status::NoLease);
+    thief.write(tag, 0, pattern(9, 5000));
+    assert!(matches!(thief.heard.recv_timeout(PATIENCE), Ok(Heard::Closed(CloseReason::Terminated(_)))));
+
+    victim.write(tag, 0, pattern(2, 5000));
+    assert_eq!(victim.commit(lease, Some(crc32c(&pattern(2, 5000)))).status, Status::Ok);
+    assert_eq!(content(session.client(), "/a").await, pattern(2, 5000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_works_once_and_a_guess_not_at_all() {
+    let store = Store::start().await;
+    let address = format!("http://{}", store.server.control_address());
+    let mut calls = LeaseholdClient::connect(address).await.unwrap();
+    let opened = calls.open_session(proto::OpenSessionRequest::default()).await.unwrap().into_inner();
+    let fabric = Iwarp::new(iwarp::Config::default()).unwrap();
+    let data = store.server.data_address();
+    let connect = |token: &[u8]| {
+        let (send, heard) = mpsc::channel();
+        fabric.connect(data, token, Box::new(Ears(send)), PATIENCE).map(|connected| (connected, heard))
+    };
+    connect(&[0; 16]).map(|_| ()).unwrap_err();
+    let _first = connect(&opened.token).unwrap();
+    connect(&opened.token).map(|_| ()).unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_connection_breaks_loses_its_leases_and_others_go_on() {
+    let store = Store::start().await;
+    let session = store.session().await;
+    fill(&session, "/a", pattern(1, 5000)).await;
+    let mut peer = Peer::connect(&store).await;
+    let (_lease, tag) = peer.acquire("/a", 0, 5000).await;
+    peer.write(tag, 0, pattern(2, 5000));
+    peer.endpoint.close();
+    let wants = [harness::want("/a", 0, 5000, leasehold_client::Access::Overwrite)];
+    session.acquire(&wants, harness::or_wait(5_000)).await.expect("the dead peer's lease is over");
+    assert_eq!(content(session.client(), "/a").await, pattern(1, 5000));
+}
