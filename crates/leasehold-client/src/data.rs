@@ -147,7 +147,7 @@ impl Data {
         sink: Tag,
     ) -> Result<Answer, Closed> {
         let lease = lease.0;
-        let fetch = |request| Fetch { request, lease, offset, length, sink, sink_offset: 0 };
+        let fetch = |request| Fetch { request, lease, offset, length, sink_tag: sink, sink_offset: 0 };
         self.ask(|request| Message::Fetch(fetch(request))).await
     }
 

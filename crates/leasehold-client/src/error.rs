@@ -143,6 +143,9 @@ pub enum OpenError {
     /// The control plane said no.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// The fabric did not start on this machine.
+    #[error("cannot start the fabric: {0}; check the limits of threads and open files")]
+    Fabric(#[source] std::io::Error),
     /// The data address that the server gave has no meaning here.
     #[error("the server gives {address:?} as its data address, which does not resolve: {why}")]
     Address {

@@ -155,6 +155,12 @@ impl Lease {
         self.state.borrow().clone()
     }
 
+    /// Follows it; goes on when the lease itself is gone.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<LeaseState> {
+        self.state.clone()
+    }
+
     /// Waits until somebody breaks the lease, or it is revoked.
     pub async fn broken(&self) -> LeaseState {
         self.wait_for(|state| *state != LeaseState::Live).await

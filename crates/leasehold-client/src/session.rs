@@ -14,9 +14,10 @@ use leasehold_core::identity::Identity;
 use leasehold_core::ids::{LeaseId, SessionId};
 use leasehold_core::input::{Access, OnConflict};
 use leasehold_core::range::ByteRange;
+use leasehold_fabric::iwarp::{self, Iwarp};
 use leasehold_fabric::{Fabric, Tag};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
@@ -76,6 +77,11 @@ pub(crate) struct Shared {
 }
 
 impl Session {
+    /// Opens a session, and its data connection by iWARP: RDMA over TCP, on any machine.
+    pub async fn open(client: &Client) -> Result<Session, OpenError> {
+        Session::open_over(client, iwarp().map_err(OpenError::Fabric)?).await
+    }
+
     /// Opens a session, and its data connection over `fabric`.
     pub async fn open_over(client: &Client, fabric: Arc<dyn Fabric>) -> Result<Session, OpenError> {
         let request = proto::OpenSessionRequest { caller: Some(client.caller()) };
@@ -190,7 +196,8 @@ impl Session {
         self.shared.registry.ended()
     }
 
-    /// Ends the session, and waits for the server to have fenced its keys. Errors do not matter any more.
+    /// Ends the session: its keys are fenced, what it did not commit leaves no trace. If the server cannot be told, it
+    /// finds out by itself.
     pub async fn close(self) {
         let request = proto::CloseSessionRequest { session: self.shared.secret.clone() };
         if let Err(status) = self.shared.client.calls().close_session(request).await {
@@ -230,6 +237,16 @@ impl Shared {
         // If the session's tasks are gone, so is the lease.
         let _ = self.dropped.send((lease, wrote));
     }
+}
+
+/// One for the whole process: its threads serve every session.
+fn iwarp() -> std::io::Result<Arc<dyn Fabric>> {
+    static IWARP: Mutex<Option<Arc<Iwarp>>> = Mutex::new(None);
+    let mut iwarp = IWARP.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(iwarp) = &*iwarp {
+        return Ok(iwarp.clone());
+    }
+    Ok(iwarp.insert(Arc::new(Iwarp::new(iwarp::Config::default())?)).clone())
 }
 
 /// The server says "0.0.0.0:7118" if it listens everywhere: then it is where the control plane is.
