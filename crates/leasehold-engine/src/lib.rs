@@ -13,15 +13,35 @@
 
 pub mod arena;
 pub mod break_log;
+mod buffer;
+mod change;
+mod checkpoint;
+pub mod checksum;
+pub mod disk;
 mod driver;
 pub mod engine;
 pub mod event;
+mod file;
 pub mod files;
+mod identity;
 pub mod inspect;
+mod load;
+mod log;
 pub mod metrics;
+mod names;
+mod namespace;
 mod open_files;
 pub mod path;
+mod record;
+mod recovery;
+mod ring;
+mod scrub;
 pub mod session;
+mod sidecar;
 pub mod storage;
+mod store;
+mod threads;
+mod workers;
+mod writeback;
 
 pub use engine::{Config, Engine};

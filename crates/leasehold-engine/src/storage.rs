@@ -1,4 +1,18 @@
 //! A store: real files, their checksums and their write-ahead record, behind the core's data outputs.
+//!
+//! [`Storage::perform`] never blocks: transfers go to the disk's thread, everything else to the workers. Answers come from
+//! these threads.
+
+mod inner;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use inner::Inner;
+
+pub use crate::namespace::{Entry, Kind, NamespaceError, OpenedFile, Stat};
+pub use crate::recovery::Damage;
+pub use crate::scrub::Survey;
+pub use crate::store::OpenError;
 
 use crate::arena::Arena;
 use crate::path::StorePath;
@@ -8,13 +22,13 @@ use leasehold_core::output::Output;
 use leasehold_core::range::BlockRange;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::Ordering;
 
 /// Where answers go. Called from storage threads; must not block.
 pub type Answers = Arc<dyn Fn(Input) + Send + Sync>;
 
-/// Hears of every block that a load found to differ from its checksum. Called from storage threads, before the load
-/// is answered with [`Fault::Io`]; must not block.
+/// Hears of every block that a load or merge found to differ from its checksum. Called from storage threads, before the
+/// answer with [`Fault::Io`]; must not block.
 pub type MismatchObserver = Arc<dyn Fn(Mismatch) + Send + Sync>;
 
 /// How to open a store.
@@ -64,24 +78,15 @@ pub enum Backend {
 pub struct Opened {
     /// What people should know: which fallbacks are in use and why.
     pub notes: Vec<String>,
+    /// Whether data goes from the frames to the disk without a copy (`O_DIRECT`).
+    pub zero_copy: bool,
     /// Whether the store's last server ended without [`Storage::stop`].
     pub recovered: bool,
     /// What recovery could not make whole: blocks that are neither old nor new, a record damaged in the middle.
     pub damage: Vec<Damage>,
 }
 
-/// Something that recovery could not make whole. Reads of the blocks answer [`Fault::Io`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Damage {
-    /// The file, if it is known.
-    pub path: Option<StorePath>,
-    /// Its blocks, if they are known.
-    pub blocks: Option<BlockRange>,
-    /// What is the matter.
-    pub what: String,
-}
-
-/// Blocks whose bytes are not those that were committed.
+/// A block whose bytes are not those that were committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
     /// The file.
@@ -104,139 +109,37 @@ pub enum Detail {
     /// To `Output::Verify`: the CRC32C of the range's bytes, if the holder gave one.
     Crc(Option<u32>),
     /// To `Output::Perform` of `Change::Remove`: by unlinking this name.
-    Unlink { path: StorePath },
-    /// To `Output::Perform` of `Change::Remove`: by renaming `from` over the file's name `to`.
-    RenameOver { from: StorePath, to: StorePath },
-}
-
-/// A file that was opened or created.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenedFile {
-    /// Its id until it is forgotten. Every name of the file gives the same.
-    pub file: FileId,
-    /// Its committed size in bytes.
-    pub size: u64,
-    /// How many names it has.
-    pub links: u64,
-    /// Whether this call created it.
-    pub created: bool,
-}
-
-/// What a name stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// An ordinary file.
-    File,
-    /// A directory.
-    Directory,
-    /// Something that the store does not serve (a symbolic link, a device ..).
-    Other,
-}
-
-/// What is known about a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stat {
-    /// What it stands for.
-    pub kind: Kind,
-    /// The file's committed and durable size; of an open file the core may know a newer one.
-    pub size: u64,
-    /// How many names it has.
-    pub links: u64,
-    /// When it was last modified on disk.
-    pub modified: SystemTime,
-    /// Its id, if it is open.
-    pub file: Option<FileId>,
-}
-
-/// One name in a directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The name, without the directory.
-    pub name: String,
-    /// What it stands for.
-    pub kind: Kind,
-}
-
-/// Why a name could not be looked up or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum NamespaceError {
-    /// Nothing is there.
-    #[error("{path} does not exist; create it first, or check the name")]
-    NotFound { path: StorePath },
-    /// Something is there already.
-    #[error("{path} exists already; remove it first, or choose another name")]
-    Exists { path: StorePath },
-    /// It is not an ordinary file.
-    #[error("{path} is not an ordinary file; name one")]
-    NotAFile { path: StorePath },
-    /// It, or a part of its path, is not a directory.
-    #[error("{path} is not a directory, or a part of it is not; name one")]
-    NotADirectory { path: StorePath },
-    /// It holds names.
-    #[error("the directory {path} is not empty; remove what is in it first")]
-    NotEmpty { path: StorePath },
-    /// A symbolic link, or an escape from the store.
-    #[error("{path} leads through a symbolic link, which the store does not follow; name the file itself")]
-    Link { path: StorePath },
-    /// The root cannot be changed.
-    #[error("the root of the store cannot be renamed or removed; name something in it")]
-    Root,
-    /// The filesystem said no.
-    #[error("cannot {operation} {path}; see the cause")]
-    System {
-        operation: &'static str,
+    Unlink {
+        /// The file's last name.
         path: StorePath,
-        #[source]
-        source: std::io::Error,
     },
-}
-
-/// Why a store could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another server has it open.
-    #[error("the store {directory:?} is in use by {holder}; stop that server, or serve another directory")]
-    InUse { directory: PathBuf, holder: String },
-    /// A newer version made it.
-    #[error(
-        "the store {directory:?} has format {found}, and this version knows {known}; use a newer leasehold"
-    )]
-    NewerFormat { directory: PathBuf, found: String, known: u32 },
-    /// It holds files that are not a store's.
-    #[error(
-        "{directory:?} is neither empty nor a store; name an empty directory, or move its files into files/ of one"
-    )]
-    NotAStore { directory: PathBuf },
-    /// Its own records cannot be understood.
-    #[error(
-        "{path:?} of the store is damaged ({what}); restore it from a backup, or move it away and run scrub --adopt"
-    )]
-    Damaged { path: PathBuf, what: String },
-    /// The filesystem said no.
-    #[error("cannot {operation} {path:?}; check that the directory exists, can be written and has space")]
-    System {
-        operation: &'static str,
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
+    /// To `Output::Perform` of `Change::Remove`: by renaming `from` over the file's name `to`.
+    RenameOver {
+        /// The file that takes the name.
+        from: StorePath,
+        /// The last name of the file that is removed.
+        to: StorePath,
     },
 }
 
 /// A clean shutdown that was not: the next open recovers from the write-ahead record.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "could not write the checksums back ({what}); the write-ahead record stays, and the next start recovers from it"
+    "could not write the checksums back ({source}); the write-ahead record stays, and the next start recovers from it"
 )]
 pub struct StopError {
     /// What failed.
-    pub what: String,
+    #[source]
+    pub source: std::io::Error,
 }
 
 /// See the module.
-pub struct Storage {}
+pub struct Storage {
+    inner: Arc<Inner>,
+}
 
 impl Storage {
-    /// Opens the store, or creates it in an empty directory, takes its lock and recovers.
+    /// Opens the store, or creates it in an empty directory, takes its lock and recovers. Blocks.
     ///
     /// # Errors
     ///
@@ -246,19 +149,38 @@ impl Storage {
         arena: Arc<Arena>,
         answers: Answers,
     ) -> Result<(Storage, Opened), OpenError> {
-        let _ = (config, arena, answers);
-        unimplemented!()
+        let (inner, opened) = Inner::open(config, arena, answers)?;
+        Ok((Storage { inner }, opened))
     }
 
     /// Performs one of `Load`, `Zero`, `Verify`, `Merge`, `Record`, `Write`, `Perform`, `Flush`; never blocks. The
-    /// answer comes later, from a storage thread.
+    /// answer comes later, from a storage thread; exactly one for each.
     ///
     /// # Panics
     ///
-    /// On any other output, on a file that is not open, and on a detail that does not fit: bugs of the caller.
+    /// On any other output. A file that is not open, and a detail that does not fit, panic on a storage thread. All are
+    /// bugs of the caller.
     pub fn perform(&self, output: Output, detail: Detail) {
-        let _ = (output, detail);
-        unimplemented!()
+        let inner = &self.inner;
+        match output {
+            Output::Load { by, file, blocks, size, into } => inner.load(by, file, blocks, size, into),
+            Output::Zero { lease, into } => inner.work(move |inner| inner.zero(lease, into)),
+            Output::Verify { lease, file: _, range, run } => {
+                inner.work(move |inner| inner.verify(lease, range, run, &detail));
+            }
+            Output::Merge { lease, file, range, size, run } => {
+                inner.work(move |inner| inner.merge(lease, file, range, size, run));
+            }
+            Output::Record { write, file, range, size, run } => {
+                inner.work(move |inner| inner.record(write, file, range, size, run));
+            }
+            Output::Write { write, file: _, blocks, size: _, run } => inner.write(write, blocks, run),
+            Output::Perform { request, file, change } => {
+                inner.work(move |inner| inner.change(request, file, change, &detail));
+            }
+            Output::Flush { request, file } => inner.work(move |inner| inner.flush(request, file)),
+            other => panic!("{other:?} is not for the storage"),
+        }
     }
 
     /// Opens the file at `path`. Blocks.
@@ -267,8 +189,7 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn open_file(&self, path: &StorePath) -> Result<OpenedFile, NamespaceError> {
-        let _ = path;
-        unimplemented!()
+        self.inner.open_file(path, false)
     }
 
     /// Opens the file at `path`, and creates it if it is not there. Blocks. The name is durable after the next flush
@@ -278,8 +199,7 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn create(&self, path: &StorePath) -> Result<OpenedFile, NamespaceError> {
-        let _ = path;
-        unimplemented!()
+        self.inner.open_file(path, true)
     }
 
     /// What is known about a name. Blocks.
@@ -288,8 +208,7 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn stat(&self, path: &StorePath) -> Result<Stat, NamespaceError> {
-        let _ = path;
-        unimplemented!()
+        self.inner.stat(path)
     }
 
     /// The names in a directory, sorted. Blocks.
@@ -298,8 +217,7 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn list(&self, path: &StorePath) -> Result<Vec<Entry>, NamespaceError> {
-        let _ = path;
-        unimplemented!()
+        self.inner.list(path)
     }
 
     /// Makes a directory; its parent must exist. Blocks.
@@ -308,8 +226,7 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn make_directory(&self, path: &StorePath) -> Result<(), NamespaceError> {
-        let _ = path;
-        unimplemented!()
+        self.inner.make_directory(path)
     }
 
     /// Gives a file or directory another name, which must be free: a rename over a file is `Output::Perform` of
@@ -319,8 +236,7 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn rename(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
-        let _ = (from, to);
-        unimplemented!()
+        self.inner.rename(from, to)
     }
 
     /// Removes an empty directory. Blocks.
@@ -329,8 +245,7 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn remove_directory(&self, path: &StorePath) -> Result<(), NamespaceError> {
-        let _ = path;
-        unimplemented!()
+        self.inner.remove_directory(path)
     }
 
     /// Removes one name of a file that has others; the last one goes by `Output::Perform` of `Change::Remove`. Blocks.
@@ -339,22 +254,59 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn unlink_extra(&self, path: &StorePath) -> Result<(), NamespaceError> {
-        let _ = path;
-        unimplemented!()
+        self.inner.unlink_extra(path)
     }
 
     /// The last known path of an open file.
     #[must_use]
     pub fn path_of(&self, file: FileId) -> Option<StorePath> {
-        let _ = file;
-        unimplemented!()
+        self.inner.files().by_id.get(&file).map(|file| file.path())
+    }
+
+    /// The committed and durable size of an open file; the core may know a newer one.
+    #[must_use]
+    pub fn size_of(&self, file: FileId) -> Option<u64> {
+        let file = self.inner.files().by_id.get(&file).cloned()?;
+        let size = file.sums().header.size;
+        Some(size)
+    }
+
+    /// How many blocks of an open file were found to differ from their checksums since it was opened.
+    #[must_use]
+    pub fn mismatches_of(&self, file: FileId) -> Option<u64> {
+        self.inner.files().by_id.get(&file).map(|file| file.mismatches.load(Ordering::Relaxed))
     }
 
     /// Closes an open file. The core must have forgotten it, with nothing under way. Its checksums are written back at
-    /// the next checkpoint.
+    /// the next checkpoint. Blocks.
     pub fn forget(&self, file: FileId) {
-        let _ = file;
-        unimplemented!()
+        self.inner.forget(file);
+    }
+
+    /// Calls `visit` with every ordinary file below `from`, in order, until it answers `false`. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`].
+    pub fn walk(
+        &self,
+        from: &StorePath,
+        visit: &mut dyn FnMut(&StorePath) -> bool,
+    ) -> Result<(), NamespaceError> {
+        self.inner.walk(from, visit).map(drop)
+    }
+
+    /// How many blocks of an open file are in which state. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`] if the sidecar cannot be read; the log has the cause.
+    pub fn survey(&self, file: FileId, blocks: BlockRange) -> Result<Survey, Fault> {
+        let file = self.inner.file(file);
+        self.inner.survey(&file, blocks).map_err(|error| {
+            tracing::error!(path = %file.path(), %error, "cannot survey the file");
+            Fault::Io
+        })
     }
 
     /// Writes all checksums back and begins a new write-ahead record. Blocks. Runs by itself when the record is long.
@@ -363,7 +315,10 @@ impl Storage {
     ///
     /// [`Fault`]; the old record stays, so nothing is lost.
     pub fn checkpoint(&self) -> Result<(), Fault> {
-        unimplemented!()
+        self.inner.checkpoint().map_err(|error| {
+            tracing::error!(%error, "cannot write the checksums back");
+            crate::writeback::fault_of(&error)
+        })
     }
 
     /// Ends cleanly: what was asked for is answered, all checksums are durable, the record is retired. Blocks.
@@ -372,6 +327,13 @@ impl Storage {
     ///
     /// [`StopError`].
     pub fn stop(self) -> Result<(), StopError> {
-        unimplemented!()
+        self.inner.stop().map_err(|source| StopError { source })
+    }
+}
+
+impl Drop for Storage {
+    /// As after a kill: nothing more is written back, and the next open recovers.
+    fn drop(&mut self) {
+        self.inner.abandon();
     }
 }

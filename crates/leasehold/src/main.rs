@@ -1,2 +1,6 @@
-//! The command.
-fn main() {}
+//! The command `leasehold`; see the library beside it.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    leasehold::command::run()
+}

@@ -1,0 +1,259 @@
+//! Plain file operations and questions, over gRPC.
+
+use crate::caller::this_process;
+use crate::error::{CallError, ConnectError};
+use crate::event::Event;
+use crate::location::Server;
+use crate::proto::leasehold_client::LeaseholdClient;
+use crate::{ByteRange, proto};
+use bytes::Bytes;
+use hyper_util::rt::TokioIo;
+
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::transport::{Channel, Endpoint};
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest answer that is taken: a listing of a large directory is one message.
+const MESSAGE_BYTES_MAX: usize = 256 << 20;
+/// The most bytes in one piece of a write through gRPC.
+const WRITE_PIECE_BYTES: usize = 1 << 20;
+
+/// A control connection. Cheap to clone; clones share the connection.
+///
+/// Every operation here may break leases that are in its way, and then waits for them: at most the grace period and
+/// the fence. Dropping the future gives up waiting.
+#[derive(Clone, Debug)]
+pub struct Client {
+    calls: LeaseholdClient<Channel>,
+    server: Server,
+    caller: proto::Identity,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// If nobody answers within 5 seconds.
+    pub async fn connect(server: &Server) -> Result<Client, ConnectError> {
+        let address = |source| ConnectError::Address { server: server.clone(), source };
+        let unreachable = |source: tonic::transport::Error| ConnectError::Unreachable {
+            server: server.clone(),
+            why: innermost(&source),
+        };
+        let channel = match server {
+            Server::Tcp { host, port } => {
+                let uri = if host.contains(':') {
+                    format!("http://[{host}]:{port}")
+                } else {
+                    format!("http://{host}:{port}")
+                };
+                let endpoint = settings(Endpoint::from_shared(uri).map_err(address)?);
+                endpoint.connect().await.map_err(unreachable)?
+            }
+            Server::Unix(path) => {
+                let path = path.clone();
+                let dial = tower::service_fn(move |_| {
+                    let path = path.clone();
+                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                });
+                // The address is only what the HTTP layer shows; the connector ignores it.
+                let endpoint = settings(Endpoint::from_static("http://localhost"));
+                endpoint.connect_with_connector(dial).await.map_err(unreachable)?
+            }
+        };
+        Ok(Client {
+            calls: LeaseholdClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            server: server.clone(),
+            caller: (&this_process()).into(),
+        })
+    }
+
+    /// Where it is connected.
+    #[must_use]
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    pub(crate) fn calls(&self) -> LeaseholdClient<Channel> {
+        self.calls.clone()
+    }
+
+    pub(crate) fn caller(&self) -> proto::Identity {
+        self.caller.clone()
+    }
+
+    fn me(&self) -> Option<proto::Identity> {
+        Some(self.caller())
+    }
+
+    /// What the server is, and what it holds right now.
+    pub async fn status(&self) -> Result<proto::StatusResponse, CallError> {
+        Ok(self.calls().status(proto::StatusRequest {}).await?.into_inner())
+    }
+
+    /// Creates an empty file, unless it exists.
+    pub async fn create(&self, path: &str) -> Result<proto::File, CallError> {
+        let request = proto::CreateRequest { path: path.to_owned() };
+        Ok(self.calls().create(request).await?.into_inner().file.unwrap_or_default())
+    }
+
+    /// What is known of a file or directory.
+    pub async fn stat(&self, path: &str) -> Result<proto::File, CallError> {
+        let request = proto::StatRequest { path: path.to_owned() };
+        Ok(self.calls().stat(request).await?.into_inner().file.unwrap_or_default())
+    }
+
+    /// What is in a directory, sorted by name; or the file itself.
+    pub async fn list(&self, path: &str) -> Result<Vec<proto::File>, CallError> {
+        let request = proto::ListRequest { path: path.to_owned() };
+        Ok(self.calls().list(request).await?.into_inner().files)
+    }
+
+    /// Makes a directory; with `parents`, those that are missing too, and none is no error.
+    pub async fn make_directory(&self, path: &str, parents: bool) -> Result<(), CallError> {
+        let request = proto::MakeDirectoryRequest { path: path.to_owned(), parents };
+        self.calls().make_directory(request).await?;
+        Ok(())
+    }
+
+    /// Renames. Breaks no lease on `from`; removes a file at `to`, which does on that one.
+    pub async fn rename(&self, from: &str, to: &str) -> Result<(), CallError> {
+        let request = proto::RenameRequest { from: from.to_owned(), to: to.to_owned(), caller: self.me() };
+        self.calls().rename(request).await?;
+        Ok(())
+    }
+
+    /// Removes a file or an empty directory.
+    pub async fn remove(&self, path: &str) -> Result<(), CallError> {
+        let request = proto::RemoveRequest { path: path.to_owned(), caller: self.me() };
+        self.calls().remove(request).await?;
+        Ok(())
+    }
+
+    /// Sets a file's size.
+    pub async fn truncate(&self, path: &str, size: u64) -> Result<(), CallError> {
+        let request = proto::TruncateRequest { path: path.to_owned(), size, caller: self.me() };
+        self.calls().truncate(request).await?;
+        Ok(())
+    }
+
+    /// Frees a range, which then reads as zeros.
+    pub async fn punch(&self, path: &str, range: ByteRange) -> Result<(), CallError> {
+        let request =
+            proto::PunchRequest { path: path.to_owned(), range: Some(range.into()), caller: self.me() };
+        self.calls().punch(request).await?;
+        Ok(())
+    }
+
+    /// fsync: returns once every commit that was acknowledged before is durable.
+    pub async fn sync(&self, path: &str) -> Result<(), CallError> {
+        self.calls().sync(proto::SyncRequest { path: path.to_owned() }).await?;
+        Ok(())
+    }
+
+    /// Reads committed bytes through gRPC: for small things. `length`: `None` to the end of the file.
+    pub async fn read(
+        &self,
+        path: &str,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<impl Stream<Item = Result<Bytes, CallError>> + use<>, CallError> {
+        let request = proto::ReadRequest { path: path.to_owned(), offset, length };
+        let pieces = self.calls().read(request).await?.into_inner();
+        Ok(pieces.map(|piece| Ok(piece?.data)))
+    }
+
+    /// Writes through gRPC, breaking the leases in the way: for small things. Returns the file's size.
+    pub async fn write(&self, path: &str, offset: u64, bytes: Bytes) -> Result<u64, CallError> {
+        let header = proto::WriteHeader { path: path.to_owned(), offset, caller: self.me() };
+        let first = proto::WriteRequest { header: Some(header), data: Bytes::new() };
+        let pieces = pieces(bytes).map(|data| proto::WriteRequest { header: None, data });
+        let requests = tokio_stream::iter(std::iter::once(first).chain(pieces));
+        Ok(self.calls().write(requests).await?.into_inner().size)
+    }
+
+    /// Who holds what; of all files if `path` is `None`.
+    pub async fn leases(&self, path: Option<&str>) -> Result<Vec<proto::Lease>, CallError> {
+        let request = proto::LeasesRequest { path: path.unwrap_or_default().to_owned() };
+        Ok(self.calls().leases(request).await?.into_inner().leases)
+    }
+
+    /// The newest breaks, oldest first. `limit` 0: as many as the server likes.
+    pub async fn breaks(&self, limit: u32) -> Result<Vec<proto::BreakRecord>, CallError> {
+        Ok(self.calls().breaks(proto::BreaksRequest { limit }).await?.into_inner().breaks)
+    }
+
+    /// Who waits for whom on a file.
+    pub async fn why(&self, path: &str) -> Result<Vec<proto::Wait>, CallError> {
+        let request = proto::WhyRequest { path: path.to_owned() };
+        Ok(self.calls().why(request).await?.into_inner().waits)
+    }
+
+    /// Everything that happens on the server from now on.
+    pub async fn watch(&self) -> Result<impl Stream<Item = Result<Event, CallError>> + use<>, CallError> {
+        let events = self.calls().watch(proto::WatchRequest {}).await?.into_inner();
+        Ok(events.map(|event| Ok(Event::try_from(event?)?)))
+    }
+
+    /// Verifies every block of a file, or of all: one item a file, then one with the totals.
+    pub async fn scrub(
+        &self,
+        path: Option<&str>,
+    ) -> Result<impl Stream<Item = Result<proto::scrub_response::Item, CallError>> + use<>, CallError> {
+        let request = proto::ScrubRequest { path: path.unwrap_or_default().to_owned() };
+        let items = self.calls().scrub(request).await?.into_inner();
+        let missing = || CallError::from(crate::convert::Malformed::Missing("item"));
+        Ok(items.map(move |response| response?.item.ok_or_else(missing)))
+    }
+}
+
+fn settings(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(8 << 20)
+}
+
+fn pieces(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        let length = bytes.len().min(WRITE_PIECE_BYTES);
+        (length > 0).then(|| bytes.split_to(length))
+    })
+}
+
+/// The innermost cause: what the system said ("Connection refused (os error 111)").
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_is_cut_into_pieces_of_a_mebibyte_and_nothing_is_no_piece() {
+        let lengths: Vec<usize> =
+            pieces(Bytes::from(vec![0; (2 << 20) + 5])).map(|piece| piece.len()).collect();
+        assert_eq!(lengths, [1 << 20, 1 << 20, 5]);
+        assert_eq!(pieces(Bytes::new()).count(), 0);
+    }
+
+    #[tokio::test]
+    async fn when_nobody_listens_the_error_names_the_server_and_the_cause() {
+        let server = Server::Unix("/nonexistent/control.sock".into());
+        let error = Client::connect(&server).await.unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/control.sock"), "{error}");
+        assert!(error.contains("No such file or directory"), "{error}");
+    }
+}

@@ -1,0 +1,277 @@
+//! `Perform` and `Flush`: truncates, punches and removals, and what an fsync owes beyond data.
+//!
+//! A truncate or punch is recorded durably before it touches the file, with its boundary blocks as they will be, so that
+//! recovery can do it again: record, change, flush, sums, answer.
+
+use crate::checksum::crc32c;
+use crate::disk;
+use crate::file::{JudgeError, StoreFile, SumsError};
+use crate::log::Entry;
+use crate::path::StorePath;
+use crate::record::{Body, ChangeBody};
+use crate::sidecar::{BlockState, PAGE};
+use crate::storage::{Detail, Inner};
+use crate::writeback::fault_of;
+use leasehold_core::ids::{FileId, RequestId};
+use leasehold_core::input::{Change, Fault, Input};
+use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange};
+use rustix::fs::AtFlags;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+enum ChangeFailed {
+    #[error("cannot write the write-ahead record: {0}")]
+    Record(Arc<io::Error>),
+    #[error(transparent)]
+    Block(#[from] JudgeError),
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+impl ChangeFailed {
+    fn fault(&self) -> Fault {
+        match self {
+            ChangeFailed::Record(error) => fault_of(error),
+            ChangeFailed::System(error) | ChangeFailed::Block(JudgeError::Sums(SumsError::System(error))) => {
+                fault_of(error)
+            }
+            ChangeFailed::Block(_) => Fault::Io,
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn change(
+        self: &Arc<Inner>,
+        request: RequestId,
+        file: FileId,
+        change: Change,
+        detail: &Detail,
+    ) {
+        let file = self.file(file);
+        let result = match (change, detail) {
+            (Change::Truncate { size }, Detail::None) => self.truncate(&file, size),
+            (Change::Punch { range }, Detail::None) => self.punch(&file, range),
+            (Change::Remove, Detail::Unlink { path }) => {
+                self.remove(&file, || self.names.unlink(&self.store, path, AtFlags::empty()))
+            }
+            (Change::Remove, Detail::RenameOver { from, to }) => self.remove_over(&file, from, to),
+            (change, detail) => panic!("{detail:?} makes no sense for {change:?}"),
+        };
+        let result = result.map_err(|error| {
+            tracing::error!(path = %file.path(), ?change, %error, "cannot change the file");
+            error.fault()
+        });
+        self.answer(Input::Performed { request, result });
+    }
+
+    fn truncate(self: &Arc<Inner>, file: &Arc<StoreFile>, size: u64) -> Result<(), ChangeFailed> {
+        let old = file.sums().header.size;
+        let (hole, mut images) = (BlockRange::new(size.div_ceil(BLOCK_BYTES), u64::MAX), Vec::new());
+        let shrinks = size < old.max(file.sums().recorded_size);
+        if shrinks && !size.is_multiple_of(BLOCK_BYTES) {
+            let block = size / BLOCK_BYTES;
+            images.extend(self.zeroed_part(file, block, (size % BLOCK_BYTES) as usize..PAGE)?);
+        }
+        let body = ChangeBody { size, hole: hole.filter(|_| shrinks), images };
+        self.recorded(file, body, |body| {
+            self.disk.truncate(&file.disk, size)?;
+            self.disk.sync(&file.disk)?;
+            let mut sums = file.sums();
+            sums.disk_size = size;
+            sums.recorded_size = size;
+            sums.set_size(size);
+            self.apply(&mut sums, body)
+        })?;
+        if let Some(hole) = hole {
+            self.drop_writes(file, hole);
+        }
+        Ok(())
+    }
+
+    fn punch(self: &Arc<Inner>, file: &Arc<StoreFile>, range: ByteRange) -> Result<(), ChangeFailed> {
+        let size = file.sums().header.size;
+        let Some(range) = ByteRange::new(range.start(), range.end().min(size)) else { return Ok(()) };
+        // The file's last block is whole if all that it holds goes.
+        let end = if range.end() == size { size.div_ceil(BLOCK_BYTES) } else { range.end() / BLOCK_BYTES };
+        let hole = BlockRange::new(range.start().div_ceil(BLOCK_BYTES), end);
+        let mut images: Vec<(u64, u32, Box<[u8; PAGE]>)> = Vec::new();
+        let blocks = range.blocks();
+        for block in [blocks.start(), blocks.end() - 1] {
+            let whole = hole.is_some_and(|hole| (hole.start()..hole.end()).contains(&block));
+            if whole || images.iter().any(|(seen, ..)| *seen == block) {
+                continue;
+            }
+            let start = block * BLOCK_BYTES;
+            let (from, to) = (range.start().max(start) - start, range.end().min(start + BLOCK_BYTES) - start);
+            images.extend(self.zeroed_part(file, block, from as usize..to as usize)?);
+        }
+        self.recorded(file, ChangeBody { size, hole, images }, |body| {
+            if let Some(hole) = body.hole {
+                self.disk.punch(&file.disk, hole.start() * BLOCK_BYTES, hole.len() * BLOCK_BYTES)?;
+            }
+            for (block, _, image) in &body.images {
+                let image = crate::buffer::Buffer::of(&image[..]);
+                disk::write(&*self.disk, &file.disk, block * BLOCK_BYTES, image)?;
+            }
+            self.disk.sync(&file.disk)?;
+            let mut sums = file.sums();
+            let end = body.images.iter().map(|(block, ..)| (block + 1) * BLOCK_BYTES).max();
+            sums.disk_size = sums.disk_size.max(end.unwrap_or(0));
+            self.apply(&mut sums, body)
+        })?;
+        if let Some(hole) = hole {
+            self.drop_writes(file, hole);
+        }
+        Ok(())
+    }
+
+    /// The block with some bytes zeroed; `None` if it holds nothing.
+    fn zeroed_part(
+        &self,
+        file: &StoreFile,
+        block: u64,
+        part: std::ops::Range<usize>,
+    ) -> Result<Option<(u64, u32, Box<[u8; PAGE]>)>, JudgeError> {
+        if file.sums().get(&*self.disk, block)? == BlockState::Hole {
+            return Ok(None);
+        }
+        let mut bytes = self.committed_block(file, block, u64::MAX)?;
+        bytes[part].fill(0);
+        Ok(Some((block, crc32c(&bytes[..]), bytes)))
+    }
+
+    fn apply(&self, sums: &mut crate::file::Sums, body: &ChangeBody) -> Result<(), ChangeFailed> {
+        if let Some(hole) = body.hole {
+            sums.clear(&*self.disk, hole).map_err(JudgeError::from)?;
+        }
+        for (block, crc, _) in &body.images {
+            sums.set(&*self.disk, *block, BlockState::Known(*crc)).map_err(JudgeError::from)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the record durable, then changes.
+    fn recorded(
+        self: &Arc<Inner>,
+        file: &Arc<StoreFile>,
+        body: ChangeBody,
+        change: impl FnOnce(&ChangeBody) -> Result<(), ChangeFailed>,
+    ) -> Result<(), ChangeFailed> {
+        let entry = {
+            let sums = file.sums();
+            self.mark_dirty(file);
+            let (identity, marked) = (file.identity, sums.marked);
+            Entry { identity, mark: file.mark(&sums), marked, body: Body::Change(body.clone()) }
+        };
+        let (told, durable) = mpsc::channel();
+        let appended = self.log.append(
+            entry,
+            Box::new(move |result| {
+                // The receiver waits right below.
+                let _ = told.send(result);
+            }),
+        );
+        let result = match durable.recv().expect("the log answers every record") {
+            Err(error) => Err(ChangeFailed::Record(error)),
+            Ok(()) => {
+                let mut sums = file.sums();
+                sums.marked = sums.marked.max(appended.epoch);
+                drop(sums);
+                let changed = change(&body);
+                // Again: a checkpoint may have taken the file for clean before the change.
+                self.mark_dirty(file);
+                changed
+            }
+        };
+        if result.is_err() && !self.cancelled(file, appended.sequence) {
+            // It stays open, and recovery will do it: the disk is failing, and nothing better is left.
+            return result;
+        }
+        self.log.close(appended.sequence);
+        result
+    }
+
+    /// Tells recovery not to do a change that was answered with a fault. Whether that is durable.
+    fn cancelled(self: &Arc<Inner>, file: &StoreFile, sequence: u64) -> bool {
+        let (told, durable) = mpsc::channel();
+        let body = Body::Cancel { sequence };
+        self.log.note(
+            file.identity,
+            body,
+            Box::new(move |result| {
+                // The receiver waits right below.
+                let _ = told.send(result);
+            }),
+        );
+        durable.recv().expect("the log answers every record").is_ok()
+    }
+
+    /// The last name goes, by `unlink`.
+    fn remove(
+        self: &Arc<Inner>,
+        file: &Arc<StoreFile>,
+        unlink: impl FnOnce() -> rustix::io::Result<()>,
+    ) -> Result<(), ChangeFailed> {
+        self.log.note(file.identity, Body::Remove, Box::new(|_| {}));
+        unlink().map_err(io::Error::from)?;
+        self.names.sync()?;
+        if rustix::fs::fstat(&file.disk.file).map_err(io::Error::from)?.st_nlink > 0 {
+            return Ok(());
+        }
+        if let Some(all) = BlockRange::new(0, u64::MAX) {
+            self.drop_writes(file, all);
+        }
+        file.sums().removed = true;
+        self.unmark_dirty(file);
+        self.store.remove_sidecar(file.identity)?;
+        Ok(())
+    }
+
+    fn remove_over(
+        self: &Arc<Inner>,
+        file: &Arc<StoreFile>,
+        from: &StorePath,
+        to: &StorePath,
+    ) -> Result<(), ChangeFailed> {
+        self.remove(file, || {
+            self.names.rename(&self.store, from, to, true)?;
+            self.moved(from, to);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn flush(self: &Arc<Inner>, request: RequestId, file: FileId) {
+        let file = self.file(file);
+        let result = self.try_flush(&file).map_err(|error| {
+            tracing::error!(path = %file.path(), %error, "cannot flush the file's names");
+            fault_of(&error)
+        });
+        self.answer(Input::Flushed { request, result });
+    }
+
+    /// Data, sums and size are durable already, by the record; names are not.
+    fn try_flush(&self, file: &StoreFile) -> io::Result<()> {
+        self.trim(file)?;
+        if file.unsynced.swap(false, Ordering::AcqRel)
+            && let Err(error) = self.disk.sync(&file.disk)
+        {
+            file.unsynced.store(true, Ordering::Release);
+            return Err(error);
+        }
+        self.names.sync()
+    }
+
+    /// Sets the file's length on disk to the committed size, if no write is under way.
+    pub(crate) fn trim(&self, file: &StoreFile) -> io::Result<()> {
+        let mut sums = file.sums();
+        if sums.writes == 0 && sums.disk_size > sums.header.size && !sums.removed {
+            self.disk.truncate(&file.disk, sums.header.size)?;
+            sums.disk_size = sums.header.size;
+        }
+        Ok(())
+    }
+}

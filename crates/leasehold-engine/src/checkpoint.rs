@@ -1,0 +1,128 @@
+//! Checkpoints: sidecar pages go back to their files, so that the write-ahead record can begin anew.
+//!
+//! ```text
+//! switch the record's segments -> for each file: pages into the record -> file durable -> pages in place -> retire the old segment
+//! ```
+//! A page is in the record before it is overwritten in place, so that a torn page loses nothing. If any step fails, the old
+//! segment stays and the next checkpoint goes on.
+
+use crate::buffer::Buffer;
+use crate::disk;
+use crate::file::{StoreFile, page_offset};
+use crate::record::Body;
+use crate::sidecar::PAGE;
+use crate::storage::Inner;
+use std::io;
+use std::sync::{Arc, mpsc};
+
+impl Inner {
+    /// Blocks. One at a time.
+    pub(crate) fn checkpoint(self: &Arc<Inner>) -> io::Result<()> {
+        let _one = self.checkpointing.lock().expect("no panic while held");
+        self.log.switch()?;
+        let files: Vec<Arc<StoreFile>> = self.dirty().values().cloned().collect();
+        for file in files {
+            self.checkpoint_file(&file).inspect_err(|error| {
+                tracing::error!(path = %file.path(), %error, "cannot write the checksums back");
+            })?;
+        }
+        self.log.retire()?;
+        self.evict();
+        Ok(())
+    }
+
+    fn checkpoint_file(self: &Arc<Inner>, file: &Arc<StoreFile>) -> io::Result<()> {
+        self.trim(file)?;
+        let (pages, mark, busy) = {
+            let mut sums = file.sums();
+            if sums.removed {
+                drop(sums);
+                self.unmark_dirty(file);
+                return Ok(());
+            }
+            let busy = sums.writes > 0 || sums.disk_size != sums.header.size;
+            (sums.take_dirty(), busy.then(|| file.mark(&sums)), busy)
+        };
+        let written = self.write_back(file, &pages, mark);
+        let mut sums = file.sums();
+        if let Err(error) = written {
+            sums.still_dirty(pages.iter().map(|(number, _)| *number));
+            return Err(error);
+        }
+        let clean = !busy && sums.writes == 0 && !sums.is_dirty() && sums.disk_size == sums.header.size;
+        if clean {
+            self.unmark_dirty(file);
+            drop(sums);
+            self.release(file);
+        }
+        Ok(())
+    }
+
+    fn write_back(
+        self: &Arc<Inner>,
+        file: &StoreFile,
+        pages: &[(Option<u32>, [u8; PAGE])],
+        mark: Option<Body>,
+    ) -> io::Result<()> {
+        let images =
+            pages.iter().map(|(number, bytes)| Body::Page { number: *number, bytes: Box::new(*bytes) });
+        let marks_file = mark.is_some();
+        let epoch = self.note_all(file, mark.into_iter().chain(images))?;
+        let sidecar = {
+            let mut sums = file.sums();
+            if marks_file {
+                sums.marked = sums.marked.max(epoch);
+            }
+            match &sums.sidecar {
+                Some(sidecar) => Arc::clone(sidecar),
+                None if pages.is_empty() => return self.disk.sync(&file.disk),
+                None => Arc::clone(sums.sidecar.insert(self.store.create_sidecar(file.identity)?)),
+            }
+        };
+        // The size, as the header will say.
+        self.disk.sync(&file.disk)?;
+        let mut rest = pages;
+        while let Some((first, _)) = rest.first() {
+            let start = page_offset(*first);
+            let next_to = |index: usize| start + (index * PAGE) as u64;
+            let count =
+                (0..rest.len()).take_while(|index| page_offset(rest[*index].0) == next_to(*index)).count();
+            let (together, others) = rest.split_at(count);
+            let bytes: Vec<u8> = together.iter().flat_map(|(_, page)| page.iter().copied()).collect();
+            disk::write(&*self.disk, &sidecar, start, Buffer::of(&bytes))?;
+            rest = others;
+        }
+        self.disk.sync(&sidecar)
+    }
+
+    /// Waits until all are durable. The epoch that they went to.
+    fn note_all(self: &Arc<Inner>, file: &StoreFile, bodies: impl Iterator<Item = Body>) -> io::Result<u64> {
+        let (told, durable) = mpsc::channel();
+        let (mut count, mut epoch) = (0, 0);
+        for body in bodies {
+            let told = told.clone();
+            epoch = self.log.note(
+                file.identity,
+                body,
+                Box::new(move |result| {
+                    // The receiver waits right below.
+                    let _ = told.send(result);
+                }),
+            );
+            count += 1;
+        }
+        for result in durable.iter().take(count) {
+            result.map_err(|error| io::Error::from(error.kind()))?;
+        }
+        Ok(epoch)
+    }
+
+    /// Drops pages that need not be in memory, if they are many.
+    fn evict(&self) {
+        let files: Vec<Arc<StoreFile>> = self.files().by_identity.values().cloned().collect();
+        let pages: usize = files.iter().map(|file| file.sums().pages_in_memory()).sum();
+        if (pages * PAGE) as u64 > self.config.sidecar_bytes_max {
+            files.iter().for_each(|file| file.sums().evict_clean());
+        }
+    }
+}

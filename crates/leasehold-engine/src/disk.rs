@@ -1,0 +1,238 @@
+//! The seam between what the store decides and how the kernel is asked: reads, writes and flushes of open files.
+//!
+//! Everything that must survive a power loss passes here: data, the write-ahead record, sidecars; so a disk that
+//! records what it is asked, and forgets what was not flushed, can stand in for the real one ([`Disk`]). Names do not
+//! pass here (`names.rs`).
+//!
+//! An operation is done wholly or fails: implementations continue after a short write and after EINTR or EAGAIN.
+
+use crate::buffer::Buffer;
+use std::fs::File;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, mpsc};
+
+/// Larger operations go to the kernel in pieces of this size, many at once. Pieces of frames are cut at multiples of
+/// it in the arena, so none straddles two registered buffers.
+pub(crate) const PIECE_BYTES: usize = 2 << 20;
+
+/// An open file, and what to call it in logs.
+#[derive(Debug)]
+pub struct DiskFile {
+    /// The descriptor.
+    pub file: File,
+    /// A path, for people and for recordings.
+    pub name: String,
+}
+
+/// Memory that an operation uses until it is done.
+#[derive(Debug)]
+pub enum Memory {
+    /// Frames of the arena, which the core keeps aside until the operation is answered.
+    Frames { address: NonNull<u8>, length: usize },
+    /// Memory of our own.
+    Own(Buffer),
+}
+
+// SAFETY: frames are valid as long as the arena (the storage holds it until all operations are done), and have one
+// owner at a time, which is the operation.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    pub(crate) fn address(&self) -> NonNull<u8> {
+        match self {
+            Memory::Frames { address, .. } => *address,
+            Memory::Own(buffer) => buffer.address(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Memory::Frames { length, .. } => *length,
+            Memory::Own(buffer) => buffer.len(),
+        }
+    }
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Fill the memory; what lies past the end of file is left as it is.
+    Read,
+    /// Write the memory. Durable when done (`RWF_DSYNC`).
+    Write,
+}
+
+/// One transfer.
+#[derive(Debug)]
+pub struct Transfer {
+    /// What to do.
+    pub verb: Verb,
+    /// Where.
+    pub file: Arc<DiskFile>,
+    /// From which byte of it.
+    pub offset: u64,
+    /// From or into what.
+    pub memory: Memory,
+}
+
+/// Told how many bytes were transferred, and given the memory back. Called from a thread of the disk, which it must not
+/// block.
+pub type Done = Box<dyn FnOnce(io::Result<usize>, Memory) + Send>;
+
+/// See the module.
+pub trait Disk: Send + Sync {
+    /// Begins a transfer of at most [`PIECE_BYTES`].
+    fn submit(&self, transfer: Transfer, done: Done);
+
+    /// Makes size and contents of the file durable. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fsync`.
+    fn sync(&self, file: &DiskFile) -> io::Result<()> {
+        Ok(rustix::fs::fsync(&file.file)?)
+    }
+
+    /// Sets the file's size. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `ftruncate`.
+    fn truncate(&self, file: &DiskFile, size: u64) -> io::Result<()> {
+        Ok(retry(|| rustix::fs::ftruncate(&file.file, size))?)
+    }
+
+    /// Makes the bytes read as zeros, and frees their space where the filesystem can. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fallocate` and `pwrite`.
+    fn punch(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match retry(|| fallocate(&file.file, flags, offset, length)) {
+            Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(self, file, offset, length),
+            other => Ok(other?),
+        }
+    }
+}
+
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// For filesystems without holes. Offset and length are multiples of 4096.
+fn write_zeros(disk: &(impl Disk + ?Sized), file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+    let file = Arc::new(DiskFile { file: file.file.try_clone()?, name: file.name.clone() });
+    let mut at = offset;
+    while at < offset + length {
+        let step = (offset + length - at).min(PIECE_BYTES as u64);
+        let memory = Memory::Own(Buffer::zeroed(step as usize));
+        wait(disk, Transfer { verb: Verb::Write, file: Arc::clone(&file), offset: at, memory }).0?;
+        at += step;
+    }
+    Ok(())
+}
+
+/// Transfers, and waits for it. Not to be called from a thread of the disk.
+pub(crate) fn wait(disk: &(impl Disk + ?Sized), transfer: Transfer) -> (io::Result<usize>, Memory) {
+    let (send, receive) = mpsc::channel();
+    disk.submit(
+        transfer,
+        Box::new(move |result, memory| {
+            // The receiver waits right below.
+            let _ = send.send((result, memory));
+        }),
+    );
+    receive.recv().expect("a disk answers every transfer")
+}
+
+/// Reads `length` bytes (a multiple of 4096), with zeros past the end of file. Blocks.
+pub(crate) fn read(disk: &dyn Disk, file: &Arc<DiskFile>, offset: u64, length: usize) -> io::Result<Buffer> {
+    let memory = Memory::Own(Buffer::zeroed(length));
+    match wait(disk, Transfer { verb: Verb::Read, file: Arc::clone(file), offset, memory }) {
+        (Ok(_), Memory::Own(buffer)) => Ok(buffer),
+        (Err(error), _) => Err(error),
+        (Ok(_), Memory::Frames { .. }) => unreachable!("the memory comes back as it went"),
+    }
+}
+
+/// Writes the buffer, durably. Blocks.
+pub(crate) fn write(disk: &dyn Disk, file: &Arc<DiskFile>, offset: u64, buffer: Buffer) -> io::Result<()> {
+    let memory = Memory::Own(buffer);
+    wait(disk, Transfer { verb: Verb::Write, file: Arc::clone(file), offset, memory }).0.map(drop)
+}
+
+/// Transfers frames in pieces. `done` hears once: the number of bytes from the start that were transferred without a
+/// gap, or the first error.
+pub(crate) fn transfer_frames(
+    disk: &dyn Disk,
+    verb: Verb,
+    file: &Arc<DiskFile>,
+    offset: u64,
+    frames: (NonNull<u8>, usize),
+    arena_offset: u64,
+    done: impl FnOnce(io::Result<usize>) + Send + 'static,
+) {
+    let (address, length) = frames;
+    let first = (PIECE_BYTES - (arena_offset as usize % PIECE_BYTES)).min(length);
+    let mut cuts = vec![0, first];
+    while *cuts.last().expect("not empty") < length {
+        cuts.push((cuts.last().expect("not empty") + PIECE_BYTES).min(length));
+    }
+    let pieces = cuts.len() - 1;
+    let gathered = Arc::new(Mutex::new(Gathered {
+        left: pieces,
+        counts: vec![0; pieces],
+        error: None,
+        done: Some(Box::new(done)),
+    }));
+    for (index, cut) in cuts.windows(2).enumerate() {
+        // SAFETY: the cut lies within the frames.
+        let memory = Memory::Frames { address: unsafe { address.add(cut[0]) }, length: cut[1] - cut[0] };
+        let gathered = Arc::clone(&gathered);
+        let sizes = cut[1] - cut[0];
+        disk.submit(
+            Transfer { verb, file: Arc::clone(file), offset: offset + cut[0] as u64, memory },
+            Box::new(move |result, _| Gathered::piece(&gathered, index, sizes, result)),
+        );
+    }
+}
+
+type DoneFrames = Box<dyn FnOnce(io::Result<usize>) + Send>;
+
+struct Gathered {
+    left: usize,
+    /// Bytes transferred of each piece, `usize::MAX` for all of it.
+    counts: Vec<usize>,
+    error: Option<io::Error>,
+    done: Option<DoneFrames>,
+}
+
+impl Gathered {
+    fn piece(gathered: &Mutex<Gathered>, index: usize, size: usize, result: io::Result<usize>) {
+        let mut all = gathered.lock().expect("no panic while held");
+        match result {
+            Ok(count) => all.counts[index] = count,
+            Err(error) => all.error = all.error.take().or(Some(error)),
+        }
+        debug_assert!(all.counts[index] <= size);
+        all.left -= 1;
+        if all.left > 0 {
+            return;
+        }
+        let result = match all.error.take() {
+            Some(error) => Err(error),
+            None => Ok(all.counts.iter().sum()),
+        };
+        let done = all.done.take().expect("the last piece comes once");
+        drop(all);
+        done(result);
+    }
+}

@@ -1,0 +1,275 @@
+//! An open file: its descriptor, its committed size, and what is known of its blocks.
+//!
+//! Sidecar pages are read when first needed and kept in memory; they are changed there, and written back by a
+//! checkpoint. What a crash loses of them is in the write-ahead record.
+//!
+//! Invariants of [`Sums`], outside of calls:
+//! - a page in memory says what is on the disk, but for blocks with a write under way, of which it says what was there
+//!   before (and the record what will be);
+//! - `header.size <= recorded_size`, the size that the file has once all that is recorded is written;
+//! - the file's length on disk is at least both, or the file was changed behind our back.
+
+use crate::disk::{self, Disk, DiskFile};
+use crate::identity::Identity;
+use crate::path::StorePath;
+use crate::record::Body;
+use crate::sidecar::{BLOCKS_PER_PAGE, BlockState, FormatError, Header, PAGE, Page};
+use crate::storage::Mismatch;
+use leasehold_core::ids::FileId;
+use leasehold_core::range::BlockRange;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// See the module.
+pub(crate) struct StoreFile {
+    pub(crate) id: FileId,
+    pub(crate) identity: Identity,
+    pub(crate) disk: Arc<DiskFile>,
+    path: Mutex<StorePath>,
+    sums: Mutex<Sums>,
+    /// Blocks found to differ since the file was opened.
+    pub(crate) mismatches: AtomicU64,
+    /// Created, and its inode not flushed yet.
+    pub(crate) unsynced: AtomicBool,
+}
+
+/// What is known of the file's blocks.
+pub(crate) struct Sums {
+    pub(crate) header: Header,
+    pub(crate) header_dirty: bool,
+    pages: BTreeMap<u32, Cached>,
+    pub(crate) sidecar: Option<Arc<DiskFile>>,
+    /// The file's size once all that is recorded is written.
+    pub(crate) recorded_size: u64,
+    /// The file's length on disk, as far as we set it.
+    pub(crate) disk_size: u64,
+    /// The newest epoch of the record that has a durable mark of this file.
+    pub(crate) marked: u64,
+    /// Writes that are recorded and not over.
+    pub(crate) writes: usize,
+    /// The last name is gone: there is nothing to write back to.
+    pub(crate) removed: bool,
+}
+
+struct Cached {
+    page: Page,
+    dirty: bool,
+}
+
+/// A sidecar could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SumsError {
+    #[error(transparent)]
+    System(#[from] io::Error),
+    #[error("page {number} of its sidecar is damaged: {source}")]
+    Damaged { number: u32, source: FormatError },
+}
+
+impl StoreFile {
+    pub(crate) fn new(
+        id: FileId,
+        identity: Identity,
+        disk: Arc<DiskFile>,
+        path: StorePath,
+        sums: Sums,
+    ) -> StoreFile {
+        StoreFile {
+            id,
+            identity,
+            disk,
+            path: Mutex::new(path),
+            sums: Mutex::new(sums),
+            mismatches: AtomicU64::new(0),
+            unsynced: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn sums(&self) -> MutexGuard<'_, Sums> {
+        self.sums.lock().expect("no panic while held")
+    }
+
+    pub(crate) fn path(&self) -> StorePath {
+        self.path.lock().expect("no panic while held").clone()
+    }
+
+    pub(crate) fn set_path(&self, path: StorePath) {
+        *self.path.lock().expect("no panic while held") = path;
+    }
+
+    /// What the record must say before the first change of this file.
+    pub(crate) fn mark(&self, sums: &Sums) -> Body {
+        let Header { size, adopted_blocks, .. } = sums.header;
+        Body::Mark { size, adopted_blocks, path: self.path().as_str().to_owned() }
+    }
+
+    /// Compares a block with what was committed; adopts it if nothing is known of it.
+    pub(crate) fn judge(
+        &self,
+        sums: &mut Sums,
+        disk: &dyn Disk,
+        block: u64,
+        found: u32,
+    ) -> Result<(), JudgeError> {
+        let committed = match sums.get(disk, block)? {
+            BlockState::Unknown => {
+                sums.set(disk, block, BlockState::Known(found))?;
+                return Ok(());
+            }
+            BlockState::Known(crc) => Some(crc),
+            BlockState::Hole => Some(*crate::checksum::ZERO_BLOCK),
+            BlockState::Torn => None,
+        };
+        if committed == Some(found) {
+            return Ok(());
+        }
+        self.mismatches.fetch_add(1, Ordering::Relaxed);
+        let mismatch = Mismatch { file: self.id, path: self.path(), block, committed, found };
+        tracing::error!(
+            path = %mismatch.path,
+            range = %format_args!("{}..{}", block * 4096, (block + 1) * 4096),
+            committed = %committed.map_or("torn".to_owned(), |crc| format!("{crc:08x}")),
+            found = %format_args!("{found:08x}"),
+            "a block does not hold what was committed"
+        );
+        Err(JudgeError::Mismatch(mismatch))
+    }
+}
+
+/// Why a block cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JudgeError {
+    #[error("block {} holds other bytes than were committed", .0.block)]
+    Mismatch(Mismatch),
+    #[error(transparent)]
+    Sums(#[from] SumsError),
+}
+
+impl Sums {
+    pub(crate) fn new(header: Header, sidecar: Option<Arc<DiskFile>>, disk_size: u64) -> Sums {
+        Sums {
+            header,
+            header_dirty: sidecar.is_none(),
+            pages: BTreeMap::new(),
+            sidecar,
+            recorded_size: header.size,
+            disk_size,
+            marked: 0,
+            writes: 0,
+            removed: false,
+        }
+    }
+
+    fn page(&mut self, disk: &dyn Disk, block: u64) -> Result<&mut Cached, SumsError> {
+        let number = u32::try_from(block / BLOCKS_PER_PAGE).expect("files end far below 2^52 blocks");
+        if !self.pages.contains_key(&number) {
+            let page = match &self.sidecar {
+                None => Page::fresh(number, &self.header),
+                Some(sidecar) => {
+                    let bytes = disk::read(disk, sidecar, page_offset(Some(number)), PAGE)?;
+                    let bytes = bytes.first_chunk().expect("a page was asked for");
+                    Page::decode(bytes, number, &self.header)
+                        .map_err(|source| SumsError::Damaged { number, source })?
+                }
+            };
+            self.pages.insert(number, Cached { page, dirty: false });
+        }
+        Ok(self.pages.get_mut(&number).expect("inserted above"))
+    }
+
+    /// What is committed in a block. Reads its page if that is not in memory.
+    pub(crate) fn get(&mut self, disk: &dyn Disk, block: u64) -> Result<BlockState, SumsError> {
+        Ok(self.page(disk, block)?.page.get((block % BLOCKS_PER_PAGE) as usize))
+    }
+
+    pub(crate) fn set(&mut self, disk: &dyn Disk, block: u64, state: BlockState) -> Result<(), SumsError> {
+        let cached = self.page(disk, block)?;
+        let index = (block % BLOCKS_PER_PAGE) as usize;
+        if cached.page.get(index) != state {
+            cached.page.set(index, state);
+            cached.dirty = true;
+        }
+        Ok(())
+    }
+
+    /// The blocks hold nothing any more. A range without end forgets whole pages, on disk too: the record must say so
+    /// durably before.
+    pub(crate) fn clear(&mut self, disk: &dyn Disk, blocks: BlockRange) -> Result<(), SumsError> {
+        let mut end = blocks.end();
+        if end == u64::MAX {
+            end = blocks.start().next_multiple_of(BLOCKS_PER_PAGE);
+            let first_gone = u32::try_from(end / BLOCKS_PER_PAGE).expect("files end far below 2^52 blocks");
+            self.header_dirty |= self.header.adopted_blocks > blocks.start();
+            self.header.adopted_blocks = self.header.adopted_blocks.min(blocks.start());
+            // Not dropped: a checkpoint may be about to write an older copy in place.
+            for (number, cached) in self.pages.range_mut(first_gone..) {
+                *cached = Cached { page: Page::fresh(*number, &self.header), dirty: true };
+            }
+            if let Some(sidecar) = &self.sidecar {
+                let length = page_offset(Some(first_gone));
+                if sidecar.file.metadata()?.len() > length {
+                    disk.truncate(sidecar, length)?;
+                }
+            }
+        }
+        (blocks.start()..end).try_for_each(|block| self.set(disk, block, BlockState::Hole))
+    }
+
+    pub(crate) fn set_size(&mut self, size: u64) {
+        self.header_dirty |= self.header.size != size;
+        self.header.size = size;
+    }
+
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.removed && (self.header_dirty || self.pages.values().any(|cached| cached.dirty))
+    }
+
+    /// Copies of what is to be written back, the header as `None`; taken for clean from now on.
+    pub(crate) fn take_dirty(&mut self) -> Vec<(Option<u32>, [u8; PAGE])> {
+        let mut dirty = Vec::new();
+        if std::mem::take(&mut self.header_dirty) {
+            dirty.push((None, self.header.encode()));
+        }
+        for (number, cached) in &mut self.pages {
+            if std::mem::take(&mut cached.dirty) {
+                dirty.push((Some(*number), cached.page.encode()));
+            }
+        }
+        dirty
+    }
+
+    /// The copies could not be written back after all.
+    pub(crate) fn still_dirty(&mut self, numbers: impl Iterator<Item = Option<u32>>) {
+        for number in numbers {
+            match number {
+                None => self.header_dirty = true,
+                // A page may have gone with a truncate in the meantime.
+                Some(number) => {
+                    if let Some(cached) = self.pages.get_mut(&number) {
+                        cached.dirty = true;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a page as the record has it.
+    pub(crate) fn install(&mut self, number: u32, page: Page) {
+        self.pages.insert(number, Cached { page, dirty: true });
+    }
+
+    /// Drops pages that are as on disk.
+    pub(crate) fn evict_clean(&mut self) {
+        self.pages.retain(|_, cached| cached.dirty);
+    }
+
+    pub(crate) fn pages_in_memory(&self) -> usize {
+        self.pages.len()
+    }
+}
+
+/// Where a page (`None`: the header) lies in its sidecar.
+pub(crate) fn page_offset(number: Option<u32>) -> u64 {
+    number.map_or(0, |number| (u64::from(number) + 1) * PAGE as u64)
+}

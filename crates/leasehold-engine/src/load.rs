@@ -1,0 +1,170 @@
+//! `Load`, `Zero` and `Merge`: how the file's committed bytes get into frames. Every block read is verified.
+
+use crate::checksum::crc32c;
+use crate::disk::{self, Verb};
+use crate::file::{JudgeError, StoreFile, SumsError};
+use crate::sidecar::{BlockState, PAGE};
+use crate::storage::Inner;
+use leasehold_core::ids::{FileId, LeaseId};
+use leasehold_core::input::{Fault, Input};
+use leasehold_core::output::Loader;
+use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange, Run};
+use std::io;
+use std::sync::Arc;
+
+impl Inner {
+    pub(crate) fn zero(&self, lease: LeaseId, into: Run) {
+        // SAFETY: the frames are the lease's, not exposed yet, and nothing else uses them.
+        unsafe { self.arena.bytes_mut(into) }.fill(0);
+        self.answer(Input::LeaseLoaded { lease, result: Ok(()) });
+    }
+
+    pub(crate) fn load(
+        self: &Arc<Inner>,
+        by: Loader,
+        file: FileId,
+        blocks: BlockRange,
+        size: u64,
+        into: Run,
+    ) {
+        let file = self.file(file);
+        let (inner, disk_file) = (Arc::clone(self), Arc::clone(&file.disk));
+        let frames = (self.arena.disk(into), into.bytes() as usize);
+        let done = move |result: io::Result<usize>| {
+            // Checksums, and sidecar pages that may have to be read: not for the disk's thread.
+            inner.work(move |inner| {
+                let result = inner.loaded(&file, blocks, size, into, result);
+                inner.answer(match by {
+                    Loader::Lease(lease) => Input::LeaseLoaded { lease, result },
+                    Loader::Read(request) => Input::ReadLoaded { request, result },
+                });
+            });
+        };
+        let offset = blocks.start() * BLOCK_BYTES;
+        disk::transfer_frames(&*self.disk, Verb::Read, &disk_file, offset, frames, into.arena_offset(), done);
+    }
+
+    fn loaded(
+        self: &Arc<Inner>,
+        file: &Arc<StoreFile>,
+        blocks: BlockRange,
+        size: u64,
+        into: Run,
+        result: io::Result<usize>,
+    ) -> Result<(), Fault> {
+        let start = blocks.start() * BLOCK_BYTES;
+        let count = result.map_err(|error| {
+            let range = format_args!("{start}..{}", blocks.end() * BLOCK_BYTES);
+            tracing::error!(path = %file.path(), range = %range, %error, "cannot read");
+            Fault::Io
+        })?;
+        // SAFETY: as in `zero`; the read into the frames is over.
+        let frames = unsafe { self.arena.bytes_mut(into) };
+        frames[count..].fill(0);
+        let within = size.saturating_sub(start).min(frames.len() as u64) as usize;
+        let sums: Vec<u32> = frames[..within.next_multiple_of(PAGE)]
+            .as_chunks::<PAGE>()
+            .0
+            .iter()
+            .map(|block| crc32c(block))
+            .collect();
+        let result = self.judge_all(file, blocks.start(), &sums);
+        frames[within..].fill(0);
+        result
+    }
+
+    /// Compares blocks from `first` on with what was committed. Each that differs is told to the observer.
+    pub(crate) fn judge_all(
+        self: &Arc<Inner>,
+        file: &Arc<StoreFile>,
+        first: u64,
+        found: &[u32],
+    ) -> Result<(), Fault> {
+        let mut result = Ok(());
+        let mut sums = file.sums();
+        for (block, crc) in (first..).zip(found) {
+            match file.judge(&mut sums, &*self.disk, block, *crc) {
+                Ok(()) => {}
+                Err(JudgeError::Mismatch(mismatch)) => {
+                    result = Err(Fault::Io);
+                    if let Some(observer) = &self.config.mismatches {
+                        observer(mismatch);
+                    }
+                }
+                Err(JudgeError::Sums(error)) => {
+                    tracing::error!(path = %file.path(), block, %error, "cannot verify a block");
+                    return Err(Fault::Io);
+                }
+            }
+        }
+        let adopted = sums.is_dirty();
+        drop(sums);
+        if adopted {
+            self.mark_dirty(file);
+        }
+        result
+    }
+
+    pub(crate) fn merge(
+        self: &Arc<Inner>,
+        lease: LeaseId,
+        file: FileId,
+        range: ByteRange,
+        size: u64,
+        run: Run,
+    ) {
+        let file = self.file(file);
+        let result = self.try_merge(&file, range, size, run).map_err(|error| {
+            tracing::error!(path = %file.path(), %range, %error, "cannot merge the boundary blocks of a commit");
+            Fault::Io
+        });
+        self.answer(Input::Merged { lease, result });
+    }
+
+    fn try_merge(
+        &self,
+        file: &Arc<StoreFile>,
+        range: ByteRange,
+        size: u64,
+        run: Run,
+    ) -> Result<(), JudgeError> {
+        // SAFETY: the frames are the commit's: fenced, and not handed to the disk yet.
+        let frames = unsafe { self.arena.bytes_mut(run) };
+        let blocks = range.blocks();
+        let first = blocks.start() * BLOCK_BYTES;
+        let (head, tail) = ((range.start() - first) as usize, (range.end() - first) as usize);
+        if head > 0 {
+            frames[..head].copy_from_slice(&self.committed_block(file, blocks.start(), size)?[..head]);
+        }
+        if tail < frames.len() {
+            let last = frames.len() - PAGE;
+            frames[tail..]
+                .copy_from_slice(&self.committed_block(file, blocks.end() - 1, size)?[tail - last..]);
+        }
+        Ok(())
+    }
+
+    /// What was committed of a block, zeros past `size`.
+    pub(crate) fn committed_block(
+        &self,
+        file: &StoreFile,
+        block: u64,
+        size: u64,
+    ) -> Result<Box<[u8; PAGE]>, JudgeError> {
+        let mut bytes = Box::new([0; PAGE]);
+        let within = size.saturating_sub(block * BLOCK_BYTES).min(BLOCK_BYTES) as usize;
+        let mut sums = file.sums();
+        if within == 0 || sums.get(&*self.disk, block)? == BlockState::Hole {
+            return Ok(bytes);
+        }
+        let read = disk::read(&*self.disk, &file.disk, block * BLOCK_BYTES, PAGE).map_err(SumsError::from)?;
+        if let Err(error) = file.judge(&mut sums, &*self.disk, block, crc32c(&read)) {
+            if let (JudgeError::Mismatch(mismatch), Some(observer)) = (&error, &self.config.mismatches) {
+                observer(mismatch.clone());
+            }
+            return Err(error);
+        }
+        bytes[..within].copy_from_slice(&read[..within]);
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,281 @@
+//! The write-ahead record: what recovery needs to know, durable before it is needed.
+//!
+//! Records are gathered while a batch is on its way to the disk, and the next batch takes them all: one batch is in
+//! flight at a time, so that a batch that can be read proves all before it durable, and only the last may be torn.
+//!
+//! Two segment files take turns. A checkpoint [switches](Log::switch) to the other one, which first repeats the records
+//! that are still open (their data is not durable yet), writes the sidecars back, and [retires](Log::retire) the old one.
+//! Segments are written once at creation, so that a batch changes no metadata and costs one flush.
+//!
+//! Invariant: a record is in a segment that is not retired until its data is durable *and* the sidecar pages that it
+//! touches are. `open` holds those whose data is not.
+
+mod segment;
+
+pub(crate) use segment::{Scan, SegmentHead, scan};
+
+use crate::disk::{Disk, DiskFile, Memory, Transfer, Verb};
+use crate::identity::Identity;
+use crate::record::{BATCH_ALIGNMENT, BatchHead, Body, Record};
+use crate::{buffer::Buffer, disk};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+/// Bytes written at creation; a longer segment costs more per batch, no more.
+pub(crate) const SEGMENT_BYTES: u64 = 8 << 20;
+/// A batch takes no more records once it is this long.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Told whether the record is durable. Called from a thread of the disk, which it must not block.
+pub(crate) type Durable = Box<dyn FnOnce(Result<(), Arc<io::Error>>) + Send>;
+
+/// See the module.
+pub(crate) struct Log {
+    disk: Arc<dyn Disk>,
+    segments: [Arc<DiskFile>; 2],
+    state: Mutex<State>,
+    /// Told when a batch has landed.
+    landed: Condvar,
+}
+
+struct State {
+    active: usize,
+    epoch: u64,
+    offset: u64,
+    next_batch: u64,
+    next_sequence: u64,
+    waiting: VecDeque<Waiting>,
+    in_flight: bool,
+    /// Begin no batch: the segments are being switched.
+    held: bool,
+    /// Whether the other segment is still needed.
+    unretired: bool,
+    open: BTreeMap<u64, Open>,
+}
+
+struct Waiting {
+    bytes: Arc<[u8]>,
+    durable: Option<Durable>,
+}
+
+/// A record whose data is not durable yet.
+struct Open {
+    /// Its file's mark, then the record itself.
+    bytes: [Arc<[u8]>; 2],
+    /// The epoch of the segment that holds it.
+    epoch: u64,
+}
+
+/// What is to be recorded of one file.
+pub(crate) struct Entry {
+    pub(crate) identity: Identity,
+    /// Goes first where the segment has no durable mark of the file yet.
+    pub(crate) mark: Body,
+    /// The newest epoch in which the file's mark is durable.
+    pub(crate) marked: u64,
+    pub(crate) body: Body,
+}
+
+/// Where a record went.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Appended {
+    pub(crate) sequence: u64,
+    pub(crate) epoch: u64,
+}
+
+impl Log {
+    /// Goes on where recovery stopped reading.
+    pub(crate) fn new(disk: Arc<dyn Disk>, segments: [Arc<DiskFile>; 2], start: LogStart) -> Arc<Log> {
+        let LogStart { active, epoch, offset, next_batch, next_sequence, unretired } = start;
+        let state = State {
+            active,
+            epoch,
+            offset,
+            next_batch,
+            next_sequence,
+            waiting: VecDeque::new(),
+            in_flight: false,
+            held: false,
+            unretired,
+            open: BTreeMap::new(),
+        };
+        Arc::new(Log { disk, segments, state: Mutex::new(state), landed: Condvar::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
+
+    /// Records a write or change, which stays open until [`Log::close`].
+    pub(crate) fn append(self: &Arc<Log>, entry: Entry, durable: Durable) -> Appended {
+        let mut state = self.state();
+        let epoch = state.epoch;
+        let mark: Arc<[u8]> =
+            Record { sequence: 0, identity: entry.identity, body: entry.mark }.encode().into();
+        if entry.marked != epoch {
+            state.waiting.push_back(Waiting { bytes: Arc::clone(&mark), durable: None });
+        }
+        let sequence = state.next_sequence;
+        state.next_sequence += 1;
+        let bytes: Arc<[u8]> =
+            Record { sequence, identity: entry.identity, body: entry.body }.encode().into();
+        state.open.insert(sequence, Open { bytes: [mark, Arc::clone(&bytes)], epoch });
+        state.waiting.push_back(Waiting { bytes, durable: Some(durable) });
+        self.begin_batch(state);
+        Appended { sequence, epoch }
+    }
+
+    /// Records what needs no closing: marks, pages, removals. Returns the epoch it went to.
+    pub(crate) fn note(self: &Arc<Log>, identity: Identity, body: Body, durable: Durable) -> u64 {
+        let mut state = self.state();
+        let bytes = Record { sequence: 0, identity, body }.encode().into();
+        state.waiting.push_back(Waiting { bytes, durable: Some(durable) });
+        let epoch = state.epoch;
+        self.begin_batch(state);
+        epoch
+    }
+
+    /// The record's data is durable, or will never be wanted.
+    pub(crate) fn close(&self, sequence: u64) {
+        self.state().open.remove(&sequence);
+    }
+
+    /// Bytes in the active segment.
+    pub(crate) fn length(&self) -> u64 {
+        self.state().offset
+    }
+
+    fn begin_batch(self: &Arc<Log>, mut state: MutexGuard<'_, State>) {
+        if state.in_flight || state.held || state.waiting.is_empty() {
+            return;
+        }
+        let (mut records, mut count, mut told) = (Vec::new(), 0, Vec::new());
+        while let Some(next) = state.waiting.front()
+            && (count == 0 || records.len() + next.bytes.len() <= BATCH_BYTES)
+        {
+            let Waiting { bytes, durable } = state.waiting.pop_front().expect("seen above");
+            records.extend_from_slice(&bytes);
+            count += 1;
+            told.extend(durable);
+        }
+        let durable_through =
+            state.open.first_key_value().map_or(state.next_sequence, |(first, _)| *first) - 1;
+        let head = BatchHead { epoch: state.epoch, number: state.next_batch, durable_through };
+        let bytes = Buffer::of(&head.encode(&records, count));
+        debug_assert!(bytes.len().is_multiple_of(BATCH_ALIGNMENT));
+        state.in_flight = true;
+        let transfer = Transfer {
+            verb: Verb::Write,
+            file: Arc::clone(&self.segments[state.active]),
+            offset: state.offset,
+            memory: Memory::Own(bytes),
+        };
+        drop(state);
+        let log = Arc::clone(self);
+        self.disk
+            .submit(transfer, Box::new(move |result, memory| log.batch_landed(result, memory.len(), told)));
+    }
+
+    fn batch_landed(self: &Arc<Log>, result: io::Result<usize>, length: usize, told: Vec<Durable>) {
+        let mut state = self.state();
+        state.in_flight = false;
+        if result.is_ok() {
+            state.offset += length as u64;
+            state.next_batch += 1;
+        }
+        // A failed batch is overwritten by the next one.
+        self.landed.notify_all();
+        self.begin_batch(state);
+        let result = result.map(drop).map_err(|error| {
+            let segment = &self.segments[0].name;
+            tracing::error!(%error, segment, "cannot write the write-ahead record");
+            Arc::new(error)
+        });
+        for durable in told {
+            durable(result.clone());
+        }
+    }
+
+    /// Goes over to the other segment, which repeats what is open. Blocks. Does nothing while the other segment is still
+    /// needed (a checkpoint failed half way).
+    pub(crate) fn switch(self: &Arc<Log>) -> io::Result<()> {
+        let mut state = self.state();
+        if state.unretired {
+            return Ok(());
+        }
+        state.held = true;
+        let mut state = self.landed.wait_while(state, |state| state.in_flight).expect("no panic while held");
+        let head = SegmentHead { epoch: state.epoch + 1, first_batch: state.next_batch, retired: false };
+        let other = 1 - state.active;
+        drop(state);
+        // Nobody else changes the segments meanwhile: batches are held, and checkpoints come one at a time.
+        let written = disk::write(&*self.disk, &self.segments[other], 0, Buffer::of(&head.encode()));
+        let mut state = self.state();
+        state.held = false;
+        if written.is_ok() {
+            state.active = other;
+            state.epoch = head.epoch;
+            state.offset = BATCH_ALIGNMENT as u64;
+            state.unretired = true;
+            let epoch = head.epoch;
+            let State { open, waiting, .. } = &mut *state;
+            // What still waits goes to the new segment by itself; repeating it does no harm.
+            let repeated = open.values_mut().flat_map(|open| {
+                open.epoch = epoch;
+                open.bytes.iter().map(|bytes| Waiting { bytes: Arc::clone(bytes), durable: None })
+            });
+            let mut all: VecDeque<Waiting> = repeated.collect();
+            all.append(waiting);
+            *waiting = all;
+        }
+        self.begin_batch(state);
+        written
+    }
+
+    /// The other segment is not needed any more. Blocks.
+    pub(crate) fn retire(&self) -> io::Result<()> {
+        let (other, epoch, first_batch) = {
+            let state = self.state();
+            if !state.unretired {
+                return Ok(());
+            }
+            (1 - state.active, state.epoch, state.next_batch)
+        };
+        self.write_retired(other, epoch - 1, first_batch)?;
+        self.state().unretired = false;
+        Ok(())
+    }
+
+    /// Nothing in the active segment is needed any more either: a clean end. Blocks.
+    pub(crate) fn retire_all(&self) -> io::Result<()> {
+        self.retire()?;
+        let state =
+            self.landed.wait_while(self.state(), |state| state.in_flight).expect("no panic while held");
+        assert!(state.open.is_empty() && state.waiting.is_empty(), "the record is still in use");
+        let (active, epoch, first_batch) = (state.active, state.epoch, state.next_batch);
+        drop(state);
+        self.write_retired(active, epoch, first_batch)
+    }
+
+    fn write_retired(&self, segment: usize, epoch: u64, first_batch: u64) -> io::Result<()> {
+        let head = SegmentHead { epoch, first_batch, retired: true };
+        disk::write(&*self.disk, &self.segments[segment], 0, Buffer::of(&head.encode()))
+    }
+
+    /// The epoch that appended records go to.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.state().epoch
+    }
+}
+
+/// Where the log begins, or goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LogStart {
+    pub(crate) active: usize,
+    pub(crate) epoch: u64,
+    pub(crate) offset: u64,
+    pub(crate) next_batch: u64,
+    pub(crate) next_sequence: u64,
+    pub(crate) unretired: bool,
+}

@@ -1,0 +1,143 @@
+//! Names of the store's files, resolved so that no link and no `..` leads out of it.
+//!
+//! Directories whose entries changed are remembered and made durable by the next flush of any file: one fsync of a
+//! directory then covers every name made in it meanwhile.
+
+use crate::path::StorePath;
+use crate::store::Store;
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Names {
+    /// By device and inode, since directories may be renamed meanwhile.
+    unsynced: Mutex<BTreeMap<(u64, u64), OwnedFd>>,
+    no_openat2: AtomicBool,
+}
+
+impl Names {
+    /// Opens what `path` names.
+    pub(crate) fn open(&self, store: &Store, path: &StorePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let name = if path.is_root() { "." } else { path.as_str() };
+        let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(0o666) } else { Mode::empty() };
+        let flags = flags | OFlags::CLOEXEC;
+        if !self.no_openat2.load(Ordering::Relaxed) {
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            loop {
+                match rustix::fs::openat2(&store.files, name, flags, mode, resolve) {
+                    // AGAIN: a rename elsewhere made the kernel unsure.
+                    Err(Errno::INTR | Errno::AGAIN) => {}
+                    Err(Errno::NOSYS | Errno::PERM) => break self.no_openat2.store(true, Ordering::Relaxed),
+                    other => return other,
+                }
+            }
+        }
+        self.open_by_steps(store, path, flags, mode)
+    }
+
+    /// Without openat2 (kernels before 5.6, some sandboxes): one part at a time, following no link.
+    fn open_by_steps(
+        &self,
+        store: &Store,
+        path: &StorePath,
+        flags: OFlags,
+        mode: Mode,
+    ) -> rustix::io::Result<OwnedFd> {
+        let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Some((parent, name)) = path.split() else {
+            return rustix::fs::openat(&store.files, ".", flags, mode);
+        };
+        let mut directory = rustix::fs::openat(&store.files, ".", step, Mode::empty())?;
+        for part in parent.as_str().split('/').filter(|part| !part.is_empty()) {
+            directory = rustix::fs::openat(&directory, part, step, Mode::empty())?;
+        }
+        rustix::fs::openat(&directory, name, flags | OFlags::NOFOLLOW, mode)
+    }
+
+    /// The directory of `path`, and the name in it.
+    fn parent<'a>(&self, store: &Store, path: &'a StorePath) -> rustix::io::Result<(OwnedFd, &'a str)> {
+        let (parent, name) = path.split().ok_or(Errno::INVAL)?;
+        Ok((self.open(store, &parent, OFlags::RDONLY | OFlags::DIRECTORY)?, name))
+    }
+
+    fn changed(&self, directory: OwnedFd) -> rustix::io::Result<()> {
+        let stat = rustix::fs::fstat(&directory)?;
+        self.unsynced.lock().expect("no panic while held").insert((stat.st_dev, stat.st_ino), directory);
+        Ok(())
+    }
+
+    /// Opens a file, and creates it if it is not there. Whether it was created.
+    pub(crate) fn create(&self, store: &Store, path: &StorePath) -> rustix::io::Result<(OwnedFd, bool)> {
+        loop {
+            match self.open(store, path, store.data_flags()) {
+                Err(Errno::NOENT) => {}
+                other => return Ok((other?, false)),
+            }
+            match self.open(store, path, store.data_flags() | OFlags::CREATE | OFlags::EXCL) {
+                // Somebody was faster.
+                Err(Errno::EXIST) => {}
+                other => {
+                    let file = other?;
+                    self.changed(self.parent(store, path)?.0)?;
+                    return Ok((file, true));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn make_directory(&self, store: &Store, path: &StorePath) -> rustix::io::Result<()> {
+        let (directory, name) = self.parent(store, path)?;
+        rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o777))?;
+        self.changed(directory)
+    }
+
+    /// Renames; `over`: whatever has the name `to` loses it, else it must be free.
+    pub(crate) fn rename(
+        &self,
+        store: &Store,
+        from: &StorePath,
+        to: &StorePath,
+        over: bool,
+    ) -> rustix::io::Result<()> {
+        let (from_directory, from_name) = self.parent(store, from)?;
+        let (to_directory, to_name) = self.parent(store, to)?;
+        let flags = if over { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        match rustix::fs::renameat_with(&from_directory, from_name, &to_directory, to_name, flags) {
+            // Filesystems without NOREPLACE: the store is ours, so nobody takes the name between look and rename.
+            Err(Errno::INVAL) if !over => {
+                match rustix::fs::statat(&to_directory, to_name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Err(Errno::NOENT) => {
+                        rustix::fs::renameat(&from_directory, from_name, &to_directory, to_name)?;
+                    }
+                    Ok(_) => return Err(Errno::EXIST),
+                    Err(error) => return Err(error),
+                }
+            }
+            other => other?,
+        }
+        self.changed(from_directory)?;
+        self.changed(to_directory)
+    }
+
+    pub(crate) fn unlink(&self, store: &Store, path: &StorePath, flags: AtFlags) -> rustix::io::Result<()> {
+        let (directory, name) = self.parent(store, path)?;
+        rustix::fs::unlinkat(&directory, name, flags)?;
+        self.changed(directory)
+    }
+
+    /// Makes durable all names that changed. Blocks; whoever comes meanwhile waits and finds the work done.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let mut unsynced = self.unsynced.lock().expect("no panic while held");
+        while let Some(directory) = unsynced.first_entry() {
+            rustix::fs::fsync(directory.get())?;
+            directory.remove();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,382 @@
+//! The store's names: what opening, creating, listing and renaming mean for files with committed sizes.
+
+use crate::disk::{self, Disk, DiskFile};
+use crate::file::{StoreFile, Sums, page_offset};
+use crate::identity::Identity;
+use crate::path::StorePath;
+use crate::sidecar::{FormatError, Header, PAGE};
+use crate::storage::Inner;
+use leasehold_core::ids::FileId;
+use rustix::fs::{AtFlags, FileType, OFlags};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A file that was opened or created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenedFile {
+    /// Its id until it is forgotten. Every name of the file gives the same.
+    pub file: FileId,
+    /// Its committed and durable size in bytes.
+    pub size: u64,
+    /// How many names it has.
+    pub links: u64,
+    /// Whether this call created it.
+    pub created: bool,
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// An ordinary file.
+    File,
+    /// A directory.
+    Directory,
+    /// Something that the store does not serve (a symbolic link, a device ..).
+    Other,
+}
+
+/// What is known about a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// What it stands for.
+    pub kind: Kind,
+    /// The file's committed and durable size; of an open file the core may know a newer one.
+    pub size: u64,
+    /// How many names it has.
+    pub links: u64,
+    /// When it was last modified on disk.
+    pub modified: SystemTime,
+    /// Its id, if it is open.
+    pub file: Option<FileId>,
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// The name, without the directory.
+    pub name: String,
+    /// What it stands for.
+    pub kind: Kind,
+}
+
+/// Why a name could not be looked up or changed.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages name every field")]
+pub enum NamespaceError {
+    /// Nothing is there.
+    #[error("{path} does not exist; create it first, or check the name")]
+    NotFound { path: StorePath },
+    /// Something is there already.
+    #[error("{path} exists already; remove it first, or choose another name")]
+    Exists { path: StorePath },
+    /// It is not an ordinary file.
+    #[error("{path} is not an ordinary file; name one")]
+    NotAFile { path: StorePath },
+    /// It, or a part of its path, is not a directory.
+    #[error("{path} is not a directory, or a part of it is not; name one")]
+    NotADirectory { path: StorePath },
+    /// It holds names.
+    #[error("the directory {path} is not empty; remove what is in it first")]
+    NotEmpty { path: StorePath },
+    /// A symbolic link, or an escape from the store.
+    #[error("{path} leads through a symbolic link, which the store does not follow; name the file itself")]
+    Link { path: StorePath },
+    /// The root cannot be changed.
+    #[error("the root of the store cannot be created, renamed or removed; name something in it")]
+    Root,
+    /// The only name of a file goes by `Output::Perform`, after its leases.
+    #[error("{path} is the last name of its file; remove the file")]
+    LastName { path: StorePath },
+    /// Its sidecar cannot be used.
+    #[error("the checksums of {path} cannot be used: {what}; see `leasehold scrub`")]
+    Sidecar { path: StorePath, what: String },
+    /// The filesystem said no.
+    #[error("cannot {operation} {path}: {source}")]
+    System {
+        operation: &'static str,
+        path: StorePath,
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn refused(operation: &'static str, path: &StorePath) -> impl FnOnce(Errno) -> NamespaceError {
+    let path = path.clone();
+    move |error| match error {
+        Errno::NOENT => NamespaceError::NotFound { path },
+        Errno::EXIST => NamespaceError::Exists { path },
+        Errno::NOTDIR => NamespaceError::NotADirectory { path },
+        Errno::ISDIR => NamespaceError::NotAFile { path },
+        Errno::NOTEMPTY => NamespaceError::NotEmpty { path },
+        Errno::LOOP | Errno::XDEV => NamespaceError::Link { path },
+        error => NamespaceError::System { operation, path, source: error.into() },
+    }
+}
+
+/// The files that are known: open, or still to be written back.
+#[derive(Default)]
+pub(crate) struct Files {
+    next: u64,
+    pub(crate) by_id: HashMap<FileId, Arc<StoreFile>>,
+    pub(crate) by_identity: HashMap<Identity, Arc<StoreFile>>,
+}
+
+impl Files {
+    pub(crate) fn insert(
+        &mut self,
+        file: File,
+        identity: Identity,
+        path: &StorePath,
+        sums: Sums,
+    ) -> Arc<StoreFile> {
+        self.next += 1;
+        let id = FileId(self.next);
+        let disk_file = Arc::new(DiskFile { file, name: format!("files/{}", path.as_str()) });
+        let file = Arc::new(StoreFile::new(id, identity, disk_file, path.clone(), sums));
+        self.by_id.insert(id, Arc::clone(&file));
+        self.by_identity.insert(identity, Arc::clone(&file));
+        file
+    }
+}
+
+/// The header of a file that somebody else put there.
+pub(crate) fn adopted(identity: Identity, length: u64) -> Header {
+    Header { identity, size: length, adopted_blocks: length.div_ceil(4096) }
+}
+
+/// The header of a sidecar; `None` if none was written yet.
+pub(crate) fn read_header(
+    disk: &dyn Disk,
+    sidecar: &Arc<DiskFile>,
+    identity: Identity,
+) -> io::Result<Result<Option<Header>, FormatError>> {
+    let bytes = disk::read(disk, sidecar, page_offset(None), PAGE)?;
+    let bytes = bytes.first_chunk().expect("a page was asked for");
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(Ok(None));
+    }
+    Ok(Header::decode(bytes, identity).map(Some))
+}
+
+impl Inner {
+    pub(crate) fn open_file(
+        self: &Arc<Inner>,
+        path: &StorePath,
+        create: bool,
+    ) -> Result<OpenedFile, NamespaceError> {
+        if path.is_root() {
+            return Err(if create {
+                NamespaceError::Root
+            } else {
+                NamespaceError::NotAFile { path: path.clone() }
+            });
+        }
+        let failed = || refused(if create { "create" } else { "open" }, path);
+        let (descriptor, created) = if create {
+            self.names.create(&self.store, path).map_err(failed())?
+        } else {
+            // O_NONBLOCK would not hang on a pipe, but O_DIRECT on one means something else: look first.
+            let seen = self.names.open(&self.store, path, OFlags::PATH).map_err(failed())?;
+            let kind = FileType::from_raw_mode(rustix::fs::fstat(&seen).map_err(failed())?.st_mode);
+            if kind != FileType::RegularFile {
+                return Err(NamespaceError::NotAFile { path: path.clone() });
+            }
+            (self.names.open(&self.store, path, self.store.data_flags()).map_err(failed())?, false)
+        };
+        let stat = rustix::fs::fstat(&descriptor).map_err(failed())?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(NamespaceError::NotAFile { path: path.clone() });
+        }
+        let file = self.admit(descriptor, path, stat.st_size.cast_unsigned(), created)?;
+        let size = file.sums().header.size;
+        Ok(OpenedFile { file: file.id, size, links: stat.st_nlink as u64, created })
+    }
+
+    /// The open file behind a descriptor: the one that is open already, or a new one.
+    pub(crate) fn admit(
+        self: &Arc<Inner>,
+        descriptor: OwnedFd,
+        path: &StorePath,
+        length: u64,
+        created: bool,
+    ) -> Result<Arc<StoreFile>, NamespaceError> {
+        let system = |operation| {
+            let path = path.clone();
+            move |source| NamespaceError::System { operation, path, source }
+        };
+        let identity = Identity::of(&descriptor).map_err(system("identify"))?;
+        let mut files = self.files();
+        if let Some(file) = files.by_identity.get(&identity) {
+            let file = Arc::clone(file);
+            file.set_path(path.clone());
+            files.by_id.insert(file.id, Arc::clone(&file));
+            return Ok(file);
+        }
+        let sidecar = self.store.sidecar(identity).map_err(system("open the sidecar of"))?;
+        let found = match &sidecar {
+            None => Ok(None),
+            Some(sidecar) => {
+                read_header(&*self.disk, sidecar, identity).map_err(system("read the sidecar of"))?
+            }
+        };
+        let found = found.map_err(|error| NamespaceError::Sidecar {
+            path: path.clone(),
+            what: format!("its header: {error}"),
+        })?;
+        let header = found.unwrap_or_else(|| adopted(identity, length));
+        let mut sums = Sums::new(header, sidecar, length);
+        sums.header_dirty = found.is_none();
+        if length != header.size {
+            tracing::error!(
+                %path,
+                committed = header.size,
+                found = length,
+                "the file's size was changed by somebody else; the blocks concerned fail to read"
+            );
+            // What grew is shown, and fails to read unless it is zeros; what is missing is missed.
+            if length > header.size {
+                sums.set_size(length);
+                sums.recorded_size = length;
+            }
+        }
+        let file = files.insert(File::from(descriptor), identity, path, sums);
+        file.unsynced.store(created, Ordering::Relaxed);
+        drop(files);
+        // A file that is only read may be adopted block by block; one that was just created is to be remembered as empty.
+        if created {
+            self.mark_dirty(&file);
+        }
+        Ok(file)
+    }
+
+    pub(crate) fn stat(&self, path: &StorePath) -> Result<Stat, NamespaceError> {
+        let failed = || refused("stat", path);
+        let descriptor = self.names.open(&self.store, path, OFlags::PATH).map_err(failed())?;
+        let stat = rustix::fs::fstat(&descriptor).map_err(failed())?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Kind::File,
+            FileType::Directory => Kind::Directory,
+            _ => Kind::Other,
+        };
+        let mut size = stat.st_size.cast_unsigned();
+        let mut file = None;
+        if kind == Kind::File {
+            let identity = Identity::of(&descriptor).map_err(|source| NamespaceError::System {
+                operation: "identify",
+                path: path.clone(),
+                source,
+            })?;
+            let open = self.files().by_identity.get(&identity).cloned();
+            if let Some(open) = open {
+                size = open.sums().header.size;
+                file = Some(open.id);
+            }
+        }
+        let since = Duration::new(stat.st_mtime.max(0).cast_unsigned(), stat.st_mtime_nsec as u32);
+        Ok(Stat { kind, size, links: stat.st_nlink as u64, modified: UNIX_EPOCH + since, file })
+    }
+
+    pub(crate) fn list(&self, path: &StorePath) -> Result<Vec<Entry>, NamespaceError> {
+        let failed = || refused("list", path);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let directory = self.names.open(&self.store, path, flags).map_err(failed())?;
+        let mut entries = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&directory).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            // Names that are not UTF-8 cannot be asked for either.
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if name == "." || name == ".." {
+                continue;
+            }
+            let mut kind = entry.file_type();
+            if kind == FileType::Unknown {
+                let stat =
+                    rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed())?;
+                kind = FileType::from_raw_mode(stat.st_mode);
+            }
+            let kind = match kind {
+                FileType::RegularFile => Kind::File,
+                FileType::Directory => Kind::Directory,
+                _ => Kind::Other,
+            };
+            entries.push(Entry { name: name.to_owned(), kind });
+        }
+        entries.sort();
+        Ok(entries)
+    }
+
+    pub(crate) fn make_directory(&self, path: &StorePath) -> Result<(), NamespaceError> {
+        if path.is_root() {
+            return Err(NamespaceError::Root);
+        }
+        self.names.make_directory(&self.store, path).map_err(refused("make", path))
+    }
+
+    pub(crate) fn rename(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
+        if from.is_root() || to.is_root() {
+            return Err(NamespaceError::Root);
+        }
+        self.names.rename(&self.store, from, to, false).map_err(|error| match error {
+            Errno::EXIST | Errno::NOTEMPTY => NamespaceError::Exists { path: to.clone() },
+            error => refused("rename", from)(error),
+        })?;
+        self.moved(from, to);
+        Ok(())
+    }
+
+    /// The paths of open files that `from` led to now begin with `to`.
+    pub(crate) fn moved(&self, from: &StorePath, to: &StorePath) {
+        for file in self.files().by_identity.values() {
+            let path = file.path();
+            let below = path.as_str().strip_prefix(from.as_str());
+            if let Some(rest) = below.filter(|rest| rest.is_empty() || rest.starts_with('/'))
+                && let Ok(path) = StorePath::parse(&format!("{}{rest}", to.as_str()))
+            {
+                file.set_path(path);
+                // The record's hint at the path is stale: the next record brings a new one.
+                file.sums().marked = 0;
+            }
+        }
+    }
+
+    pub(crate) fn remove_directory(&self, path: &StorePath) -> Result<(), NamespaceError> {
+        if path.is_root() {
+            return Err(NamespaceError::Root);
+        }
+        self.names.unlink(&self.store, path, AtFlags::REMOVEDIR).map_err(refused("remove", path))
+    }
+
+    pub(crate) fn unlink_extra(&self, path: &StorePath) -> Result<(), NamespaceError> {
+        let stat = self.stat(path)?;
+        match (stat.kind, stat.links) {
+            (Kind::File, 1) => Err(NamespaceError::LastName { path: path.clone() }),
+            (Kind::Directory, _) => Err(NamespaceError::NotAFile { path: path.clone() }),
+            _ => self.names.unlink(&self.store, path, AtFlags::empty()).map_err(refused("unlink", path)),
+        }
+    }
+
+    /// Closes the file, once a checkpoint has written its checksums back.
+    pub(crate) fn forget(&self, id: FileId) {
+        let removed = self.files().by_id.remove(&id);
+        if let Some(file) = removed {
+            if let Err(error) = self.trim(&file) {
+                tracing::warn!(path = %file.path(), %error, "cannot set the file back to its committed size");
+            }
+            self.release(&file);
+        }
+    }
+
+    /// Closes the file if nobody has it open and nothing of it is to be written back.
+    pub(crate) fn release(&self, file: &Arc<StoreFile>) {
+        let mut files = self.files();
+        if !files.by_id.contains_key(&file.id) && !self.dirty().contains_key(&file.identity) {
+            files.by_identity.remove(&file.identity);
+        }
+    }
+}

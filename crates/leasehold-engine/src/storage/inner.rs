@@ -1,0 +1,255 @@
+//! What the parts of the storage share, and how it begins and ends.
+
+use crate::arena::Arena;
+use crate::buffer::Buffer;
+use crate::disk::{self, Disk};
+use crate::file::StoreFile;
+use crate::identity::Identity;
+use crate::log::{Log, LogStart, Scan, SegmentHead, scan};
+use crate::names::Names;
+use crate::namespace::Files;
+use crate::record::BATCH_ALIGNMENT;
+use crate::recovery::Damage;
+use crate::ring::{Ring, View};
+use crate::storage::{Answers, Backend, OpenError, Opened, StorageConfig};
+use crate::store::{BTRFS, Store, at};
+use crate::threads::Threads;
+use crate::workers::Workers;
+use crate::writeback::{PendingWrite, Verified};
+use leasehold_core::ids::{FileId, FrameId, WriteId};
+use leasehold_core::input::Input;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+const DISK_THREADS: usize = 8;
+
+/// Locks are taken in this order: files, a file's sums, writes, one write's progress, the log; `dirty` and `verified` last.
+pub(crate) struct Inner {
+    pub(crate) config: StorageConfig,
+    pub(crate) arena: Arc<Arena>,
+    answers: Answers,
+    pub(crate) store: Store,
+    pub(crate) names: Names,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) log: Arc<Log>,
+    workers: Workers,
+    files: Mutex<Files>,
+    /// By the first frame of the run.
+    pub(crate) verified: Mutex<HashMap<FrameId, Verified>>,
+    pub(crate) writes: Mutex<HashMap<WriteId, Arc<PendingWrite>>>,
+    /// Files with something to write back at the next checkpoint.
+    dirty: Mutex<BTreeMap<Identity, Arc<StoreFile>>>,
+    pub(crate) checkpointing: Mutex<()>,
+    /// A checkpoint has been asked for and has not begun.
+    checkpoint_due: AtomicBool,
+    checkpointer: Workers,
+}
+
+impl Inner {
+    pub(crate) fn open(
+        config: StorageConfig,
+        arena: Arc<Arena>,
+        answers: Answers,
+    ) -> Result<(Arc<Inner>, Opened), OpenError> {
+        let directory = config.directory.clone();
+        let store = Store::open(&directory)?;
+        let mut opened = Opened { zero_copy: store.direct, ..Opened::default() };
+        opened.notes.extend(arena.notes().iter().cloned());
+        if !store.direct {
+            opened.notes.push(format!(
+                "the filesystem of {directory:?} has no O_DIRECT: data is copied through the page cache (copying, not zero copy); \
+                 use ext4 or XFS"
+            ));
+        } else if store.kind == BTRFS {
+            opened.zero_copy = false;
+            opened.notes.push(format!(
+                "{directory:?} is on btrfs, which may copy what is written with O_DIRECT to files with checksums (copying, not \
+                 zero copy); use ext4, XFS, or chattr +C on an empty files/"
+            ));
+        }
+        let disk =
+            start_disk(&config, &arena, &mut opened.notes).map_err(at("start threads for", &directory))?;
+        let segments = [store.segment(&*disk, 0)?, store.segment(&*disk, 1)?];
+        let scans = segments.iter().map(|segment| scan(&*disk, segment)).collect::<io::Result<Vec<_>>>();
+        let scans: [Scan; 2] =
+            scans.map_err(at("read the write-ahead record of", &directory))?.try_into().expect("two");
+        for (number, scan) in scans.iter().enumerate() {
+            if let Some(what) = &scan.damage {
+                tracing::error!(segment = number, what, "the write-ahead record is damaged");
+                let what = format!("write-ahead record, segment {number}: {what}");
+                opened.damage.push(Damage { path: None, blocks: None, what });
+            }
+        }
+        let (start, live) = log_start(scans);
+        opened.recovered = !live.is_empty() || !opened.damage.is_empty();
+        if live.is_empty() {
+            let head = SegmentHead { epoch: start.epoch, first_batch: start.next_batch, retired: false };
+            disk::write(&*disk, &segments[start.active], 0, Buffer::of(&head.encode()))
+                .map_err(at("write the write-ahead record of", &directory))?;
+        }
+        let log = Log::new(Arc::clone(&disk), segments, start);
+        let inner = Arc::new(Inner {
+            workers: Workers::start(config.workers).map_err(at("start threads for", &directory))?,
+            checkpointer: Workers::start(1).map_err(at("start threads for", &directory))?,
+            config,
+            arena,
+            answers,
+            store,
+            names: Names::default(),
+            disk,
+            log,
+            files: Mutex::default(),
+            verified: Mutex::default(),
+            writes: Mutex::default(),
+            dirty: Mutex::default(),
+            checkpointing: Mutex::default(),
+            checkpoint_due: AtomicBool::new(false),
+        });
+        if !live.is_empty() {
+            inner.finish_recovery(start, live, &mut opened).map_err(at("recover", &directory))?;
+        }
+        Ok((inner, opened))
+    }
+
+    fn finish_recovery(
+        self: &Arc<Inner>,
+        start: LogStart,
+        live: Vec<Scan>,
+        opened: &mut Opened,
+    ) -> io::Result<()> {
+        let files = live.iter().flat_map(|scan| &scan.records).map(|record| record.identity);
+        let files = files.collect::<std::collections::BTreeSet<_>>().len();
+        opened.damage.extend(self.recover(live)?);
+        // The first time may only retire the older of two segments.
+        self.checkpoint()?;
+        if start.unretired {
+            self.checkpoint()?;
+        }
+        let ids: Vec<FileId> = self.files().by_id.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.forget(id));
+        if files > 0 {
+            let damaged = opened.damage.len();
+            opened.notes.push(format!(
+                "recovered {files} files from the write-ahead record; {damaged} found damaged"
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn answer(&self, input: Input) {
+        (self.answers)(input);
+    }
+
+    /// Does the job on a worker.
+    pub(crate) fn work(self: &Arc<Inner>, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
+        let inner = Arc::clone(self);
+        self.workers.run(move || job(&inner));
+    }
+
+    pub(crate) fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().expect("no panic while held")
+    }
+
+    /// # Panics
+    ///
+    /// If the file is not open.
+    pub(crate) fn file(&self, id: FileId) -> Arc<StoreFile> {
+        let file = self.files().by_id.get(&id).cloned();
+        file.unwrap_or_else(|| panic!("{id} is not open"))
+    }
+
+    pub(crate) fn dirty(&self) -> MutexGuard<'_, BTreeMap<Identity, Arc<StoreFile>>> {
+        self.dirty.lock().expect("no panic while held")
+    }
+
+    pub(crate) fn mark_dirty(&self, file: &Arc<StoreFile>) {
+        self.dirty().entry(file.identity).or_insert_with(|| Arc::clone(file));
+    }
+
+    pub(crate) fn unmark_dirty(&self, file: &StoreFile) {
+        self.dirty().remove(&file.identity);
+    }
+
+    pub(crate) fn checkpoint_if_long(self: &Arc<Inner>) {
+        if self.log.length() > self.config.checkpoint_bytes
+            && !self.checkpoint_due.swap(true, Ordering::AcqRel)
+        {
+            let inner = Arc::clone(self);
+            self.checkpointer.run(move || {
+                inner.checkpoint_due.store(false, Ordering::Release);
+                // Logged where it failed; the record grows until it works.
+                let _ = inner.checkpoint();
+            });
+        }
+    }
+
+    pub(crate) fn stop(self: &Arc<Inner>) -> io::Result<()> {
+        self.checkpointer.finish();
+        self.workers.finish();
+        self.names.sync()?;
+        self.checkpoint()?;
+        if self.dirty().is_empty() && self.writes.lock().expect("no panic while held").is_empty() {
+            self.log.retire_all()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn abandon(&self) {
+        self.checkpointer.finish();
+        self.workers.finish();
+    }
+}
+
+fn start_disk(config: &StorageConfig, arena: &Arena, notes: &mut Vec<String>) -> io::Result<Arc<dyn Disk>> {
+    if config.backend == Backend::Auto {
+        let (address, length) = arena.disk_view();
+        match Ring::start(View(address, length)) {
+            Ok((ring, note)) => {
+                notes.extend(note);
+                return Ok(Arc::new(ring));
+            }
+            Err(error) => notes.push(format!(
+                "io_uring cannot be used ({error}): pread and pwrite on {DISK_THREADS} threads instead, which costs more CPU; \
+                 see sysctl kernel.io_uring_disabled and the seccomp profile"
+            )),
+        }
+    }
+    Ok(Arc::new(Threads::start(DISK_THREADS)?))
+}
+
+/// Where the log goes on, and the segments that are to be replayed, oldest first.
+fn log_start(scans: [Scan; 2]) -> (LogStart, Vec<Scan>) {
+    let heads: Vec<SegmentHead> = scans.iter().filter_map(|scan| scan.head).collect();
+    let epoch = heads.iter().map(|head| head.epoch).max().unwrap_or(0);
+    let next_batch = scans.iter().map(|scan| scan.next_batch).max().unwrap_or(0).max(1);
+    let next_sequence =
+        1 + scans.iter().flat_map(|scan| &scan.records).map(|record| record.sequence).max().unwrap_or(0);
+    let mut live: Vec<(usize, Scan)> = scans
+        .into_iter()
+        .enumerate()
+        .filter(|(_, scan)| scan.head.is_some_and(|head| !head.retired))
+        .collect();
+    live.sort_by_key(|(_, scan)| scan.head.map(|head| head.epoch));
+    let start = match live.last() {
+        // The epoch of a segment with a damaged head is not known; it is at most one later.
+        None => LogStart {
+            active: 0,
+            epoch: epoch + 2,
+            offset: BATCH_ALIGNMENT as u64,
+            next_batch,
+            next_sequence,
+            unretired: false,
+        },
+        Some((active, scan)) => LogStart {
+            active: *active,
+            epoch,
+            offset: scan.end,
+            next_batch: scan.next_batch,
+            next_sequence,
+            unretired: live.len() == 2,
+        },
+    };
+    (start, live.into_iter().map(|(_, scan)| scan).collect())
+}

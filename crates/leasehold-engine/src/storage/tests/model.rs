@@ -1,0 +1,115 @@
+//! Random commits, truncates, punches, clean stops and kills against a vector of bytes.
+
+use super::*;
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Action {
+    Write {
+        offset: u64,
+        length: u64,
+        seed: u8,
+    },
+    /// Recorded, then never written: as if killed before the data.
+    RecordOnly {
+        offset: u64,
+        length: u64,
+    },
+    Truncate {
+        size: u64,
+    },
+    Punch {
+        start: u64,
+        length: u64,
+    },
+    Flush,
+    Checkpoint,
+    Stop,
+    Kill,
+}
+
+const SPAN: u64 = 200_000;
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let byte = prop_oneof![0..SPAN, (0..SPAN / 4096).prop_map(|block| block * 4096)];
+    let length = prop_oneof![1..30_000u64, (1..6u64).prop_map(|blocks| blocks * 4096)];
+    let action = prop_oneof![
+        6 => (byte.clone(), length.clone(), any::<u8>()).prop_map(|(offset, length, seed)| Action::Write { offset, length, seed }),
+        1 => (byte.clone(), length.clone()).prop_map(|(offset, length)| Action::RecordOnly { offset, length }),
+        2 => byte.clone().prop_map(|size| Action::Truncate { size }),
+        2 => (byte, length).prop_map(|(start, length)| Action::Punch { start, length }),
+        1 => Just(Action::Flush),
+        1 => Just(Action::Checkpoint),
+        1 => Just(Action::Stop),
+        2 => Just(Action::Kill),
+    ];
+    prop::collection::vec(action, 1..25)
+}
+
+fn run(directory: &Path, actions: &[Action]) {
+    let mut driver = Driver::open(directory);
+    let mut file = driver.create("a");
+    let mut model: Vec<u8> = Vec::new();
+    for (step, action) in actions.iter().enumerate() {
+        let mut reopen = false;
+        match *action {
+            Action::Write { offset, length, seed } => {
+                let bytes = pattern(seed, length as usize);
+                driver.write(file, offset, &bytes);
+                model.resize(model.len().max((offset + length) as usize), 0);
+                model[offset as usize..][..length as usize].copy_from_slice(&bytes);
+            }
+            Action::RecordOnly { offset, length } => {
+                // Within what is there and in whole blocks, the old bytes stay; blocks at the edges come from their images.
+                let (offset, length) = (offset / 4096 * 4096, length.next_multiple_of(4096));
+                if offset + length <= model.len() as u64 {
+                    driver.record(file, 1000, offset, &vec![0x77; length as usize], model.len() as u64);
+                    reopen = true;
+                }
+            }
+            Action::Truncate { size } => {
+                driver.truncate(file, size);
+                model.resize(size as usize, 0);
+            }
+            Action::Punch { start, length } => {
+                driver.punch(file, start, start + length);
+                let end = ((start + length) as usize).min(model.len());
+                if (start as usize) < end {
+                    model[start as usize..end].fill(0);
+                }
+            }
+            Action::Flush => driver.flush(file),
+            Action::Checkpoint => driver.storage().checkpoint().unwrap(),
+            Action::Stop => {
+                driver.stop();
+                driver = Driver::open(directory);
+                assert!(!driver.opened.recovered, "step {step}");
+                file = driver.open_file("a");
+            }
+            Action::Kill => reopen = true,
+        }
+        if reopen {
+            driver.kill();
+            driver = Driver::open(directory);
+            assert_eq!(driver.opened.damage, [], "step {step}");
+            file = driver.open_file("a");
+        }
+        assert_eq!(driver.size(file), model.len() as u64, "size after step {step}: {action:?}");
+        let content = driver.content(file);
+        let differs = content.iter().zip(&model).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "first differing byte after step {step}: {action:?}");
+    }
+    driver.stop();
+    assert!(std::fs::read(directory.join("files/a")).unwrap() == model, "the file as others see it");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_file_is_what_a_vector_of_bytes_would_be(actions in actions()) {
+        for (_, directory) in places() {
+            run(directory.path(), &actions);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Disks that are full, bytes that others changed, sidecars that are damaged.
+
+use super::*;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+fn poke(path: &Path, offset: u64, bytes: &[u8]) {
+    OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
+}
+
+#[test]
+fn a_byte_changed_behind_our_back_fails_the_read_and_names_the_block() {
+    for (_, directory) in places() {
+        let driver = Driver::open(directory.path());
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 5 * 4096));
+        driver.flush(file);
+        poke(&directory.path().join("files/a"), 2 * 4096 + 7, b"x");
+        assert_eq!(driver.try_read(file, 0, 5 * 4096), Err(Fault::Io));
+        let seen = driver.mismatches.lock().unwrap().clone();
+        assert_eq!(seen.len(), 1);
+        assert_eq!((seen[0].file, &seen[0].path, seen[0].block), (file, &path("a"), 2));
+        assert_ne!(seen[0].committed, Some(seen[0].found));
+        assert_eq!(driver.storage().mismatches_of(file), Some(1));
+        assert!(driver.read(file, 3 * 4096, 8192) == pattern(1, 5 * 4096)[3 * 4096..]);
+        // A hole that is one no more.
+        driver.truncate(file, 1 << 20);
+        poke(&directory.path().join("files/a"), 512 << 10, b"x");
+        assert_eq!(driver.try_read(file, 512 << 10, 1), Err(Fault::Io));
+    }
+}
+
+#[test]
+fn a_size_changed_behind_our_back_fails_the_reads_concerned() {
+    for (_, directory) in places() {
+        let name = directory.path().join("files/a");
+        let bytes = pattern(1, 5 * 4096);
+        let driver = Driver::open(directory.path());
+        let file = driver.create("a");
+        driver.write(file, 0, &bytes);
+        driver.stop();
+        OpenOptions::new().write(true).open(&name).unwrap().set_len(8192).unwrap();
+        let driver = Driver::open(directory.path());
+        let file = driver.open_file("a");
+        assert_eq!(driver.size(file), 5 * 4096, "what was committed is missed");
+        assert!(driver.read(file, 0, 8192) == bytes[..8192]);
+        assert_eq!(driver.try_read(file, 8192, 4096), Err(Fault::Io));
+        driver.write(file, 8192, &bytes[8192..]);
+        assert!(driver.content(file) == bytes);
+        driver.stop();
+        poke(&name, 5 * 4096, b"more");
+        let driver = Driver::open(directory.path());
+        let file = driver.open_file("a");
+        assert_eq!(driver.size(file), 5 * 4096 + 4);
+        assert!(driver.read(file, 0, 5 * 4096) == bytes);
+        assert_eq!(driver.try_read(file, 5 * 4096, 4), Err(Fault::Io));
+    }
+}
+
+#[test]
+fn a_damaged_sidecar_page_is_found_out() {
+    for (_, directory) in places() {
+        let driver = Driver::open(directory.path());
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 4096));
+        driver.write(file, 1000 * 4096, &pattern(2, 4096));
+        driver.stop();
+        let sidecar = only_file(&directory.path().join(".leasehold/sums"));
+        poke(&sidecar, 2 * 4096 + 300, &[0xff; 4]);
+        let driver = Driver::open(directory.path());
+        let file = driver.open_file("a");
+        assert!(driver.read(file, 0, 4096) == pattern(1, 4096), "the other page is good");
+        assert_eq!(driver.try_read(file, 1000 * 4096, 4096), Err(Fault::Io));
+        driver.stop();
+        poke(&sidecar, 60, &[0xff; 4]);
+        let driver = Driver::open(directory.path());
+        let error = driver.storage().open_file(&path("a")).unwrap_err();
+        assert!(matches!(&error, NamespaceError::Sidecar { .. }), "{error}");
+    }
+}
+
+fn only_file(directory: &Path) -> PathBuf {
+    let entry = std::fs::read_dir(directory).unwrap().next().unwrap().unwrap();
+    if entry.file_type().unwrap().is_dir() { only_file(&entry.path()) } else { entry.path() }
+}
+
+/// A small tmpfs, until drop.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<SmallDisk> {
+        let directory = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=24m", "none"])
+            .arg(directory.path())
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(SmallDisk(directory)),
+            other => {
+                eprintln!("SKIPPED: a full disk needs a mount, which failed: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_a_fault_of_its_own_and_the_write_works_once_there_is_space() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let root = disk.0.path().join("store");
+    let driver = Driver::open(&root);
+    let file = driver.create("a");
+    let ballast = root.join("files/ballast");
+    std::fs::write(&ballast, vec![1; 6 << 20]).unwrap();
+    let bytes = pattern(1, 4 << 20);
+    let size = bytes.len() as u64;
+    let (write, run, range) = driver.record(file, 0, 0, &bytes, size);
+    let output = Output::Write { write, file, blocks: range.blocks(), size, run };
+    assert_eq!(
+        driver.ask(output.clone(), Detail::None),
+        Input::Written { write, result: Err(Fault::NoSpace) }
+    );
+    assert_eq!(driver.size(file), 0, "nothing was admitted");
+    std::fs::remove_file(ballast).unwrap();
+    assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Ok(()) });
+    assert!(driver.content(file) == bytes);
+    driver.kill();
+    let driver = Driver::open(&root);
+    let file = driver.open_file("a");
+    assert!(driver.content(file) == bytes);
+}
+
+#[test]
+fn without_registered_buffers_and_without_io_uring_the_bytes_are_the_same() {
+    for (_, directory) in places() {
+        let config = StorageConfig { backend: Backend::Threads, ..StorageConfig::new(directory.path()) };
+        let driver = Driver::open_with(config);
+        let file = driver.create("a");
+        driver.write(file, 100, &pattern(1, 3 << 20));
+        driver.kill();
+        let driver = Driver::open(directory.path());
+        let file = driver.open_file("a");
+        assert!(driver.read(file, 100, 3 << 20) == pattern(1, 3 << 20));
+    }
+}

@@ -1,0 +1,271 @@
+//! A store's directory: its layout, its format, its lock.
+//!
+//! ```text
+//! DIR/files/                 ordinary files
+//! DIR/.leasehold/format      "leasehold store 1"
+//! DIR/.leasehold/lock        flocked by the server, with its pid
+//! DIR/.leasehold/log/0, 1    the write-ahead record
+//! DIR/.leasehold/sums/xx/..  sidecars, by identity; xx: the last two digits of its hash
+//! ```
+
+use crate::buffer::Buffer;
+use crate::disk::{self, Disk, DiskFile};
+use crate::identity::Identity;
+use crate::log::SEGMENT_BYTES;
+use rustix::fs::{FlockOperation, OFlags, flock};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The newest format that this version knows.
+pub const FORMAT: u32 = 1;
+const FORMAT_LINE: &str = "leasehold store ";
+
+/// It accepts O_DIRECT since Linux 6.6, and copies all the same.
+const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+/// It accepts O_DIRECT, and copies files with checksums since Linux 6.14.
+pub(crate) const BTRFS: rustix::fs::FsWord = 0x9123_683E;
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages name every field")]
+pub enum OpenError {
+    /// Another server has it open.
+    #[error("the store {directory:?} is in use by {holder}; stop that server, or serve another directory")]
+    InUse { directory: PathBuf, holder: String },
+    /// A newer version made it.
+    #[error(
+        "the store {directory:?} has format {found}, and this version knows {known}; use a newer leasehold"
+    )]
+    NewerFormat { directory: PathBuf, found: u32, known: u32 },
+    /// It holds files that are not a store's.
+    #[error(
+        "{directory:?} is neither empty nor a store; name an empty directory, or move its files into files/ of one"
+    )]
+    NotAStore { directory: PathBuf },
+    /// Its own records cannot be understood.
+    #[error("{path:?} of the store is damaged ({what}); restore it from a backup")]
+    Damaged { path: PathBuf, what: String },
+    /// The filesystem said no.
+    #[error("cannot {operation} {path:?}: {source}; check that it exists, can be written and has space")]
+    System {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Gives an error of the system its place.
+pub(crate) fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::System { operation, path, source }
+}
+
+/// An open store: its directories, and its lock until drop.
+#[derive(Debug)]
+pub(crate) struct Store {
+    own: PathBuf,
+    /// The root of the files.
+    pub(crate) files: File,
+    pub(crate) files_path: PathBuf,
+    /// Whether the filesystem takes O_DIRECT.
+    pub(crate) direct: bool,
+    /// Its kind, as `statfs` says.
+    pub(crate) kind: rustix::fs::FsWord,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store in `directory`, or makes one there if the directory is empty or missing.
+    pub(crate) fn open(directory: &Path) -> Result<Store, OpenError> {
+        let own = directory.join(".leasehold");
+        let format = own.join("format");
+        let made = match fs::read_to_string(&format) {
+            Ok(text) => {
+                check_format(directory, &format, &text)?;
+                false
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                check_empty(directory)?;
+                true
+            }
+            Err(error) => return Err(at("read", &format)(error)),
+        };
+        fs::create_dir_all(&own).map_err(at("create", &own))?;
+        let lock = take_lock(directory, &own.join("lock"))?;
+        let files_path = directory.join("files");
+        for path in [&own.join("log"), &own.join("sums"), &files_path] {
+            fs::create_dir_all(path).map_err(at("create", path))?;
+        }
+        let files = File::open(&files_path).map_err(at("open", &files_path))?;
+        let kind =
+            rustix::fs::fstatfs(&files).map_err(io::Error::from).map_err(at("look at", &files_path))?.f_type;
+        let direct = kind != TMPFS && takes_direct(&own.join("probe"))?;
+        let store = Store { own, files, files_path, direct, kind, _lock: lock };
+        if made {
+            // The format goes last: a store that has one is complete.
+            let new = store.own.join("format.new");
+            let line = format!("{FORMAT_LINE}{FORMAT}\n");
+            write_synced(&new, line.as_bytes()).map_err(at("write", &new))?;
+            fs::rename(&new, &format).map_err(at("write", &format))?;
+            for path in [store.own.as_path(), directory] {
+                sync_directory(path).map_err(at("sync", path))?;
+            }
+            if let Some(parent) = directory.canonicalize().ok().as_deref().and_then(Path::parent) {
+                sync_directory(parent).map_err(at("sync", parent))?;
+            }
+        }
+        Ok(store)
+    }
+
+    /// How files of the store are opened for their data.
+    pub(crate) fn data_flags(&self) -> OFlags {
+        let direct = if self.direct { OFlags::DIRECT } else { OFlags::empty() };
+        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | direct
+    }
+
+    fn open_own(&self, path: &Path, create: bool) -> io::Result<File> {
+        let flags = (self.data_flags() - OFlags::RDWR).bits();
+        OpenOptions::new().read(true).write(true).create(create).custom_flags(flags.cast_signed()).open(path)
+    }
+
+    /// A segment of the write-ahead record, written once if it is new.
+    pub(crate) fn segment(&self, disk: &dyn Disk, number: usize) -> Result<Arc<DiskFile>, OpenError> {
+        let path = self.own.join("log").join(number.to_string());
+        let file = self.open_own(&path, true).map_err(at("open", &path))?;
+        let length = file.metadata().map_err(at("open", &path))?.len();
+        let segment = Arc::new(DiskFile { file, name: format!(".leasehold/log/{number}") });
+        if length < SEGMENT_BYTES {
+            let from = length / 4096 * 4096;
+            let zeros = Buffer::zeroed((SEGMENT_BYTES - from) as usize);
+            disk::write(disk, &segment, from, zeros).map_err(at("write", &path))?;
+            sync_directory(&self.own.join("log")).map_err(at("sync", &path))?;
+        }
+        Ok(segment)
+    }
+
+    fn sidecar_path(&self, identity: Identity) -> PathBuf {
+        self.own.join("sums").join(format!("{:02x}", identity.hash() as u8)).join(identity.to_string())
+    }
+
+    /// The sidecar of a file, if it has one.
+    pub(crate) fn sidecar(&self, identity: Identity) -> io::Result<Option<Arc<DiskFile>>> {
+        match self.open_own(&self.sidecar_path(identity), false) {
+            Ok(file) => Ok(Some(Arc::new(DiskFile { file, name: sidecar_name(identity) }))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the sidecar of a file; durably there when done.
+    pub(crate) fn create_sidecar(&self, identity: Identity) -> io::Result<Arc<DiskFile>> {
+        let path = self.sidecar_path(identity);
+        let directory = path.parent().expect("sums/xx");
+        if !directory.exists() {
+            fs::create_dir_all(directory)?;
+            sync_directory(&self.own.join("sums"))?;
+        }
+        let file = self.open_own(&path, true)?;
+        sync_directory(directory)?;
+        Ok(Arc::new(DiskFile { file, name: sidecar_name(identity) }))
+    }
+
+    pub(crate) fn remove_sidecar(&self, identity: Identity) -> io::Result<()> {
+        match fs::remove_file(self.sidecar_path(identity)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn sidecar_name(identity: Identity) -> String {
+    format!(".leasehold/sums/{identity}")
+}
+
+fn check_format(directory: &Path, path: &Path, text: &str) -> Result<(), OpenError> {
+    let number = text.strip_prefix(FORMAT_LINE).and_then(|rest| rest.trim_end().parse::<u32>().ok());
+    match number {
+        Some(FORMAT) => Ok(()),
+        Some(found) => Err(OpenError::NewerFormat { directory: directory.to_owned(), found, known: FORMAT }),
+        None => Err(OpenError::Damaged {
+            path: path.to_owned(),
+            what: format!("it should say \"{FORMAT_LINE}{FORMAT}\" and says {text:?}"),
+        }),
+    }
+}
+
+fn check_empty(directory: &Path) -> Result<(), OpenError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return fs::create_dir_all(directory).map_err(at("create", directory));
+        }
+        Err(error) => return Err(at("read", directory)(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(at("read", directory))?;
+        // `lost+found` is made by mkfs; `files` and `.leasehold` by somebody who prepares a store, or a start cut short.
+        if !["lost+found", "files", ".leasehold"].iter().any(|name| entry.file_name() == *name) {
+            return Err(OpenError::NotAStore { directory: directory.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+fn take_lock(directory: &Path, path: &Path) -> Result<File, OpenError> {
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(at("open", path))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let holder = fs::read_to_string(path).unwrap_or_default();
+            let holder =
+                if holder.trim().is_empty() { "another process".into() } else { holder.trim().into() };
+            return Err(OpenError::InUse { directory: directory.to_owned(), holder });
+        }
+        Err(error) => return Err(at("lock", path)(error.into())),
+    }
+    lock.set_len(0).map_err(at("write", path))?;
+    writeln!(lock, "pid {}", std::process::id()).map_err(at("write", path))?;
+    Ok(lock)
+}
+
+/// Whether a file opened with O_DIRECT can be written in blocks.
+fn takes_direct(probe: &Path) -> Result<bool, OpenError> {
+    use std::os::unix::fs::FileExt;
+    let direct = OFlags::DIRECT.bits().cast_signed();
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(direct)
+        .open(probe);
+    let takes = match opened.and_then(|file| file.write_all_at(&Buffer::zeroed(4096), 0)) {
+        Ok(()) => true,
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+        Err(error) => return Err(at("write", probe)(error)),
+    };
+    match fs::remove_file(probe) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", probe)(error)),
+        _ => Ok(takes),
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}

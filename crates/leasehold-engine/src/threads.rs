@@ -1,0 +1,111 @@
+//! The disk by pread and pwrite on a few threads, where io_uring is forbidden.
+
+use crate::disk::{Disk, Done, Transfer, Verb};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+
+/// See the module.
+pub(crate) struct Threads {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<(Transfer, Done)>,
+    closed: bool,
+}
+
+impl Threads {
+    pub(crate) fn start(count: usize) -> io::Result<Threads> {
+        let shared = Arc::<Shared>::default();
+        let threads = (0..count)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                std::thread::Builder::new().name("storage-disk".into()).spawn(move || shared.run())
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Threads { shared, threads })
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        loop {
+            let mut queue = self.queue.lock().expect("no panic while held");
+            let (transfer, done) = loop {
+                if let Some(next) = queue.waiting.pop_front() {
+                    break next;
+                }
+                if queue.closed {
+                    return;
+                }
+                queue = self.filled.wait(queue).expect("no panic while held");
+            };
+            drop(queue);
+            let result = perform(&transfer);
+            done(result, transfer.memory);
+        }
+    }
+}
+
+impl Disk for Threads {
+    fn submit(&self, transfer: Transfer, done: Done) {
+        self.shared.queue.lock().expect("no panic while held").waiting.push_back((transfer, done));
+        self.shared.filled.notify_one();
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.shared.queue.lock().expect("no panic while held").closed = true;
+        self.shared.filled.notify_all();
+        for thread in self.threads.drain(..) {
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn perform(transfer: &Transfer) -> io::Result<usize> {
+    let (address, length) = (transfer.memory.address(), transfer.memory.len());
+    let mut moved = 0;
+    while moved < length {
+        // SAFETY: fewer bytes were moved than there are.
+        let base = unsafe { address.add(moved) }.as_ptr().cast();
+        let part = libc::iovec { iov_base: base, iov_len: length - moved };
+        let (fd, offset) = (transfer.file.file.as_raw_fd(), (transfer.offset + moved as u64).cast_signed());
+        let result = match transfer.verb {
+            // SAFETY: the memory is the transfer's, valid and unshared until `done`.
+            Verb::Read => unsafe { libc::preadv(fd, &raw const part, 1, offset) },
+            // SAFETY: as above.
+            Verb::Write => unsafe { libc::pwritev2(fd, &raw const part, 1, offset, libc::RWF_DSYNC) },
+        };
+        match result {
+            -1 => match io::Error::last_os_error() {
+                error if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {}
+                error => return Err(error),
+            },
+            0 if transfer.verb == Verb::Write => return Err(io::ErrorKind::WriteZero.into()),
+            0 => break,
+            count => {
+                moved += count as usize;
+                // Reads end where the file does: what is left could not be read aligned.
+                if transfer.verb == Verb::Read && !moved.is_multiple_of(4096) {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(moved)
+}

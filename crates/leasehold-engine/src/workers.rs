@@ -1,0 +1,78 @@
+//! Threads for checksums and for system calls that block.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A queue of jobs and the threads that do them, in order of arrival.
+#[derive(Default)]
+pub(crate) struct Workers {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    filled: Condvar,
+    idle: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    busy: usize,
+    closed: bool,
+}
+
+impl Workers {
+    pub(crate) fn start(count: usize) -> io::Result<Workers> {
+        let workers = Workers::default();
+        for _ in 0..count.max(1) {
+            let shared = Arc::clone(&workers.shared);
+            let thread =
+                std::thread::Builder::new().name("storage-work".into()).spawn(move || shared.run())?;
+            workers.threads.lock().expect("no panic while held").push(thread);
+        }
+        Ok(workers)
+    }
+
+    pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
+        self.shared.state.lock().expect("no panic while held").jobs.push_back(Box::new(job));
+        self.shared.filled.notify_one();
+    }
+
+    /// Waits until no job is left, then ends the threads.
+    pub(crate) fn finish(&self) {
+        self.shared.state.lock().expect("no panic while held").closed = true;
+        self.shared.filled.notify_all();
+        for thread in self.threads.lock().expect("no panic while held").drain(..) {
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut state = self.state.lock().expect("no panic while held");
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                state.busy += 1;
+                drop(state);
+                job();
+                state = self.state.lock().expect("no panic while held");
+                state.busy -= 1;
+                self.idle.notify_all();
+            } else if state.closed {
+                return;
+            } else {
+                state = self.filled.wait(state).expect("no panic while held");
+            }
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! `Verify`, `Record` and `Write`: how committed frames reach the disk.
+//!
+//! ```text
+//! Record --> record appended --+--> Recorded  (once durable; at once for blocks past all that is recorded)
+//!                              |
+//! Write  --> data written -----+--> both durable --> sums changed --> Written
+//! ```
+//! A block may be written before its record is durable only if recovery would remove it anyway: it lies past the size
+//! that the durable records admit, in a file that is marked. All others wait, which costs one flush that all chunks in
+//! flight share.
+//!
+//! Blocks past the file's length on disk: a write that grows a file takes its lock and a journal commit, so the length is
+//! set ahead, in steps, and set back by the next flush, checkpoint or stop. (Measured: see the decision record
+//! `2026-11-21-write-ahead-record`.)
+
+use crate::checksum::{crc32c, sum_range};
+use crate::disk::{self, Verb};
+use crate::file::{JudgeError, StoreFile, Sums};
+use crate::log::Entry;
+use crate::record::{BlockWrite, Body, Old, WriteBody};
+use crate::sidecar::{BlockState, PAGE};
+use crate::storage::{Detail, Inner};
+use leasehold_core::ids::{FileId, LeaseId, WriteId};
+use leasehold_core::input::{Fault, Input};
+use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange, Run};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+const AHEAD_STEP_BYTES: u64 = 64 << 20;
+const AHEAD_STEP_BYTES_MAX: u64 = 1 << 30;
+
+/// The sums of a range that was verified, until it is recorded.
+pub(crate) struct Verified {
+    range: ByteRange,
+    blocks: Vec<u32>,
+}
+
+/// A writeback between `Record` and `Written`.
+pub(crate) struct PendingWrite {
+    id: WriteId,
+    file: Arc<StoreFile>,
+    body: WriteBody,
+    progress: Mutex<Progress>,
+}
+
+/// Invariant: `sequence` names an open record unless `record` is `Failed`.
+struct Progress {
+    sequence: u64,
+    epoch: u64,
+    record: RecordState,
+    /// `Recorded` has not been answered.
+    owes_recorded: bool,
+    /// What the last `Write` wrote, once it is durable.
+    landed: Option<BlockRange>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RecordState {
+    Underway,
+    Durable,
+    Failed(Fault),
+}
+
+impl PendingWrite {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().expect("no panic while held")
+    }
+
+    fn blocks(&self) -> BlockRange {
+        let first = self.body.first_block;
+        BlockRange::new(first, first + self.body.blocks.len() as u64).expect("a write has blocks")
+    }
+}
+
+/// The fault that the core shall see.
+pub(crate) fn fault_of(error: &io::Error) -> Fault {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Fault::NoSpace,
+        _ => Fault::Io,
+    }
+}
+
+impl Inner {
+    pub(crate) fn verify(&self, lease: LeaseId, range: ByteRange, run: Run, detail: &Detail) {
+        let expected = match detail {
+            Detail::Crc(expected) => *expected,
+            Detail::None => None,
+            other => panic!("{other:?} makes no sense for a verify"),
+        };
+        // SAFETY: the core verifies fenced frames only, and they are the lease's alone until it hears of it.
+        let sums = sum_range(range, unsafe { self.arena.bytes(run) });
+        let agrees = expected.is_none_or(|crc| crc == sums.whole);
+        if agrees {
+            let verified = Verified { range, blocks: sums.blocks };
+            self.verified.lock().expect("no panic while held").insert(run.first, verified);
+        }
+        self.answer(Input::Verified { lease, agrees });
+    }
+
+    pub(crate) fn record(
+        self: &Arc<Inner>,
+        id: WriteId,
+        file: FileId,
+        range: ByteRange,
+        size: u64,
+        run: Run,
+    ) {
+        let file = self.file(file);
+        let recorded = self.try_record(id, &file, range, size, run);
+        let result = match recorded {
+            Ok(Some(pending)) => return self.record_appended(&pending),
+            Ok(None) => Ok(()),
+            Err(error) => {
+                tracing::error!(path = %file.path(), %range, %error, "cannot record a write");
+                Err(Fault::Io)
+            }
+        };
+        self.answer(Input::Recorded { write: id, result });
+    }
+
+    /// The pending write if `Recorded` must wait for its record.
+    fn try_record(
+        self: &Arc<Inner>,
+        id: WriteId,
+        file: &Arc<StoreFile>,
+        range: ByteRange,
+        size: u64,
+        run: Run,
+    ) -> Result<Option<Arc<PendingWrite>>, JudgeError> {
+        let crcs = self.block_sums(range, run);
+        let mut sums = file.sums();
+        // Under the lock, so that a checkpoint does not take the file for clean in between.
+        self.mark_dirty(file);
+        let body = self.write_body(file, &mut sums, range, size, run, crcs)?;
+        let beyond = body.first_block * BLOCK_BYTES >= sums.recorded_size && sums.marked == self.log.epoch();
+        let free = beyond && body.blocks.iter().all(|block| block.old == Old::Nothing);
+        sums.recorded_size = sums.recorded_size.max(body.size);
+        sums.writes += 1;
+        if sums.marked == self.log.epoch() {
+            self.extend_ahead(file, &mut sums, body.first_block + body.blocks.len() as u64);
+        }
+        let progress = Progress {
+            sequence: 0,
+            epoch: 0,
+            record: RecordState::Underway,
+            owes_recorded: true,
+            landed: None,
+        };
+        let pending =
+            Arc::new(PendingWrite { id, file: Arc::clone(file), body, progress: Mutex::new(progress) });
+        let previous = self.writes.lock().expect("no panic while held").insert(id, Arc::clone(&pending));
+        let epoch = self.append_record(&pending, &sums);
+        // A retry. Only now: a record that is closed counts as written.
+        if let Some(previous) = previous {
+            self.log.close(previous.progress().sequence);
+            sums.writes -= 1;
+        }
+        // The record went to a new segment, where the file has no mark yet.
+        if !free || epoch != sums.marked {
+            return Ok(Some(pending));
+        }
+        // Unless it was answered meanwhile. If the record fails, the write will try it again.
+        let owed = std::mem::take(&mut pending.progress().owes_recorded);
+        Ok((!owed).then_some(pending))
+    }
+
+    /// CRCs of all the range's blocks as they stand in the frames: those at unaligned edges anew, since bytes were merged in.
+    fn block_sums(&self, range: ByteRange, run: Run) -> Vec<u32> {
+        let verified = self.verified.lock().expect("no panic while held").remove(&run.first);
+        // SAFETY: the frames are the writeback's, fenced, and only read until it is over.
+        let frames = unsafe { self.arena.bytes(run) };
+        let blocks = frames.as_chunks::<PAGE>().0;
+        let Some(Verified { blocks: mut crcs, .. }) = verified.filter(|verified| verified.range == range)
+        else {
+            return blocks.iter().map(|block| crc32c(block)).collect();
+        };
+        if !range.start().is_multiple_of(BLOCK_BYTES) {
+            crcs[0] = crc32c(&blocks[0]);
+        }
+        if !range.end().is_multiple_of(BLOCK_BYTES)
+            && let (Some(last), Some(block)) = (crcs.last_mut(), blocks.last())
+        {
+            *last = crc32c(block);
+        }
+        crcs
+    }
+
+    fn write_body(
+        &self,
+        file: &StoreFile,
+        sums: &mut Sums,
+        range: ByteRange,
+        size: u64,
+        run: Run,
+        crcs: Vec<u32>,
+    ) -> Result<WriteBody, JudgeError> {
+        let first_block = range.blocks().start();
+        // SAFETY: as in `block_sums`.
+        let frames = unsafe { self.arena.bytes(run) }.as_chunks::<PAGE>().0;
+        let mut body =
+            WriteBody { first_block, size: 0, blocks: Vec::with_capacity(crcs.len()), images: Vec::new() };
+        for (index, new_crc) in crcs.into_iter().enumerate() {
+            let block = first_block + index as u64;
+            if sums.get(&*self.disk, block)? == BlockState::Unknown {
+                let old = disk::read(&*self.disk, &file.disk, block * BLOCK_BYTES, PAGE);
+                let old = old.map_err(crate::file::SumsError::from)?;
+                file.judge(sums, &*self.disk, block, crc32c(&old))?;
+            }
+            let old = match sums.get(&*self.disk, block)? {
+                BlockState::Hole => Old::Nothing,
+                BlockState::Known(crc) => Old::Known(crc),
+                BlockState::Torn | BlockState::Unknown => Old::Torn,
+            };
+            // Committed bytes of the block that the commit does not bring.
+            let (from, to) = (block * BLOCK_BYTES, ((block + 1) * BLOCK_BYTES).min(sums.recorded_size));
+            if old != Old::Nothing && (from < range.start() || to > range.end()) {
+                body.images.push((index as u32, Box::new(frames[index])));
+            }
+            body.blocks.push(BlockWrite { old, new_crc });
+        }
+        // What lies past the last block was brought by others, who record it.
+        body.size = size.min(range.blocks().end() * BLOCK_BYTES);
+        Ok(body)
+    }
+
+    /// Makes the file longer than is needed yet. It may fail: then the write itself makes it so.
+    fn extend_ahead(&self, file: &StoreFile, sums: &mut Sums, end_block: u64) {
+        let needed = end_block * BLOCK_BYTES;
+        if needed <= sums.disk_size || needed > i64::MAX.cast_unsigned() {
+            return;
+        }
+        let step = needed.min(AHEAD_STEP_BYTES_MAX).next_power_of_two().max(AHEAD_STEP_BYTES);
+        let ahead = needed.next_multiple_of(step);
+        match self.disk.truncate(&file.disk, ahead) {
+            Ok(()) => sums.disk_size = ahead,
+            Err(error) => tracing::debug!(path = %file.path(), %error, "cannot extend the file ahead"),
+        }
+    }
+
+    /// Returns the epoch that the record went to.
+    fn append_record(self: &Arc<Inner>, pending: &Arc<PendingWrite>, sums: &Sums) -> u64 {
+        let entry = Entry {
+            identity: pending.file.identity,
+            mark: pending.file.mark(sums),
+            marked: sums.marked,
+            body: Body::Write(pending.body.clone()),
+        };
+        let mut progress = pending.progress();
+        progress.record = RecordState::Underway;
+        let (inner, told) = (Arc::clone(self), Arc::clone(pending));
+        let appended = self.log.append(
+            entry,
+            Box::new(move |durable| {
+                told.progress().record = match durable {
+                    Ok(()) => RecordState::Durable,
+                    Err(error) => RecordState::Failed(fault_of(&error)),
+                };
+                inner.work(move |inner| inner.record_appended(&told));
+            }),
+        );
+        progress.sequence = appended.sequence;
+        progress.epoch = appended.epoch;
+        drop(progress);
+        self.checkpoint_if_long();
+        appended.epoch
+    }
+
+    /// Goes on wherever the record, or the data, has got to.
+    fn record_appended(self: &Arc<Inner>, pending: &Arc<PendingWrite>) {
+        let mut progress = pending.progress();
+        match progress.record {
+            RecordState::Underway => {}
+            RecordState::Durable => {
+                let epoch = progress.epoch;
+                let (owes, landed) = (std::mem::take(&mut progress.owes_recorded), progress.landed.take());
+                drop(progress);
+                {
+                    let mut sums = pending.file.sums();
+                    sums.marked = sums.marked.max(epoch);
+                }
+                if owes {
+                    self.answer(Input::Recorded { write: pending.id, result: Ok(()) });
+                }
+                if let Some(blocks) = landed {
+                    self.written(pending, blocks);
+                }
+            }
+            RecordState::Failed(fault) => {
+                let (owes, landed) = (progress.owes_recorded, progress.landed.take());
+                drop(progress);
+                if owes {
+                    self.drop_write(pending.id);
+                    self.answer(Input::Recorded { write: pending.id, result: Err(fault) });
+                } else if landed.is_some() {
+                    self.answer(Input::Written { write: pending.id, result: Err(fault) });
+                }
+            }
+        }
+    }
+
+    pub(crate) fn write(self: &Arc<Inner>, id: WriteId, blocks: BlockRange, run: Run) {
+        let pending = self.writes.lock().expect("no panic while held").get(&id).cloned();
+        let pending = pending.unwrap_or_else(|| panic!("{id} was never recorded"));
+        if matches!(pending.progress().record, RecordState::Failed(_)) {
+            let again = Arc::clone(&pending);
+            self.work(move |inner| {
+                let sums = again.file.sums();
+                inner.log.close(again.progress().sequence);
+                inner.append_record(&again, &sums);
+            });
+        }
+        let inner = Arc::clone(self);
+        let frames = (self.arena.disk(run), run.bytes() as usize);
+        let file = Arc::clone(&pending.file.disk);
+        let done = move |result: io::Result<usize>| {
+            // The sums may have to be read from disk, which this thread must be free for.
+            inner.work(move |inner| inner.data_landed(&pending, blocks, result));
+        };
+        let offset = blocks.start() * BLOCK_BYTES;
+        disk::transfer_frames(&*self.disk, Verb::Write, &file, offset, frames, run.arena_offset(), done);
+    }
+
+    fn data_landed(
+        self: &Arc<Inner>,
+        pending: &Arc<PendingWrite>,
+        blocks: BlockRange,
+        result: io::Result<usize>,
+    ) {
+        if let Err(error) = result {
+            let range =
+                ByteRange::new(blocks.start() * BLOCK_BYTES, blocks.end() * BLOCK_BYTES).expect("not empty");
+            tracing::error!(path = %pending.file.path(), %range, %error, "cannot write back");
+            return self.answer(Input::Written { write: pending.id, result: Err(fault_of(&error)) });
+        }
+        let mut progress = pending.progress();
+        match progress.record {
+            RecordState::Underway => progress.landed = Some(blocks),
+            RecordState::Durable => {
+                drop(progress);
+                self.written(pending, blocks);
+            }
+            RecordState::Failed(fault) => {
+                drop(progress);
+                self.answer(Input::Written { write: pending.id, result: Err(fault) });
+            }
+        }
+    }
+
+    /// Data and record are durable.
+    fn written(self: &Arc<Inner>, pending: &Arc<PendingWrite>, blocks: BlockRange) {
+        let mut sums = pending.file.sums();
+        let applied = (blocks.start()..blocks.end()).try_for_each(|block| {
+            let crc = pending.body.blocks[(block - pending.body.first_block) as usize].new_crc;
+            sums.set(&*self.disk, block, BlockState::Known(crc))
+        });
+        sums.disk_size = sums.disk_size.max(blocks.end() * BLOCK_BYTES);
+        let size = sums.header.size.max(pending.body.size.min(blocks.end() * BLOCK_BYTES));
+        sums.set_size(size);
+        drop(sums);
+        self.drop_write(pending.id);
+        let result = applied.map_err(|error| {
+            tracing::error!(path = %pending.file.path(), %error, "cannot note the checksums of a write");
+            Fault::Io
+        });
+        self.answer(Input::Written { write: pending.id, result });
+    }
+
+    /// Nothing will be written under this id any more.
+    fn drop_write(&self, id: WriteId) {
+        let Some(pending) = self.writes.lock().expect("no panic while held").remove(&id) else { return };
+        self.log.close(pending.progress().sequence);
+        let mut sums = pending.file.sums();
+        sums.writes -= 1;
+        if sums.writes == 0 {
+            sums.recorded_size = sums.header.size;
+        }
+    }
+
+    /// Drops the file's writes that lie wholly within the blocks: they were removed.
+    pub(crate) fn drop_writes(&self, file: &StoreFile, within: BlockRange) {
+        let writes = self.writes.lock().expect("no panic while held");
+        let dropped = writes.values().filter(|pending| {
+            let blocks = pending.blocks();
+            pending.file.id == file.id && within.start() <= blocks.start() && blocks.end() <= within.end()
+        });
+        let dropped: Vec<_> = dropped.map(|pending| pending.id).collect();
+        drop(writes);
+        dropped.into_iter().for_each(|id| self.drop_write(id));
+    }
+}

@@ -1,0 +1,172 @@
+//! What people type: `leasehold serve`, `put`, `get`, `breaks`, `why`, `demo`, ..
+
+mod administer;
+mod demo;
+mod exit;
+mod files;
+mod get;
+mod hold;
+mod place;
+mod progress;
+mod put;
+mod scrub;
+mod serve;
+mod show;
+mod watch;
+
+use crate::command::exit::{Exit, Outcome};
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The codes that the command ends with; `docs/command.md` repeats them.
+const EXIT_CODES: &str = "\
+Files are named leasehold://HOST[:PORT]/PATH, or /PATH with --socket.
+
+Exit codes:
+  0  it worked
+  1  it failed in another way
+  2  the arguments make no sense
+  3  there is no such file or directory
+  4  a lease is in the way, was lost, or the time to wait for it was over
+  5  a checksum does not match
+  6  the server cannot be reached, or went away";
+
+/// Remote machines write straight into your files over RDMA, under leases that
+/// the filesystem can break.
+#[derive(Debug, Parser)]
+#[command(name = "leasehold", version, after_help = EXIT_CODES, max_term_width = 80, propagate_version = true)]
+struct Command {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What every verb understands.
+#[derive(Clone, Debug, clap::Args)]
+struct Common {
+    /// The server's unix socket: it knows for certain who calls. For `serve`: where to make it [default:
+    /// DIR/.leasehold/control.sock]
+    #[arg(long, global = true, value_name = "PATH", env = "LEASEHOLD_SOCKET", hide_env_values = true)]
+    socket: Option<PathBuf>,
+    /// Print data as JSON: one document, or one a line where it comes bit by bit
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve the store in a directory
+    Serve(serve::Serve),
+    /// Write a local file into the store, by RDMA
+    Put(put::Put),
+    /// Read a file of the store, by RDMA
+    Get(get::Get),
+    /// List a directory
+    Ls(files::Ls),
+    /// Show what is known about a file
+    Stat(files::Stat),
+    /// Remove files or empty directories; breaks the leases on them
+    Rm(files::Rm),
+    /// Rename; breaks the leases on a file that is replaced
+    Mv(files::Mv),
+    /// Make a directory
+    Mkdir(files::Mkdir),
+    /// Set a file's size; shrinking breaks the leases beyond it
+    Truncate(files::Truncate),
+    /// Free a range, which then reads as zeros; breaks the leases on it
+    Punch(files::Punch),
+    /// Wait until everything committed to a file is durable
+    Sync(files::Sync),
+    /// Show who holds what, since when
+    Leases(administer::Leases),
+    /// Show who broke whose lease, what for, and what the holder did
+    Breaks(administer::Breaks),
+    /// Show who waits for whom on a file, and until when
+    Why(administer::Why),
+    /// Show the server: its store, its ports, how it does I/O
+    Status(administer::Status),
+    /// Follow what happens on the server
+    Watch(watch::Watch),
+    /// Verify every checksum
+    Scrub(scrub::Scrub),
+    /// Lease a range and hold it, to see what breaks do
+    Hold(hold::Hold),
+    /// See it all work, on a throw-away store (30 seconds)
+    Demo(demo::Demo),
+}
+
+/// Runs the command that the process was given.
+#[must_use]
+pub fn run() -> ExitCode {
+    let command = match Command::try_parse() {
+        Ok(command) => command,
+        Err(error) => {
+            // If there is nowhere to print it, nothing can be done.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("leasehold: cannot start threads: {error}; check the limits of processes and memory");
+            return Exit::Failed.into();
+        }
+    };
+    let ended = runtime.block_on(perform(command));
+    // A read of standard input that is still waiting must not keep the process.
+    runtime.shutdown_background();
+    exit::report(ended).into()
+}
+
+async fn perform(command: Command) -> Outcome {
+    let common = command.common;
+    match command.verb {
+        Verb::Serve(verb) => verb.run(&common).await,
+        Verb::Put(verb) => verb.run(&common).await,
+        Verb::Get(verb) => verb.run(&common).await,
+        Verb::Ls(verb) => verb.run(&common).await,
+        Verb::Stat(verb) => verb.run(&common).await,
+        Verb::Rm(verb) => verb.run(&common).await,
+        Verb::Mv(verb) => verb.run(&common).await,
+        Verb::Mkdir(verb) => verb.run(&common).await,
+        Verb::Truncate(verb) => verb.run(&common).await,
+        Verb::Punch(verb) => verb.run(&common).await,
+        Verb::Sync(verb) => verb.run(&common).await,
+        Verb::Leases(verb) => verb.run(&common).await,
+        Verb::Breaks(verb) => verb.run(&common).await,
+        Verb::Why(verb) => verb.run(&common).await,
+        Verb::Status(verb) => verb.run(&common).await,
+        Verb::Watch(verb) => verb.run(&common).await,
+        Verb::Scrub(verb) => verb.run(&common).await,
+        Verb::Hold(verb) => verb.run(&common).await,
+        Verb::Demo(verb) => verb.run().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Command::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_text_fits_in_80_columns() {
+        let mut command = Command::command();
+        command.build();
+        let names: Vec<String> =
+            command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+        for name in names {
+            let verb = command.find_subcommand_mut(&name).unwrap();
+            let help = format!("{}\n{}", verb.render_help(), verb.render_long_help());
+            let longest = help.lines().max_by_key(|line| line.chars().count()).unwrap();
+            assert!(longest.chars().count() <= 80, "{name}: {longest}");
+        }
+    }
+}

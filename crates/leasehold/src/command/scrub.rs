@@ -1,0 +1,102 @@
+//! `leasehold scrub`: is every block what was committed?
+
+use crate::command::Common;
+use crate::command::exit::{Exit, Failure, Outcome};
+use crate::command::place;
+use crate::command::show;
+use leasehold_client::{Client, proto};
+use serde_json::{Value, json};
+use tokio_stream::StreamExt as _;
+
+const BLOCK_BYTES: u64 = 4096;
+
+/// Verify every checksum
+///
+/// Exit code 5 if a block is not what was committed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Scrub {
+    /// A file or directory; or a server, with / as the path: all of it [default: this machine's server]
+    place: Option<String>,
+}
+
+impl Scrub {
+    pub(crate) async fn run(self, common: &Common) -> Outcome {
+        let client = Client::connect(&place::server(common, self.place.as_deref())?).await?;
+        let path = match &self.place {
+            Some(text) => Some(place::find(common, text)?.path).filter(|path| path != "/"),
+            None => None,
+        };
+        let mut items = client.scrub(path.as_deref()).await?;
+        let mut totals = None;
+        while let Some(item) = items.next().await {
+            match item? {
+                proto::scrub_response::Item::File(file) if common.json => show::json_line(&file_json(&file))?,
+                proto::scrub_response::Item::File(file) => show_file(&file)?,
+                proto::scrub_response::Item::Totals(found) => totals = Some(found),
+            }
+        }
+        let gone = || Failure::new(Exit::Unreachable, "the server went away before the scrub was complete");
+        let totals = totals.ok_or_else(gone)?;
+        let proto::ScrubTotals { files, blocks, mismatched, failed } = totals;
+        if common.json {
+            let value = json!({ "files": files, "blocks": blocks, "mismatched": mismatched, "failed": failed });
+            show::json_line(&json!({ "totals": value }))?;
+        } else {
+            show::line(format_args!("{blocks} blocks in {files} files: {}", verdict(mismatched, failed)))?;
+        }
+        if mismatched > 0 {
+            return Err(Failure::new(Exit::Checksum, format!("{mismatched} blocks do not match their checksum")).into());
+        }
+        if failed > 0 {
+            return Err(Failure::new(Exit::Failed, format!("{failed} files could not be read to their end")).into());
+        }
+        Ok(())
+    }
+}
+
+fn verdict(mismatched: u64, failed: u64) -> String {
+    match (mismatched, failed) {
+        (0, 0) => "every checksum matches".to_owned(),
+        (mismatched, 0) => format!("{mismatched} do not match"),
+        (mismatched, failed) => format!("{mismatched} do not match, {failed} files not read to their end"),
+    }
+}
+
+fn show_file(file: &proto::ScrubFile) -> Outcome {
+    for bad in &file.mismatches {
+        let start = bad.block * BLOCK_BYTES;
+        let committed = bad.committed_crc32c.map_or_else(|| "torn in a crash".to_owned(), crc);
+        let found = crc(bad.found_crc32c);
+        show::line(format_args!(
+            "{}: bytes {start}..{}: committed {committed}, found {found}",
+            file.path,
+            start + BLOCK_BYTES
+        ))?;
+    }
+    if !file.error.is_empty() {
+        show::line(format_args!("{}: {}", file.path, file.error))?;
+    }
+    Ok(())
+}
+
+fn crc(value: u32) -> String {
+    format!("{value:#010x}")
+}
+
+fn file_json(file: &proto::ScrubFile) -> Value {
+    let mismatch = |bad: &proto::Mismatch| {
+        json!({
+            "start": bad.block * BLOCK_BYTES,
+            "end": (bad.block + 1) * BLOCK_BYTES,
+            "committed_crc32c": bad.committed_crc32c.map(crc),
+            "found_crc32c": crc(bad.found_crc32c),
+        })
+    };
+    let error = Some(&file.error).filter(|error| !error.is_empty());
+    json!({
+        "path": file.path,
+        "blocks": file.blocks,
+        "mismatches": file.mismatches.iter().map(mismatch).collect::<Vec<_>>(),
+        "error": error,
+    })
+}

@@ -1,0 +1,362 @@
+//! The control plane's calls: parse, ask the engine, answer.
+
+use crate::server::peer;
+use crate::server::refusal::{Refusal, refuse, status};
+use crate::server::rows;
+use crate::server::sessions::{Secret, Sessions};
+use crate::server::streams::{self, Events};
+use leasehold_client::convert::{self, Malformed};
+use leasehold_client::proto::leasehold_server::Leasehold;
+use leasehold_client::{Reason, proto};
+use leasehold_core::ids::{LeaseId, SessionId};
+use leasehold_core::range::ByteRange;
+use leasehold_engine::engine::{Engine, Wanted};
+use leasehold_engine::files;
+use leasehold_engine::path::StorePath;
+use leasehold_engine::storage::NamespaceError;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+
+/// How many events a session may be behind before the engine gives it up.
+const EVENTS_MAX: usize = 4096;
+/// How many breaks are shown if the caller does not say.
+const BREAKS_DEFAULT: usize = 100;
+
+type Answer<T> = Result<Response<T>, Status>;
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The control plane.
+#[derive(Clone)]
+pub(crate) struct Calls(Arc<Inner>);
+
+struct Inner {
+    engine: Engine,
+    sessions: Sessions,
+    started: SystemTime,
+    /// Becomes true when the server stops: streams that would never end do then.
+    stopping: watch::Receiver<bool>,
+}
+
+impl Calls {
+    pub(crate) fn new(engine: Engine, stopping: watch::Receiver<bool>) -> Calls {
+        let sessions = Sessions::new(Duration::from_millis(engine.config().session_ttl_ms));
+        Calls(Arc::new(Inner { engine, sessions, started: SystemTime::now(), stopping }))
+    }
+
+    fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    fn session(&self, secret: &[u8]) -> Result<SessionId, Status> {
+        self.0.sessions.get(&parse_secret(secret)?).ok_or_else(no_session)
+    }
+}
+
+fn parse_secret(secret: &[u8]) -> Result<Secret, Status> {
+    convert::sixteen("session", secret).map_err(|error| refuse(&error))
+}
+
+fn no_session() -> Status {
+    status(Reason::NoSession, "the session is unknown or has ended; open a new one")
+}
+
+fn parse_path(text: &str) -> Result<StorePath, Status> {
+    StorePath::parse(text).map_err(|error| refuse(&error))
+}
+
+/// `None` if the text is empty.
+fn parse_some_path(text: &str) -> Result<Option<StorePath>, Status> {
+    if text.is_empty() { Ok(None) } else { parse_path(text).map(Some) }
+}
+
+fn parse_range(field: Option<proto::Range>) -> Result<ByteRange, Status> {
+    convert::range(field).map_err(|error| refuse(&error))
+}
+
+fn answer<T>(message: T) -> Answer<T> {
+    Ok(Response::new(message))
+}
+
+/// The engine's answer, or its refusal.
+fn or_refuse<T, E: Refusal + 'static>(result: Result<T, E>) -> Result<T, Status> {
+    result.map_err(|error| {
+        let refused = refuse(&error);
+        tracing::debug!(code = ?refused.code(), "refused: {}", refused.message());
+        refused
+    })
+}
+
+#[tonic::async_trait]
+impl Leasehold for Calls {
+    async fn status(&self, _: Request<proto::StatusRequest>) -> Answer<proto::StatusResponse> {
+        let (config, started) = (self.engine().config(), self.engine().started());
+        let stats = self.engine().stats().await.unwrap_or_default();
+        answer(proto::StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            directory: config.directory.display().to_string(),
+            data_address: started.data_address.to_string(),
+            notes: started.notes.clone(),
+            started: Some(self.0.started.into()),
+            grace: Some(convert::duration_out(Duration::from_millis(config.grace_ms))),
+            sessions: stats.sessions as u64,
+            leases: stats.leases as u64,
+            arena_bytes: config.arena_bytes,
+        })
+    }
+
+    async fn open_session(
+        &self,
+        request: Request<proto::OpenSessionRequest>,
+    ) -> Answer<proto::OpenSessionResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let engine = self.engine();
+        let data = engine.started().data_address;
+        let identity = peer::caller(&extensions, message.caller);
+        let known_as = Some((&identity).into());
+        let (send, events) = mpsc::channel(EVENTS_MAX);
+        let opened = engine.open_session(identity, peer::data_peer(&extensions, data), send).await;
+        let opened = or_refuse(opened)?;
+        let secret = self.0.sessions.insert(opened.session, events).map_err(|error| {
+            engine.close_session(opened.session, "the server has no random numbers");
+            status(Reason::Io, format!("no random bytes for the session's secret: {error}"))
+        })?;
+        answer(proto::OpenSessionResponse {
+            session: secret.to_vec().into(),
+            number: opened.session.0,
+            token: opened.token.to_vec().into(),
+            data_address: data.to_string(),
+            time_to_live: Some(convert::duration_out(Duration::from_millis(engine.config().session_ttl_ms))),
+            grace: Some(convert::duration_out(Duration::from_millis(engine.config().grace_ms))),
+            known_as,
+        })
+    }
+
+    async fn keep_alive(&self, request: Request<proto::KeepAliveRequest>) -> Answer<proto::KeepAliveResponse> {
+        let secret = parse_secret(&request.get_ref().session)?;
+        let session = self.0.sessions.heard(&secret).ok_or_else(no_session)?;
+        let heard = self.engine().keep_alive(session);
+        if heard.is_err() {
+            self.0.sessions.remove(&secret);
+        }
+        or_refuse(heard)?;
+        answer(proto::KeepAliveResponse {})
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<proto::CloseSessionRequest>,
+    ) -> Answer<proto::CloseSessionResponse> {
+        let secret = parse_secret(&request.get_ref().session)?;
+        let session = self.0.sessions.remove(&secret).ok_or_else(no_session)?;
+        self.engine().close_session(session, "closed by its holder");
+        answer(proto::CloseSessionResponse {})
+    }
+
+    type EventsStream = Events;
+
+    async fn events(&self, request: Request<proto::EventsRequest>) -> Answer<Events> {
+        let secret = parse_secret(&request.get_ref().session)?;
+        let (session, events) = self.0.sessions.events(&secret).ok_or_else(no_session)?;
+        let events = events.ok_or_else(|| status(Reason::Invalid, "the session's events go to another call already"))?;
+        answer(Events::new(self.engine().clone(), session, events))
+    }
+
+    async fn acquire(&self, request: Request<proto::AcquireRequest>) -> Answer<proto::AcquireResponse> {
+        let message = request.into_inner();
+        let session = self.session(&message.session)?;
+        let wanted = message
+            .wants
+            .into_iter()
+            .map(|want| {
+                let access = convert::access(want.access).map_err(|error| refuse(&error))?;
+                Ok(Wanted { path: parse_path(&want.path)?, range: parse_range(want.range)?, access })
+            })
+            .collect::<Result<Vec<Wanted>, Status>>()?;
+        if wanted.is_empty() {
+            return Err(refuse(&Malformed::Missing("wants")));
+        }
+        let on_conflict = convert::on_conflict(message.on_conflict).map_err(|error| refuse(&error))?;
+        let wait = convert::duration_in(message.wait);
+        let grants = or_refuse(self.engine().acquire(session, wanted, on_conflict, wait).await)?;
+        let grants = grants.into_iter().map(|grant| proto::Grant {
+            lease: grant.lease.0,
+            tag: grant.tag,
+            range: Some(grant.range.into()),
+            access: convert::access_number(grant.access),
+        });
+        answer(proto::AcquireResponse { grants: grants.collect() })
+    }
+
+    async fn release(&self, request: Request<proto::ReleaseRequest>) -> Answer<proto::ReleaseResponse> {
+        let session = self.session(&request.get_ref().session)?;
+        or_refuse(self.engine().release(session, LeaseId(request.get_ref().lease)).await)?;
+        answer(proto::ReleaseResponse {})
+    }
+
+    async fn commit(&self, request: Request<proto::CommitRequest>) -> Answer<proto::CommitResponse> {
+        let message = request.get_ref();
+        let session = self.session(&message.session)?;
+        let size = or_refuse(self.engine().commit(session, LeaseId(message.lease), message.crc32c).await)?;
+        answer(proto::CommitResponse { size })
+    }
+
+    type ReadStream = Answers<proto::ReadResponse>;
+
+    async fn read(&self, request: Request<proto::ReadRequest>) -> Answer<Self::ReadStream> {
+        let proto::ReadRequest { path, offset, length } = request.into_inner();
+        let path = parse_path(&path)?;
+        // Errors that are there from the start come as the call's status, not in the stream.
+        or_refuse(self.engine().stat(&path).await)?;
+        answer(Box::pin(streams::read(self.engine().clone(), path, offset, length)))
+    }
+
+    async fn write(&self, request: Request<Streaming<proto::WriteRequest>>) -> Answer<proto::WriteResponse> {
+        let (_, extensions, mut pieces) = request.into_parts();
+        let missing = || refuse(&Malformed::Missing("header"));
+        let first = pieces.next().await.ok_or_else(missing)??;
+        let header = first.header.ok_or_else(missing)?;
+        let path = parse_path(&header.path)?;
+        let breaker = peer::caller(&extensions, header.caller);
+        let mut size = or_refuse(self.engine().stat(&path).await)?.size;
+        let mut offset = header.offset;
+        let mut data = first.data;
+        loop {
+            if !data.is_empty() {
+                let length = data.len() as u64;
+                size = or_refuse(self.engine().write(&path, offset, data, breaker.clone()).await)?;
+                offset += length;
+            }
+            match pieces.next().await {
+                Some(piece) => data = piece?.data,
+                None => break,
+            }
+        }
+        answer(proto::WriteResponse { written: offset - header.offset, size })
+    }
+
+    async fn create(&self, request: Request<proto::CreateRequest>) -> Answer<proto::CreateResponse> {
+        let path = parse_path(&request.get_ref().path)?;
+        let stat = or_refuse(self.engine().create(&path).await)?;
+        answer(proto::CreateResponse { file: Some(rows::file(stat)) })
+    }
+
+    async fn stat(&self, request: Request<proto::StatRequest>) -> Answer<proto::StatResponse> {
+        let path = parse_path(&request.get_ref().path)?;
+        let stat = or_refuse(self.engine().stat(&path).await)?;
+        answer(proto::StatResponse { file: Some(rows::file(stat)) })
+    }
+
+    async fn list(&self, request: Request<proto::ListRequest>) -> Answer<proto::ListResponse> {
+        let path = parse_path(&request.get_ref().path)?;
+        let stats = or_refuse(self.engine().list(&path).await)?;
+        answer(proto::ListResponse { files: stats.into_iter().map(rows::file).collect() })
+    }
+
+    async fn make_directory(
+        &self,
+        request: Request<proto::MakeDirectoryRequest>,
+    ) -> Answer<proto::MakeDirectoryResponse> {
+        let proto::MakeDirectoryRequest { path, parents } = request.into_inner();
+        let path = parse_path(&path)?;
+        if !parents {
+            or_refuse(self.engine().make_directory(&path).await)?;
+            return answer(proto::MakeDirectoryResponse {});
+        }
+        let mut missing: Vec<StorePath> =
+            std::iter::successors(Some(path), |path| path.split().map(|(parent, _)| parent))
+                .filter(|path| !path.is_root())
+                .collect();
+        while let Some(path) = missing.pop() {
+            match self.engine().make_directory(&path).await {
+                Err(files::FileError::Path(NamespaceError::Exists { .. })) => {
+                    let stat = or_refuse(self.engine().stat(&path).await)?;
+                    if stat.kind != leasehold_engine::storage::Kind::Directory {
+                        return Err(refuse(&NamespaceError::NotADirectory { path }));
+                    }
+                }
+                made => or_refuse(made)?,
+            }
+        }
+        answer(proto::MakeDirectoryResponse {})
+    }
+
+    async fn rename(&self, request: Request<proto::RenameRequest>) -> Answer<proto::RenameResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        let (from, to) = (parse_path(&message.from)?, parse_path(&message.to)?);
+        or_refuse(self.engine().rename(&from, &to, breaker).await)?;
+        answer(proto::RenameResponse {})
+    }
+
+    async fn remove(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::RemoveResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        or_refuse(self.engine().unlink(&parse_path(&message.path)?, breaker).await)?;
+        answer(proto::RemoveResponse {})
+    }
+
+    async fn truncate(&self, request: Request<proto::TruncateRequest>) -> Answer<proto::TruncateResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        or_refuse(self.engine().truncate(&parse_path(&message.path)?, message.size, breaker).await)?;
+        answer(proto::TruncateResponse {})
+    }
+
+    async fn punch(&self, request: Request<proto::PunchRequest>) -> Answer<proto::PunchResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        let range = parse_range(message.range)?;
+        or_refuse(self.engine().punch(&parse_path(&message.path)?, range, breaker).await)?;
+        answer(proto::PunchResponse {})
+    }
+
+    async fn sync(&self, request: Request<proto::SyncRequest>) -> Answer<proto::SyncResponse> {
+        or_refuse(self.engine().sync(&parse_path(&request.get_ref().path)?).await)?;
+        answer(proto::SyncResponse {})
+    }
+
+    async fn leases(&self, request: Request<proto::LeasesRequest>) -> Answer<proto::LeasesResponse> {
+        let path = parse_some_path(&request.get_ref().path)?;
+        if let Some(path) = &path {
+            or_refuse(self.engine().stat(path).await)?;
+        }
+        let leases = self.engine().leases(path.as_ref()).await;
+        answer(proto::LeasesResponse { leases: leases.iter().map(rows::lease).collect() })
+    }
+
+    async fn breaks(&self, request: Request<proto::BreaksRequest>) -> Answer<proto::BreaksResponse> {
+        let limit = match request.get_ref().limit {
+            0 => BREAKS_DEFAULT,
+            limit => limit as usize,
+        };
+        let breaks = self.engine().breaks(limit).await;
+        let breaks = breaks.map_err(|error| {
+            status(super::refusal::system(&error), format!("cannot read the break log: {error}"))
+        })?;
+        answer(proto::BreaksResponse { breaks: breaks.iter().map(rows::broken).collect() })
+    }
+
+    async fn why(&self, request: Request<proto::WhyRequest>) -> Answer<proto::WhyResponse> {
+        let path = parse_path(&request.get_ref().path)?;
+        let waits = or_refuse(self.engine().why(&path).await)?;
+        answer(proto::WhyResponse { waits: waits.iter().map(rows::wait).collect() })
+    }
+
+    type WatchStream = Answers<proto::Event>;
+
+    async fn watch(&self, _: Request<proto::WatchRequest>) -> Answer<Self::WatchStream> {
+        answer(Box::pin(streams::watch(self.engine().watch(), self.0.stopping.clone())))
+    }
+
+    type ScrubStream = Answers<proto::ScrubResponse>;
+
+    async fn scrub(&self, request: Request<proto::ScrubRequest>) -> Answer<Self::ScrubStream> {
+        let path = parse_some_path(&request.get_ref().path)?.unwrap_or(StorePath::ROOT);
+        let found = or_refuse(self.engine().scrub(&path).await)?;
+        answer(Box::pin(streams::scrub(found)))
+    }
+}

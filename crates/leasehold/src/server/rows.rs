@@ -1,0 +1,154 @@
+//! The engine's rows and events, as the wire shows them.
+
+use leasehold_client::{convert, proto};
+use leasehold_core::range::ByteRange;
+use leasehold_engine::break_log::{BreakRow, Who};
+use leasehold_engine::event::Event;
+use leasehold_engine::files::Stat;
+use leasehold_engine::inspect::{LeaseRow, Scrubbed, WaitRow};
+use leasehold_engine::storage::Kind;
+use std::time::{Duration, SystemTime};
+
+fn who(who: &Who) -> proto::Identity {
+    proto::Identity {
+        host: who.host.clone(),
+        pid: who.pid,
+        uid: who.uid,
+        program: who.program.clone(),
+        verified: who.verified,
+    }
+}
+
+fn time(unix_ms: u64) -> prost_types::Timestamp {
+    (SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms)).into()
+}
+
+pub(crate) fn file(stat: Stat) -> proto::File {
+    let kind = match stat.kind {
+        Kind::File => proto::file::Kind::File,
+        Kind::Directory => proto::file::Kind::Directory,
+        Kind::Other => proto::file::Kind::Other,
+    };
+    proto::File {
+        path: stat.path.to_string(),
+        kind: kind.into(),
+        size: stat.size,
+        links: stat.links,
+        modified: Some(stat.modified.into()),
+    }
+}
+
+pub(crate) fn lease(row: &LeaseRow) -> proto::Lease {
+    let access = match row.access {
+        "read" => proto::Access::Read,
+        "overwrite" => proto::Access::Overwrite,
+        "update" => proto::Access::Update,
+        _ => proto::Access::Unspecified,
+    };
+    proto::Lease {
+        lease: row.lease,
+        session: row.session,
+        holder: Some(who(&row.holder)),
+        path: row.path.clone(),
+        range: Some(proto::Range { start: row.start, end: row.end }),
+        access: access.into(),
+        state: row.state.to_owned(),
+        since: Some(time(row.since_ms)),
+        deadline: row.deadline_ms.map(time),
+    }
+}
+
+pub(crate) fn broken(row: &BreakRow) -> proto::BreakRecord {
+    proto::BreakRecord {
+        id: row.id,
+        lease: row.lease,
+        holder: Some(who(&row.holder)),
+        breaker: Some(who(&row.breaker)),
+        path: row.path.clone(),
+        range: Some(proto::Range { start: row.start, end: row.end }),
+        operation: row.operation.clone(),
+        started: Some(time(row.started_ms)),
+        took: Some(convert::duration_out(Duration::from_micros(row.took_us))),
+        grace: Some(convert::duration_out(Duration::from_millis(row.grace_ms))),
+        outcome: row.outcome.clone(),
+    }
+}
+
+pub(crate) fn wait(row: &WaitRow) -> proto::Wait {
+    proto::Wait {
+        request: row.request,
+        who: row.who.as_ref().map(who),
+        wants: row.wants.clone(),
+        since: Some(time(row.since_ms)),
+        until: row.until_ms.map(time),
+        waits_for: row.waits_for.clone(),
+    }
+}
+
+pub(crate) fn event(event: Event) -> proto::Event {
+    use proto::event::What;
+    let range = |range: ByteRange| Some(range.into());
+    let what = match event {
+        Event::Granted { session, lease, path, range: r, writes } => {
+            What::Granted(proto::Granted { lease: lease.0, session: session.0, path, range: range(r), writes })
+        }
+        Event::Break { session, id, lease, path, range: r, breaker, operation, deadline, grace } => {
+            What::Break(proto::Break {
+                id: id.0,
+                lease: lease.0,
+                session: session.0,
+                path,
+                range: range(r),
+                breaker: Some((&breaker).into()),
+                operation,
+                deadline: Some(deadline.into()),
+                grace: Some(convert::duration_out(grace)),
+            })
+        }
+        Event::Revoked { session, lease, path, range: r, why, by } => What::Revoked(proto::Revoked {
+            lease: lease.0,
+            session: session.0,
+            path,
+            range: range(r),
+            why: why.to_owned(),
+            by: by.as_ref().map(Into::into),
+        }),
+        Event::BreakEnded(row) => What::BreakEnded(broken(&row)),
+        Event::SessionEnded { session, why } => {
+            What::SessionEnded(proto::SessionEnded { session: session.0, why })
+        }
+    };
+    at_this_moment(what)
+}
+
+/// So many events were dropped because the listener was too slow.
+pub(crate) fn missed(events: u64) -> proto::Event {
+    at_this_moment(proto::event::What::Missed(events))
+}
+
+fn at_this_moment(what: proto::event::What) -> proto::Event {
+    proto::Event { at: Some(SystemTime::now().into()), what: Some(what) }
+}
+
+/// What scrub found in one file; the totals grow.
+pub(crate) fn scrubbed(file: Scrubbed, totals: &mut proto::ScrubTotals) -> proto::ScrubResponse {
+    totals.files += 1;
+    totals.blocks += file.blocks;
+    totals.mismatched += file.mismatches.len() as u64;
+    totals.failed += u64::from(file.error.is_some());
+    let mismatch = |bad: &leasehold_engine::inspect::BadBlock| proto::Mismatch {
+        block: bad.block,
+        committed_crc32c: bad.committed,
+        found_crc32c: bad.found,
+    };
+    scrub_item(proto::scrub_response::Item::File(proto::ScrubFile {
+        path: file.path,
+        blocks: file.blocks,
+        mismatches: file.mismatches.iter().map(mismatch).collect(),
+        error: file.error.unwrap_or_default(),
+    }))
+}
+
+pub(crate) fn scrub_item(item: proto::scrub_response::Item) -> proto::ScrubResponse {
+    proto::ScrubResponse { item: Some(item) }
+}
