@@ -85,6 +85,9 @@ pub trait Disk: Send + Sync {
     /// Begins a transfer of at most [`PIECE_BYTES`].
     fn submit(&self, transfer: Transfer, done: Done);
 
+    /// Waits until every transfer is done, and fails those that come later. Not to be called from a thread of the disk.
+    fn finish(&self);
+
     /// Makes size and contents of the file durable. Blocks.
     ///
     /// # Errors
@@ -116,6 +119,11 @@ pub trait Disk: Send + Sync {
             other => Ok(other?),
         }
     }
+}
+
+/// What happens to transfers that come after the end.
+pub(crate) fn refuse(transfer: Transfer, done: Done) {
+    done(Err(io::Error::other("the storage has stopped")), transfer.memory);
 }
 
 fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {

@@ -162,6 +162,7 @@ impl Storage {
     /// bugs of the caller.
     pub fn perform(&self, output: Output, detail: Detail) {
         let inner = &self.inner;
+        inner.asked();
         match output {
             Output::Load { by, file, blocks, size, into } => inner.load(by, file, blocks, size, into),
             Output::Zero { lease, into } => inner.work(move |inner| inner.zero(lease, into)),

@@ -21,7 +21,7 @@ use leasehold_core::input::Input;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const DISK_THREADS: usize = 8;
 
@@ -30,6 +30,9 @@ pub(crate) struct Inner {
     pub(crate) config: StorageConfig,
     pub(crate) arena: Arc<Arena>,
     answers: Answers,
+    /// Outputs that are not answered yet.
+    outstanding: Mutex<usize>,
+    answered: Condvar,
     pub(crate) store: Store,
     pub(crate) names: Names,
     pub(crate) disk: Arc<dyn Disk>,
@@ -96,6 +99,8 @@ impl Inner {
             config,
             arena,
             answers,
+            outstanding: Mutex::new(0),
+            answered: Condvar::new(),
             store,
             names: Names::default(),
             disk,
@@ -138,8 +143,16 @@ impl Inner {
         Ok(())
     }
 
+    /// One more output is owed an answer.
+    pub(crate) fn asked(&self) {
+        *self.outstanding.lock().expect("no panic while held") += 1;
+    }
+
     pub(crate) fn answer(&self, input: Input) {
         (self.answers)(input);
+        let mut outstanding = self.outstanding.lock().expect("no panic while held");
+        *outstanding = outstanding.checked_sub(1).expect("each output is answered once");
+        self.answered.notify_all();
     }
 
     /// Does the job on a worker.
@@ -186,19 +199,23 @@ impl Inner {
     }
 
     pub(crate) fn stop(self: &Arc<Inner>) -> io::Result<()> {
+        let outstanding = self.outstanding.lock().expect("no panic while held");
+        drop(self.answered.wait_while(outstanding, |count| *count > 0).expect("no panic while held"));
         self.checkpointer.finish();
-        self.workers.finish();
         self.names.sync()?;
         self.checkpoint()?;
+        // Writes that failed and were not retried keep their records, for the next open.
         if self.dirty().is_empty() && self.writes.lock().expect("no panic while held").is_empty() {
             self.log.retire_all()?;
         }
         Ok(())
     }
 
+    /// Ends all threads; what is under way on the disk is awaited, nothing more is begun.
     pub(crate) fn abandon(&self) {
         self.checkpointer.finish();
         self.workers.finish();
+        self.disk.finish();
     }
 }
 
