@@ -1079,3 +1079,30 @@ fn a_hundred_thousand_leases_in_one_file_do_not_slow_the_next() {
     core.check().expect("sound");
     assert_eq!(core.stats().frames.free, frames);
 }
+
+#[test]
+fn a_crowd_that_wants_the_same_byte_is_served_one_by_one_without_looking_at_all_of_it_each_time() {
+    let crowd = 30_000;
+    let mut core = leasehold_core::Core::new(Config { frames: 4, ..Config::default() });
+    let (mut out, now) = (Vec::new(), leasehold_core::ids::Tick(0));
+    let (file, session) = (FileId(1), SessionId::LOCAL);
+    core.step(now, Input::FileOpened { file, size: 0 }, &mut out);
+    let started = std::time::Instant::now();
+    for at in 0..crowd {
+        let request = leasehold_core::ids::RequestId(at);
+        let wants = vec![want(1, kib(0, 1), Overwrite)];
+        let deadline = now.after_ms(1000);
+        core.step(now, Input::Acquire { request, session, wants, on_conflict: Wait, deadline }, &mut out);
+    }
+    for at in 0..crowd {
+        let [Output::Expose { lease, .. }] = out[..] else { panic!("{at}: {out:?}") };
+        core.step(now, Input::Exposed { lease, result: Ok(()) }, &mut out);
+        let request = leasehold_core::ids::RequestId(1_000_000 + at);
+        core.step(now, Input::Release { request, session, lease }, &mut out);
+        out.clear();
+        core.step(now, Input::Fenced { lease }, &mut out);
+        out.retain(|output| matches!(output, Output::Expose { .. }));
+    }
+    assert!(started.elapsed().as_secs() < 20, "a crowd of {crowd} took {:?}", started.elapsed());
+    assert_eq!(core.stats().leases, 0);
+}
