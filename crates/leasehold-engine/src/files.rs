@@ -183,12 +183,12 @@ impl Engine {
             other => return Ok(other?),
         }
         let target = self.pin(to).await?;
-        let detail = Detail::RenameOver { from: from.clone(), to: to.clone() };
         if target.opened().links > 1 {
             // The target keeps other names, so nothing is broken.
-            let inner = self.0.clone();
-            return Ok(blocking(move || inner.files.rename(|storage| storage.replace(&detail))).await?);
+            let (inner, a, b) = (self.0.clone(), from.clone(), to.clone());
+            return Ok(blocking(move || inner.files.rename(|storage| storage.rename_over_extra(&a, &b))).await?);
         }
+        let detail = Detail::RenameOver { from: from.clone(), to: to.clone() };
         self.remove(to, target, detail, breaker).await
     }
 

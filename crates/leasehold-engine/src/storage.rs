@@ -240,6 +240,15 @@ impl Storage {
         self.inner.rename(from, to)
     }
 
+    /// Gives a file the name of another file that has more names, and so loses none of its leases. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`].
+    pub fn rename_over_extra(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
+        self.inner.rename_over_extra(from, to)
+    }
+
     /// Removes an empty directory. Blocks.
     ///
     /// # Errors
@@ -327,7 +336,7 @@ impl Storage {
     /// # Errors
     ///
     /// [`StopError`].
-    pub fn stop(self) -> Result<(), StopError> {
+    pub fn stop(&self) -> Result<(), StopError> {
         self.inner.stop().map_err(|source| StopError { source })
     }
 }
