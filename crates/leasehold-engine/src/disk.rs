@@ -29,7 +29,12 @@ pub struct DiskFile {
 #[derive(Debug)]
 pub enum Memory {
     /// Frames of the arena, which the core keeps aside until the operation is answered.
-    Frames { address: NonNull<u8>, length: usize },
+    Frames {
+        /// In the arena's disk view.
+        address: NonNull<u8>,
+        /// In bytes.
+        length: usize,
+    },
     /// Memory of our own.
     Own(Buffer),
 }

@@ -51,6 +51,8 @@ struct State {
     held: bool,
     /// Whether the other segment is still needed.
     unretired: bool,
+    /// The first record that recovery has not decided about.
+    undecided: Option<u64>,
     open: BTreeMap<u64, Open>,
 }
 
@@ -87,7 +89,7 @@ pub(crate) struct Appended {
 impl Log {
     /// Goes on where recovery stopped reading.
     pub(crate) fn new(disk: Arc<dyn Disk>, segments: [Arc<DiskFile>; 2], start: LogStart) -> Arc<Log> {
-        let LogStart { active, epoch, offset, next_batch, next_sequence, unretired } = start;
+        let LogStart { active, epoch, offset, next_batch, next_sequence, unretired, undecided } = start;
         let state = State {
             active,
             epoch,
@@ -98,6 +100,7 @@ impl Log {
             in_flight: false,
             held: false,
             unretired,
+            undecided,
             open: BTreeMap::new(),
         };
         Arc::new(Log { disk, segments, state: Mutex::new(state), landed: Condvar::new() })
@@ -159,8 +162,8 @@ impl Log {
             count += 1;
             told.extend(durable);
         }
-        let durable_through =
-            state.open.first_key_value().map_or(state.next_sequence, |(first, _)| *first) - 1;
+        let first_open = state.open.first_key_value().map_or(state.next_sequence, |(first, _)| *first);
+        let durable_through = state.undecided.map_or(first_open, |undecided| undecided.min(first_open)) - 1;
         let head = BatchHead { epoch: state.epoch, number: state.next_batch, durable_through };
         let bytes = Buffer::of(&head.encode(&records, count));
         debug_assert!(bytes.len().is_multiple_of(BATCH_ALIGNMENT));
@@ -205,7 +208,7 @@ impl Log {
             return Ok(());
         }
         state.held = true;
-        let mut state = self.landed.wait_while(state, |state| state.in_flight).expect("no panic while held");
+        let state = self.landed.wait_while(state, |state| state.in_flight).expect("no panic while held");
         let head = SegmentHead { epoch: state.epoch + 1, first_batch: state.next_batch, retired: false };
         let other = 1 - state.active;
         drop(state);
@@ -263,6 +266,11 @@ impl Log {
         disk::write(&*self.disk, &self.segments[segment], 0, Buffer::of(&head.encode()))
     }
 
+    /// Recovery is over: what it found is in the sidecars.
+    pub(crate) fn decided(&self) {
+        self.state().undecided = None;
+    }
+
     /// The epoch that appended records go to.
     pub(crate) fn epoch(&self) -> u64 {
         self.state().epoch
@@ -278,4 +286,6 @@ pub(crate) struct LogStart {
     pub(crate) next_batch: u64,
     pub(crate) next_sequence: u64,
     pub(crate) unretired: bool,
+    /// The first record that recovery must decide about: until it has, no batch may say that its data is durable.
+    pub(crate) undecided: Option<u64>,
 }
