@@ -144,6 +144,31 @@ impl Log {
         self.state().open.remove(&sequence);
     }
 
+    /// The record's data never came, or the change failed: recovery must not take it for durable. Closes it once the
+    /// cancellation is durable, in the segment that holds the record.
+    pub(crate) fn cancel(self: &Arc<Log>, identity: Identity, sequence: u64) {
+        let mut state = self.state();
+        let epoch = state.epoch;
+        let bytes = Record { sequence: 0, identity, body: Body::Cancel { sequence } }.encode().into();
+        let log = Arc::clone(self);
+        let durable: Durable = Box::new(move |result| {
+            // After a failure it stays open, which is as safe and keeps the record long.
+            if result.is_err() {
+                return;
+            }
+            let mut state = log.state();
+            if state.epoch == epoch {
+                state.open.remove(&sequence);
+            } else {
+                // The segments were switched, and the record repeated, meanwhile.
+                drop(state);
+                log.cancel(identity, sequence);
+            }
+        });
+        state.waiting.push_back(Waiting { bytes, durable: Some(durable) });
+        self.begin_batch(state);
+    }
+
     /// Bytes in the active segment.
     pub(crate) fn length(&self) -> u64 {
         self.state().offset
