@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 /// Larger operations go to the kernel in pieces of this size, many at once. Pieces of frames are cut at multiples of
 /// it in the arena, so none straddles two registered buffers.
-pub(crate) const PIECE_BYTES: usize = 2 << 20;
+pub const PIECE_BYTES: usize = 2 << 20;
 
 /// An open file, and what to call it in logs.
 #[derive(Debug)]
