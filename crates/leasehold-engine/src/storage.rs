@@ -15,6 +15,7 @@ pub use crate::scrub::Survey;
 pub use crate::store::OpenError;
 
 use crate::arena::Arena;
+use crate::disk::Disk;
 use crate::path::StorePath;
 use leasehold_core::ids::FileId;
 use leasehold_core::input::{Fault, Input};
@@ -31,6 +32,9 @@ pub type Answers = Arc<dyn Fn(Input) + Send + Sync>;
 /// answer with [`Fault::Io`]; must not block.
 pub type MismatchObserver = Arc<dyn Fn(Mismatch) + Send + Sync>;
 
+/// Puts something in front of a disk.
+pub type WrapDisk = Arc<dyn Fn(Arc<dyn Disk>) -> Arc<dyn Disk> + Send + Sync>;
+
 /// How to open a store.
 #[derive(Clone)]
 pub struct StorageConfig {
@@ -46,6 +50,8 @@ pub struct StorageConfig {
     pub sidecar_bytes_max: u64,
     /// See [`MismatchObserver`].
     pub mismatches: Option<MismatchObserver>,
+    /// Stands between the store and its disk: for recording what reaches the disk, and for disks that fail on purpose.
+    pub wrap_disk: Option<WrapDisk>,
 }
 
 impl StorageConfig {
@@ -59,6 +65,7 @@ impl StorageConfig {
             checkpoint_bytes: 4 << 20,
             sidecar_bytes_max: 64 << 20,
             mismatches: None,
+            wrap_disk: None,
         }
     }
 }

@@ -74,6 +74,10 @@ impl Inner {
         }
         let disk =
             start_disk(&config, &arena, &mut opened.notes).map_err(at("start threads for", &directory))?;
+        let disk = match &config.wrap_disk {
+            Some(wrap) => wrap(disk),
+            None => disk,
+        };
         let segments = [store.segment(&*disk, 0)?, store.segment(&*disk, 1)?];
         let scans = segments.iter().map(|segment| scan(&*disk, segment)).collect::<io::Result<Vec<_>>>();
         let scans: [Scan; 2] =
@@ -113,7 +117,8 @@ impl Inner {
             checkpoint_due: AtomicBool::new(false),
         });
         if !live.is_empty() {
-            inner.finish_recovery(start, live, &mut opened).map_err(at("recover", &directory))?;
+            let recovered = inner.finish_recovery(start, live, &mut opened);
+            recovered.inspect_err(|_| inner.abandon()).map_err(at("recover", &directory))?;
         }
         Ok((inner, opened))
     }
@@ -132,6 +137,7 @@ impl Inner {
         if start.unretired {
             self.checkpoint()?;
         }
+        self.log.decided();
         let ids: Vec<FileId> = self.files().by_id.keys().copied().collect();
         ids.into_iter().for_each(|id| self.forget(id));
         if files > 0 {
@@ -248,6 +254,7 @@ fn log_start(scans: [Scan; 2]) -> (LogStart, Vec<Scan>) {
         .enumerate()
         .filter(|(_, scan)| scan.head.is_some_and(|head| !head.retired))
         .collect();
+    let durable_through = live.iter().map(|(_, scan)| scan.durable_through).max().unwrap_or(0);
     live.sort_by_key(|(_, scan)| scan.head.map(|head| head.epoch));
     let start = match live.last() {
         // The epoch of a segment with a damaged head is not known; it is at most one later.
@@ -258,6 +265,7 @@ fn log_start(scans: [Scan; 2]) -> (LogStart, Vec<Scan>) {
             next_batch,
             next_sequence,
             unretired: false,
+            undecided: None,
         },
         Some((active, scan)) => LogStart {
             active: *active,
@@ -266,6 +274,7 @@ fn log_start(scans: [Scan; 2]) -> (LogStart, Vec<Scan>) {
             next_batch: scan.next_batch,
             next_sequence,
             unretired: live.len() == 2,
+            undecided: Some(durable_through + 1),
         },
     };
     (start, live.into_iter().map(|(_, scan)| scan).collect())
