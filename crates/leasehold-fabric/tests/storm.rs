@@ -54,7 +54,7 @@ fn hammer(pair: &Pair, size: usize) -> Hammer {
                     if result.is_ok() {
                         count.fetch_add(1, Ordering::Relaxed);
                     }
-                    drop(free.send(()));
+                    let _ = free.send(());
                 }),
             );
         }

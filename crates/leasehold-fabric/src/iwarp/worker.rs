@@ -46,7 +46,7 @@ pub(crate) struct Mailbox {
 pub(crate) enum Link {
     Listener(Listening),
     Setup(Setup),
-    Open(Open),
+    Open(Box<Open>),
     Draining(Draining),
 }
 
@@ -192,7 +192,7 @@ impl Worker {
         }
     }
 
-    fn with_open(&mut self, id: u64, end: impl FnOnce(Open, &Shared) -> Draining) {
+    fn with_open(&mut self, id: u64, end: impl FnOnce(Box<Open>, &Shared) -> Draining) {
         match self.links.remove(&id).map(|link| *link) {
             Some(Link::Open(open)) => {
                 let draining = end(open, &self.shared);
@@ -263,7 +263,7 @@ impl Worker {
             Link::Setup(setup) => match setup.turn(id, &self.shared, &self.mailbox) {
                 SetupTurn::Wait => Next::Keep,
                 SetupTurn::Open(open) => {
-                    *link = Link::Open(*open);
+                    *link = Link::Open(open);
                     Next::Again
                 }
                 SetupTurn::Over => Next::Drop,

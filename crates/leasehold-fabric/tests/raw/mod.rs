@@ -32,7 +32,7 @@ pub fn frame(segment: &[u8]) -> Vec<u8> {
 pub fn frame_of_length(length: u16, segment: &[u8]) -> Vec<u8> {
     let mut frame = length.to_be_bytes().to_vec();
     frame.extend_from_slice(segment);
-    while frame.len() % 4 != 0 {
+    while !frame.len().is_multiple_of(4) {
         frame.push(0);
     }
     let crc = crc32c(&frame);

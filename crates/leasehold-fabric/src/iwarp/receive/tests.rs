@@ -1,7 +1,9 @@
+use super::super::ddp::{Header, Tagged, Untagged};
 use super::*;
-use crate::Region;
+use crate::{Region, RemoteAccess};
 use proptest::prelude::*;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// A stream that gives what it has in pieces.
 struct Script {
