@@ -281,6 +281,23 @@ fn no_more_connections_than_there_may_be() {
     drop(second);
 }
 
+/// A fabric was dropped right after a close, while the connection still waited for its peer to have read all. The
+/// endpoint that the user kept then kept the socket, and the peer waited for ever.
+#[test]
+fn a_socket_is_closed_although_its_endpoint_is_kept() {
+    for close_first in [false, true] {
+        let (_fabric, server) = fabric(Config::default());
+        let other = Iwarp::new(Config::default()).expect("threads");
+        let pair = server.connect(&other, b"token");
+        if close_first {
+            pair.near.close();
+        }
+        drop(other);
+        assert_eq!(pair.client.closed(), CloseReason::Here);
+        assert_eq!(pair.server.closed(), CloseReason::Peer);
+    }
+}
+
 #[test]
 fn dropping_the_fabric_closes_its_connections() {
     let (fabric, server) = fabric(Config::default());

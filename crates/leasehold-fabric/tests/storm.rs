@@ -71,6 +71,7 @@ fn storm(size: usize, rounds: usize) -> Vec<Duration> {
     let memory = Memory::new(size, 0);
     let hammer = hammer(&pair, size);
     let mut fences = Vec::with_capacity(rounds);
+    let mut before = None;
     for round in 0..rounds {
         memory.fill(0, size, 0);
         let tag = writable(&*pair.far, &memory, 0, size);
@@ -81,6 +82,10 @@ fn storm(size: usize, rounds: usize) -> Vec<Duration> {
         while memory.snapshot(0, 1) != [REVOKED] || hammer.written.load(Ordering::Relaxed) == written {
             assert!(began.elapsed() < PATIENCE, "the writer does not get through");
             std::hint::spin_loop();
+        }
+        // The stream has left the tag before: its holder knows, and it can be forgotten.
+        if let Some(before) = before.replace(tag) {
+            pair.far.forget(before);
         }
         let began = Instant::now();
         pair.far.fence(tag, PATIENCE).expect("fenced");
