@@ -106,7 +106,7 @@ fn tests() -> Result<()> {
 
 /// The fence's order of memory operations, modelled with loom.
 fn memory_order() -> Result<()> {
-    cargo(&["test", "--release", "--package", "leasehold-fabric", "--lib", "fence"])
+    cargo(&["test", "--release", "--package", "leasehold-fabric", "--lib", "fence::model"])
         .env("RUSTFLAGS", "--cfg loom")
         .env("LOOM_MAX_PREEMPTIONS", "3")
         .env("CARGO_TARGET_DIR", "target/loom")
