@@ -2,7 +2,7 @@
 
 use crate::buffer::Buffer;
 use crate::data::{Answer, Closed};
-use crate::error::{CallError, CommitError, ReadError, WriteError};
+use crate::error::{CallError, CommitError, ReadError, Reason, WriteError};
 use crate::session::Shared;
 use crate::written::{NoCrc, Written};
 use bytes::Bytes;
@@ -289,7 +289,11 @@ impl Lease {
     pub async fn release(mut self) -> Result<(), CallError> {
         self.over = true;
         self.shared.registry.remove(self.id);
-        self.shared.release(self.id, self.wrote()).await
+        match self.shared.release(self.id, self.wrote()).await {
+            // It was revoked, whether we have heard of that or not: the server knows now that we are done with it.
+            Err(error) if error.reason == Reason::NoLease => Ok(()),
+            released => released,
+        }
     }
 
     fn wrote(&self) -> bool {

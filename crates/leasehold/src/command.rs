@@ -160,8 +160,7 @@ mod tests {
     fn every_help_text_fits_in_80_columns() {
         let mut command = Command::command();
         command.build();
-        let names: Vec<String> =
-            command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+        let names: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
         for name in names {
             let verb = command.find_subcommand_mut(&name).unwrap();
             let help = format!("{}\n{}", verb.render_help(), verb.render_long_help());

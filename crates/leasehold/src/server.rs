@@ -98,8 +98,8 @@ impl Server {
         let mut serving = JoinSet::new();
         let over_tcp = router(routes.clone())
             .serve_with_incoming_shutdown(TcpListenerStream::new(control.listener), told(close.clone()));
-        let over_unix = router(routes)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(local), told(close.clone()));
+        let over_unix =
+            router(routes).serve_with_incoming_shutdown(UnixListenerStream::new(local), told(close.clone()));
         serving.spawn(async move { log_end("control plane", over_tcp.await) });
         serving.spawn(async move { log_end("control socket", over_unix.await) });
         let page = metrics::router(engine.clone());

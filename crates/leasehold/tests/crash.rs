@@ -42,7 +42,8 @@ impl Oracle {
     fn check(&self, content: &[u8]) {
         for chunk in 0..CHUNKS {
             let (first, last) = self.generations(chunk);
-            let choices: Vec<Vec<u8>> = (first..=last).map(|generation| self.bytes(chunk, generation)).collect();
+            let choices: Vec<Vec<u8>> =
+                (first..=last).map(|generation| self.bytes(chunk, generation)).collect();
             let start = chunk * CHUNK;
             let mut at = start;
             while at < start + CHUNK {
@@ -108,11 +109,17 @@ async fn round(directory: &Path, oracles: &[Arc<Oracle>], generation: &Arc<Atomi
             assert!((0..CHUNKS).all(|chunk| oracle.generations(chunk).0 == 0), "{} is gone", oracle.path);
         }
     }
-    assert_eq!(mismatches(&client).await, 0, "after a kill nothing is torn: the page cache and the disk survive");
+    assert_eq!(
+        mismatches(&client).await,
+        0,
+        "after a kill nothing is torn: the page cache and the disk survive"
+    );
     // From here on a chunk's old generations do not come back.
     let writers: Vec<_> = oracles
         .iter()
-        .map(|oracle| tokio::spawn(write_until_it_is_gone(client.clone(), oracle.clone(), generation.clone())))
+        .map(|oracle| {
+            tokio::spawn(write_until_it_is_gone(client.clone(), oracle.clone(), generation.clone()))
+        })
         .collect();
     tokio::time::sleep(run_for).await; // the time at which it is killed is arbitrary, and nothing waits for it
     server.kill();
@@ -123,7 +130,8 @@ async fn round(directory: &Path, oracles: &[Arc<Oracle>], generation: &Arc<Atomi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_an_fsync_acknowledged_survives_kill_9_of_the_server_under_load() {
-    let rounds = std::env::var("LEASEHOLD_CRASH_ROUNDS").map_or(10, |rounds| rounds.parse().expect("a number"));
+    let rounds =
+        std::env::var("LEASEHOLD_CRASH_ROUNDS").map_or(10, |rounds| rounds.parse().expect("a number"));
     let directory = harness::directory();
     let oracles: Vec<_> = (0..WRITERS).map(|writer| Arc::new(Oracle::new(writer))).collect();
     let generation = Arc::new(AtomicU64::new(1));
@@ -131,6 +139,9 @@ async fn whatever_an_fsync_acknowledged_survives_kill_9_of_the_server_under_load
         round(directory.path(), &oracles, &generation, Duration::from_millis(200 + number * 137 % 700)).await;
     }
     let acknowledged = |oracle: &Arc<Oracle>| (0..CHUNKS).all(|chunk| oracle.generations(chunk).0 > 0);
-    assert!(oracles.iter().all(acknowledged), "every chunk was acknowledged at least once, else nothing was tested");
+    assert!(
+        oracles.iter().all(acknowledged),
+        "every chunk was acknowledged at least once, else nothing was tested"
+    );
     round(directory.path(), &oracles, &generation, Duration::from_millis(1)).await;
 }

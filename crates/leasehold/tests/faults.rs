@@ -56,7 +56,9 @@ fn a_store_of_a_newer_format_is_refused() {
 fn a_directory_that_is_read_only_or_not_ours_is_refused() {
     // Root may write everywhere, so the server runs as nobody, where we may become nobody.
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED a_directory_that_is_read_only_or_not_ours_is_refused: needs root, to become nobody");
+        eprintln!(
+            "SKIPPED a_directory_that_is_read_only_or_not_ours_is_refused: needs root, to become nobody"
+        );
         return;
     }
     let parent = tempfile::tempdir().unwrap();
@@ -107,7 +109,9 @@ impl Drop for SmallDisk {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_told_to_who_syncs_and_what_was_acknowledged_stays() {
     let Some(disk) = SmallDisk::mount(24 << 20) else {
-        eprintln!("SKIPPED a_full_disk_is_told_to_who_syncs_and_what_was_acknowledged_stays: cannot mount a tmpfs");
+        eprintln!(
+            "SKIPPED a_full_disk_is_told_to_who_syncs_and_what_was_acknowledged_stays: cannot mount a tmpfs"
+        );
         return;
     };
     let mut server = Process::start(disk.path()).await;
@@ -130,7 +134,8 @@ async fn a_full_disk_is_told_to_who_syncs_and_what_was_acknowledged_stays() {
     assert_eq!(content(session.client(), "/kept").await, pattern(1, 2 << 20));
 
     // The remedy helps: a truncate is not held up by what could not be written, and makes room.
-    let truncated = tokio::time::timeout(Duration::from_secs(10), session.client().truncate("/large", 0)).await;
+    let truncated =
+        tokio::time::timeout(Duration::from_secs(10), session.client().truncate("/large", 0)).await;
     truncated.expect("bounded").unwrap();
     fill(&session, "/after", pattern(3, 1 << 20)).await;
     drop(session);

@@ -134,7 +134,11 @@ async fn a_holder_that_answers_in_time_keeps_what_it_committed_and_the_breaker_d
     let truncate = tokio::spawn(async move { breaker.truncate("/a", 5000).await });
     held.broken().await;
     held.commit().await.unwrap();
-    tokio::time::timeout(Duration::from_secs(20), truncate).await.expect("long before the deadline").unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), truncate)
+        .await
+        .expect("long before the deadline")
+        .unwrap()
+        .unwrap();
     assert_eq!(content(holder.client(), "/a").await, &pattern(7, 8192)[..5000]);
     assert_eq!(holder.client().breaks(10).await.unwrap()[0].outcome, "committed");
 }

@@ -46,7 +46,12 @@ impl Peer {
     async fn connect(store: &Store) -> Peer {
         let address = format!("http://{}", store.server.control_address());
         let mut calls = LeaseholdClient::connect(address).await.unwrap();
-        let caller = proto::Identity { host: "elsewhere".into(), pid: 7, program: "peer".into(), ..Default::default() };
+        let caller = proto::Identity {
+            host: "elsewhere".into(),
+            pid: 7,
+            program: "peer".into(),
+            ..Default::default()
+        };
         let open = proto::OpenSessionRequest { caller: Some(caller) };
         let opened = calls.open_session(open).await.unwrap().into_inner();
         let (send, heard) = mpsc::channel();
@@ -96,8 +101,7 @@ async fn a_commit_that_overtakes_its_data_never_commits_unwritten_bytes() {
     let (lease, tag) = peer.acquire("/a", 0, 100_000).await;
     // By the control plane, before the last bytes were sent: the commit is there first.
     peer.write(tag, 0, bytes.slice(..60_000));
-    let request =
-        proto::CommitRequest { session: peer.session.clone(), lease, crc32c: crc32c(&bytes) };
+    let request = proto::CommitRequest { session: peer.session.clone(), lease, crc32c: crc32c(&bytes) };
     let refused = peer.calls.commit(request).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::DataLoss, "{refused}");
     peer.write(tag, 60_000, bytes.slice(60_000..));

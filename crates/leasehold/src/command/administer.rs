@@ -65,16 +65,16 @@ impl Leases {
         if leases.is_empty() {
             return Ok(show::line("no leases")?);
         }
-        let mut table = show::table(&["LEASE", "FILE", "RANGE", "ACCESS", "STATE", "FOR", "HOLDER"]);
+        let mut table = show::table(&["LEASE", "RANGE", "ACCESS", "STATE", "FOR", "HOLDER", "FILE"]);
         for lease in &leases {
             table.add_row([
                 format!("l{}", lease.lease),
-                lease.path.clone(),
                 show::wire_range(lease.range),
                 access(lease.access()).to_owned(),
                 lease_state(lease),
                 age(lease.since),
                 show::short(lease.holder.as_ref()),
+                lease.path.clone(),
             ]);
         }
         show::line(show::text(&table))?;
@@ -129,20 +129,19 @@ impl Breaks {
         if breaks.is_empty() {
             return Ok(show::line("no lease was broken")?);
         }
-        let mut table = show::table(&["TIME", "FILE", "RANGE", "BREAKER", "WANTED TO", "HOLDER", "DID", "TOOK"]);
         for row in &breaks {
-            table.add_row([
-                show::moment(convert::time_in(row.started)),
-                row.path.clone(),
-                show::wire_range(row.range),
-                show::short(row.breaker.as_ref()),
-                row.operation.clone(),
-                show::short(row.holder.as_ref()),
-                row.outcome.clone(),
-                show::duration(convert::duration_in(row.took)),
-            ]);
+            let (breaker, holder) = (show::short(row.breaker.as_ref()), show::short(row.holder.as_ref()));
+            let (began, range) = (show::moment(convert::time_in(row.started)), show::wire_range(row.range));
+            let (took, grace) = (convert::duration_in(row.took), convert::duration_in(row.grace));
+            show::line(format_args!("{began}  {range} of {}", row.path))?;
+            show::line(format_args!("  {breaker} wanted to {}", row.operation))?;
+            show::line(format_args!(
+                "  {holder} held it: {} after {} (grace {})",
+                row.outcome,
+                show::duration(took),
+                show::duration(grace)
+            ))?;
         }
-        show::line(show::text(&table))?;
         legend(&breaks.iter().flat_map(|row| [row.breaker.as_ref(), row.holder.as_ref()]).collect::<Vec<_>>())
     }
 }

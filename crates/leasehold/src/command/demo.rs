@@ -33,18 +33,26 @@ impl Demo {
     pub(crate) async fn run(self) -> Outcome {
         let began = Instant::now();
         let parent = self.directory.unwrap_or_else(std::env::temp_dir);
-        let scratch = tempfile::Builder::new().prefix("leasehold-demo-").tempdir_in(&parent).map_err(|error| {
-            let text = format!("cannot make a directory in {}: {error}; name another with --directory", parent.display());
-            Failure::new(Exit::Failed, text)
-        })?;
+        let scratch =
+            tempfile::Builder::new().prefix("leasehold-demo-").tempdir_in(&parent).map_err(|error| {
+                let text = format!(
+                    "cannot make a directory in {}: {error}; name another with --directory",
+                    parent.display()
+                );
+                Failure::new(Exit::Failed, text)
+            })?;
         let source = scratch.path().join("source");
 
-        step(1, "A throw-away store, served by a process of its own. Files in it are plain files.")?;
+        step(1, "A throw-away store, served by a process of its own.")?;
         let mut stage = Stage::open(&scratch.path().join("store"), GRACE).await?;
-        say(&format!("the server is process {}; a holder has {} ms to answer a break", stage.server_pid(), GRACE.as_millis()))?;
+        say(&format!(
+            "The server is process {}; a holder has {} ms to answer a break.",
+            stage.server_pid(),
+            GRACE.as_millis()
+        ))?;
 
         let size = rough(self.size.0);
-        step(2, &format!("Put {size}: RDMA from one process into the other's memory, from there to disk."))?;
+        step(2, &format!("Put {size}: by RDMA into the server's memory, from there to disk."))?;
         let (path, length) = (source.clone(), self.size.0);
         tokio::task::spawn_blocking(move || generate(&path, length)).await??;
         stage.play("put", &["put", &source.display().to_string(), "/data.bin"]).await?.succeed()?;
@@ -56,7 +64,7 @@ impl Demo {
         if !tokio::task::spawn_blocking(move || same(&a, &b)).await?? {
             return Err(Failure::new(Exit::Checksum, "what came back differs from what was put").into());
         }
-        say("equal")?;
+        say("Equal.")?;
         std::fs::remove_file(&back)?;
 
         broken_in_mid_transfer(&mut stage, &source).await?;
@@ -69,46 +77,50 @@ impl Demo {
 
         step(8, "The server drains, and ends on SIGTERM.")?;
         stage.close().await?;
-        say(&format!("done in {:.1} s; the store is thrown away", began.elapsed().as_secs_f64()))
+        say(&format!("Done in {:.1} s; the store is thrown away.", began.elapsed().as_secs_f64()))
     }
 }
 
-/// A cooperative holder: `put` answers a break by committing what is written, and releasing what is not.
+/// A cooperative holder: `put` answers a break by committing what is written, and releasing what is not. The leases
+/// that the truncate does not need go on.
 async fn broken_in_mid_transfer(stage: &mut Stage, source: &Path) -> Outcome {
-    step(4, "A second transfer; while it runs, another process truncates its file.")?;
+    step(4, "Put it again, slowly; while that runs, another process truncates the file.")?;
     let source = source.display().to_string();
-    let slow = ["put", &source, "/second.bin", "--rate", "48MiB", "--chunk", "8MiB", "--depth", "4"];
+    let slow = ["put", &source, "/data.bin", "--rate", "48MiB", "--chunk", "8MiB", "--depth", "4"];
     let mut put = stage.start("put", &slow)?;
-    stage.until_leased("/second.bin", 4, PATIENCE).await?;
-    let took = truncate(stage, "/second.bin").await?;
-    let ended = put.end(PATIENCE).await?;
-    ended.expect(Exit::Lease)?;
-    say("The holder heard who, and let go at once, so nobody waited for the deadline.")?;
+    stage.until_leased("/data.bin", 4, PATIENCE).await?;
+    say("The put holds 4 leases of 8 MiB. A truncate to 16 MiB needs two of them to go.")?;
+    let (mut breaker, began) = start_truncate(stage, "16MiB")?;
+    breaker.end(PATIENCE).await?.succeed()?;
+    let took = began.elapsed();
+    put.end(PATIENCE).await?.expect(Exit::Lease)?;
+    say("The holder heard who, and let go at once; its other two leases went on.")?;
     say(&format!("The truncate came back after {} ms, process start included.", took.as_millis()))
 }
 
 /// A holder that does not answer: fenced at the deadline, and the truncate returns.
 async fn unresponsive_holder(stage: &mut Stage) -> Outcome {
     step(5, "A holder that keeps writing and ignores the notice: fenced at the deadline.")?;
-    let hold = ["hold", "/second.bin", "--length", "4MiB", "--write", "--ignore-breaks"];
+    let hold = ["hold", "/data.bin", "--offset", "4MiB", "--length", "4MiB", "--write", "--ignore-breaks"];
     let mut holder = stage.start("hold", &hold)?;
-    stage.until_leased("/second.bin", 1, PATIENCE).await?;
-    let took = truncate(stage, "/second.bin").await?;
+    stage.until_leased("/data.bin", 1, PATIENCE).await?;
+    let (mut breaker, began) = start_truncate(stage, "1MiB")?;
+    stage.until_somebody_waits("/data.bin", PATIENCE).await?;
+    say("Why does it take so long?")?;
+    stage.play("why", &["why", "/data.bin"]).await?.succeed()?;
+    breaker.end(PATIENCE).await?.succeed()?;
+    let took = began.elapsed();
     holder.end(PATIENCE).await?.expect(Exit::Lease)?;
-    say(&format!(
-        "The truncate came back after {} ms: the grace of {} ms, and the fence.",
-        took.as_millis(),
-        GRACE.as_millis()
-    ))?;
-    say("Whatever the holder had sent under its key by then can land nowhere any more.")
+    let (took, grace) = (took.as_millis(), GRACE.as_millis());
+    say(&format!("The truncate came back after {took} ms: the grace of {grace} ms, and the fence."))?;
+    say("Whatever the holder had sent by then can land nowhere any more.")
 }
 
-async fn truncate(stage: &mut Stage, path: &str) -> anyhow::Result<Duration> {
+fn start_truncate(stage: &Stage, size: &str) -> anyhow::Result<(Actor, Instant)> {
     let began = Instant::now();
-    let mut breaker: Actor = stage.start("truncate", &["truncate", path, "--size", "0"])?;
-    say(&format!("process {} runs: leasehold truncate {path} --size 0", breaker.pid()))?;
-    breaker.end(PATIENCE).await?.succeed()?;
-    Ok(began.elapsed())
+    let breaker = stage.start("truncate", &["truncate", "/data.bin", "--size", size])?;
+    say(&format!("Process {} runs: leasehold truncate /data.bin --size {size}", breaker.pid()))?;
+    Ok((breaker, began))
 }
 
 /// `length` bytes that look random and are the same every time (a splitmix64 sequence).

@@ -119,7 +119,9 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<Exit> {
 fn of_reason(reason: Reason) -> Exit {
     match reason {
         Reason::NotFound => Exit::NotFound,
-        Reason::Conflict | Reason::TimedOut | Reason::Revoked | Reason::NoLease | Reason::Unproven => Exit::Lease,
+        Reason::Conflict | Reason::TimedOut | Reason::Revoked | Reason::NoLease | Reason::Unproven => {
+            Exit::Lease
+        }
         Reason::Mismatch => Exit::Checksum,
         Reason::Unreachable | Reason::Stopping | Reason::NoSession => Exit::Unreachable,
         _ => Exit::Failed,

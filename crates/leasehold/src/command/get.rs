@@ -38,7 +38,8 @@ impl Get {
         let (client, path) = place::open(common, &self.from).await?;
         let found = client.stat(&path).await?;
         if found.kind() == proto::file::Kind::Directory {
-            let text = format!("{path} is a directory; list it with `leasehold ls`, and get its files one by one");
+            let text =
+                format!("{path} is a directory; list it with `leasehold ls`, and get its files one by one");
             return Err(Failure::new(Exit::Failed, text).into());
         }
         let mut sink = Sink::open(&self.file)?;
@@ -69,7 +70,8 @@ impl Get {
         drop(pieces);
         let now = client.stat(&path).await?.size;
         if now < found.size {
-            let text = format!("{path} shrank from {} to {now} bytes while it was read; get it again", found.size);
+            let text =
+                format!("{path} shrank from {} to {now} bytes while it was read; get it again", found.size);
             return Err(Failure::new(Exit::Lease, text).into());
         }
         let to_a_file = sink.finish()?;

@@ -67,7 +67,8 @@ impl Hold {
             LeaseState::Breaking(notice) => {
                 let (who, grace) = (show::who(&notice.breaker), show::duration(notice.grace));
                 let answer = if self.ignore_breaks { "ignoring it" } else { "releasing" };
-                let text = format!("break: {who}\n  wants to {}; {grace} to answer; {answer}", notice.operation);
+                let text =
+                    format!("break: {who}\n  wants to {}; {grace} to answer; {answer}", notice.operation);
                 say(common, &text, json!({ "event": "break", "lease": lease.id().0, "answer": answer }))?;
                 if !self.ignore_breaks {
                     let text = format!("released for {who}: {}", notice.operation);
@@ -79,7 +80,11 @@ impl Hold {
         };
         let RevokeNotice { lease, why, by } = &revoked;
         let by = by.as_ref().map_or_else(String::new, |by| format!("\n  by {}", show::who(by)));
-        say(common, &format!("revoked: {why}{by}"), json!({ "event": "revoked", "lease": lease.0, "why": why }))?;
+        say(
+            common,
+            &format!("revoked: {why}{by}"),
+            json!({ "event": "revoked", "lease": lease.0, "why": why }),
+        )?;
         Err(Failure::new(Exit::Lease, format!("lost lease {lease}: {why}")).into())
     }
 }
@@ -88,12 +93,14 @@ impl Hold {
 async fn write_on(lease: &Lease, write: bool) -> WriteError {
     let length = lease.range().len().min(1 << 20);
     let bytes = Bytes::from(vec![0xA5; usize::try_from(length).expect("at most a mebibyte")]);
-    while write {
-        match lease.write(lease.range().start(), bytes.clone()).await {
-            Ok(()) => {}
-            // The one who waits for the revoke says so.
-            Err(WriteError::Revoked(_)) => break,
-            Err(error) => return error,
+    if write {
+        loop {
+            match lease.write(lease.range().start(), bytes.clone()).await {
+                Ok(()) => {}
+                // The one who waits for the revoke says so.
+                Err(WriteError::Revoked(_)) => break,
+                Err(error) => return error,
+            }
         }
     }
     std::future::pending().await

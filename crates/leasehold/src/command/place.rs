@@ -7,9 +7,7 @@ use leasehold_client::{Client, DEFAULT_CONTROL_PORT, Location, Server};
 /// Finds the file or directory that `text` names.
 pub(crate) fn find(common: &Common, text: &str) -> anyhow::Result<Location> {
     match (&common.socket, text.starts_with('/')) {
-        (Some(socket), true) => {
-            Ok(Location { server: Server::Unix(socket.clone()), path: text.to_owned() })
-        }
+        (Some(socket), true) => Ok(Location { server: Server::Unix(socket.clone()), path: text.to_owned() }),
         (Some(_), false) if text.starts_with("leasehold://") => Err(Failure::new(
             Exit::Usage,
             format!("{text} names a server, and so does --socket (or LEASEHOLD_SOCKET): give one of them"),

@@ -17,7 +17,9 @@ impl Progress {
                 ProgressBar::new(total),
                 "{msg} {bar:24} {binary_bytes:>10} of {binary_total_bytes:10} {binary_bytes_per_sec:>12}",
             ),
-            None => (ProgressBar::no_length(), "{msg} {spinner} {binary_bytes:>10} {binary_bytes_per_sec:>12}"),
+            None => {
+                (ProgressBar::no_length(), "{msg} {spinner} {binary_bytes:>10} {binary_bytes_per_sec:>12}")
+            }
         };
         let style = ProgressStyle::with_template(template).expect("the templates are well-formed");
         bar.set_style(style);

@@ -155,7 +155,8 @@ impl Put {
         let size = client.stat(&path).await?.size;
         session.close().await;
         if size != total {
-            let text = format!("{path} has {size} bytes and {total} were put: somebody changed it in the meantime");
+            let text =
+                format!("{path} has {size} bytes and {total} were put: somebody changed it in the meantime");
             return Err(Failure::new(Exit::Lease, text).into());
         }
         self.print(common, &path, total, started.elapsed())
@@ -179,8 +180,9 @@ fn stopped(path: &str, broken: &Broken, committed: u64) -> Failure {
     let Broken { range, by, fate } = broken;
     let (range, committed) = (show::range(*range), rough(committed));
     let text = format!(
-        "stopped: {by} broke the lease on {range} of {path}, which was {fate}; {committed} had been committed; \
-         put it again, or use --retry to go on after breaks"
+        "stopped: the lease on {range} of {path} was broken, and {fate}\n  \
+         by {by}\n  \
+         {committed} had been committed; put it again, or use --retry to go on"
     );
     Failure::new(Exit::Lease, text)
 }
@@ -250,7 +252,8 @@ impl Transfer<'_> {
 
     /// Writes one chunk, again and again if that is wanted. Returns how many bytes were committed.
     async fn chunk(&self, offset: u64, bytes: Bytes) -> anyhow::Result<u64> {
-        let range = ByteRange::at(offset, bytes.len() as u64).context("the source is longer than any file")?;
+        let range =
+            ByteRange::at(offset, bytes.len() as u64).context("the source is longer than any file")?;
         loop {
             let want = Want { path: self.path.to_owned(), range, access: Access::Overwrite };
             let mut leases = self.session.acquire(&[want], self.options).await?;

@@ -39,19 +39,35 @@ impl Scrub {
         let totals = totals.ok_or_else(gone)?;
         let proto::ScrubTotals { files, blocks, mismatched, failed } = totals;
         if common.json {
-            let value = json!({ "files": files, "blocks": blocks, "mismatched": mismatched, "failed": failed });
+            let value =
+                json!({ "files": files, "blocks": blocks, "mismatched": mismatched, "failed": failed });
             show::json_line(&json!({ "totals": value }))?;
         } else {
-            show::line(format_args!("{blocks} blocks in {files} files: {}", verdict(mismatched, failed)))?;
+            show::line(format_args!(
+                "{} in {}: {}",
+                count(blocks, "block"),
+                count(files, "file"),
+                verdict(mismatched, failed)
+            ))?;
         }
         if mismatched > 0 {
-            return Err(Failure::new(Exit::Checksum, format!("{mismatched} blocks do not match their checksum")).into());
+            return Err(Failure::new(
+                Exit::Checksum,
+                format!("{mismatched} blocks do not match their checksum"),
+            )
+            .into());
         }
         if failed > 0 {
-            return Err(Failure::new(Exit::Failed, format!("{failed} files could not be read to their end")).into());
+            return Err(
+                Failure::new(Exit::Failed, format!("{failed} files could not be read to their end")).into()
+            );
         }
         Ok(())
     }
+}
+
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn verdict(mismatched: u64, failed: u64) -> String {

@@ -69,7 +69,9 @@ impl Serve {
         let directory = self.directory.as_deref().expect("required unless --print-config is given");
         log_to_stderr(&settings.log)?;
         for name in settings::unknown_variables(std::env::vars()) {
-            tracing::warn!("{name} is not a setting; see `leasehold serve --print-config` for those that are");
+            tracing::warn!(
+                "{name} is not a setting; see `leasehold serve --print-config` for those that are"
+            );
         }
         // Before the start, so that a signal during recovery is not lost.
         let mut terminate = signal(SignalKind::terminate())?;
@@ -95,8 +97,10 @@ impl Serve {
 
     /// The flags that were given, by the names of the settings.
     fn flags(&self, common: &Common) -> Vec<(&'static str, String)> {
-        let kind = |kind: PageKind| kind.to_possible_value().expect("no kind is hidden").get_name().to_owned();
-        let expiry = |expiry: Expiry| expiry.to_possible_value().expect("none is hidden").get_name().to_owned();
+        let kind =
+            |kind: PageKind| kind.to_possible_value().expect("no kind is hidden").get_name().to_owned();
+        let expiry =
+            |expiry: Expiry| expiry.to_possible_value().expect("none is hidden").get_name().to_owned();
         let flags = [
             ("listen", self.listen.map(|address| address.to_string())),
             ("data", self.data.map(|address| address.to_string())),
@@ -116,7 +120,10 @@ impl Serve {
 
 fn log_to_stderr(filter: &str) -> Outcome {
     let filter = EnvFilter::builder().parse(filter).map_err(|error| {
-        Failure::new(Exit::Usage, format!("{filter:?} is not a log filter ({error}); write a level such as info"))
+        Failure::new(
+            Exit::Usage,
+            format!("{filter:?} is not a log filter ({error}); write a level such as info"),
+        )
     })?;
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
@@ -130,7 +137,8 @@ fn log_to_stderr(filter: &str) -> Outcome {
 
 /// Says on standard output that clients can come: for people, and for whoever started us.
 fn announce(common: &Common, directory: &Path, server: &Server) -> Outcome {
-    let (control, data, metrics) = (server.control_address(), server.data_address(), server.metrics_address());
+    let (control, data, metrics) =
+        (server.control_address(), server.data_address(), server.metrics_address());
     if common.json {
         return Ok(show::json_line(&json!({
             "directory": directory,

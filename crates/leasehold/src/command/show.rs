@@ -30,7 +30,7 @@ pub(crate) fn json_document(value: &Value) -> io::Result<()> {
 /// A table without lines, for at least 80 columns.
 pub(crate) fn table(headers: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     let columns = if io::stdout().is_terminal() { table.width().unwrap_or(COLUMNS) } else { COLUMNS };
     table.set_width(columns.max(COLUMNS));
     table.set_header(headers.iter().copied());
@@ -170,13 +170,8 @@ mod tests {
 
     #[test]
     fn what_is_only_claimed_is_marked() {
-        let mut who = proto::Identity {
-            host: "h".to_owned(),
-            pid: 7,
-            uid: 0,
-            program: "p".to_owned(),
-            verified: true,
-        };
+        let mut who =
+            proto::Identity { host: "h".to_owned(), pid: 7, uid: 0, program: "p".to_owned(), verified: true };
         assert_eq!(short(Some(&who)), "p[7]");
         who.verified = false;
         assert_eq!(short(Some(&who)), "p[7]@h?");

@@ -33,7 +33,8 @@ impl Watch {
                 return Err(Failure::new(Exit::Unreachable, "the server has stopped").into());
             };
             let event = event?;
-            if self.breaks && matches!(event.what, Happening::Granted { .. } | Happening::SessionEnded { .. }) {
+            if self.breaks && matches!(event.what, Happening::Granted { .. } | Happening::SessionEnded { .. })
+            {
                 continue;
             }
             if common.json {
@@ -100,7 +101,17 @@ fn as_json(event: &Event) -> Value {
             }),
         ),
         Happening::BreakEnded {
-            id, lease, holder, breaker, path, range: r, operation, took, grace, outcome, ..
+            id,
+            lease,
+            holder,
+            breaker,
+            path,
+            range: r,
+            operation,
+            took,
+            grace,
+            outcome,
+            ..
         } => (
             "break_ended",
             json!({
@@ -109,7 +120,9 @@ fn as_json(event: &Event) -> Value {
                 "grace_ms": show::json_ms(*grace), "outcome": outcome,
             }),
         ),
-        Happening::SessionEnded { session, why } => ("session_ended", json!({ "session": session.0, "why": why })),
+        Happening::SessionEnded { session, why } => {
+            ("session_ended", json!({ "session": session.0, "why": why }))
+        }
         Happening::Missed { events } => ("missed", json!({ "events": events })),
         other => ("other", json!({ "text": format!("{other:?}") })),
     };
@@ -149,7 +162,11 @@ mod tests {
     fn a_break_says_who_and_what_and_how_long_within_80_columns() {
         let lines = lines(&a_break());
         assert!(lines.iter().all(|line| line.len() <= 80), "{lines:#?}");
-        assert!(lines[0].ends_with("break b3 of l12 (s2): 8MiB..16MiB of /models/weights.bin"), "{}", lines[0]);
+        assert!(
+            lines[0].ends_with("break b3 of l12 (s2): 8MiB..16MiB of /models/weights.bin"),
+            "{}",
+            lines[0]
+        );
         assert_eq!(
             lines[1..],
             [

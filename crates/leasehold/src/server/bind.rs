@@ -13,7 +13,9 @@ const SOCKET_MODE: u32 = 0o660;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody has it.
-    #[error("cannot listen on {address} for the {what}: the port is in use; stop who has it, or choose another with {flag}")]
+    #[error(
+        "cannot listen on {address} for the {what}: the port is in use; stop who has it, or choose another with {flag}"
+    )]
     PortInUse {
         /// What for.
         what: &'static str,
@@ -35,7 +37,9 @@ pub enum BindError {
         source: io::Error,
     },
     /// A server answers there.
-    #[error("the socket {path:?} belongs to a server that runs; stop it, or choose another path with --socket")]
+    #[error(
+        "the socket {path:?} belongs to a server that runs; stop it, or choose another path with --socket"
+    )]
     SocketInUse {
         /// Where.
         path: PathBuf,
@@ -47,7 +51,9 @@ pub enum BindError {
         path: PathBuf,
     },
     /// The kernel takes no more than 107 bytes.
-    #[error("the socket's path {path:?} has {length} bytes, and the system allows 107; choose a shorter one with --socket")]
+    #[error(
+        "the socket's path {path:?} has {length} bytes, and the system allows 107; choose a shorter one with --socket"
+    )]
     SocketPathTooLong {
         /// Where.
         path: PathBuf,
@@ -55,7 +61,9 @@ pub enum BindError {
         length: usize,
     },
     /// Another reason.
-    #[error("cannot make the socket {path:?}: {source}; check that its directory exists and can be written, or use --socket")]
+    #[error(
+        "cannot make the socket {path:?}: {source}; check that its directory exists and can be written, or use --socket"
+    )]
     Socket {
         /// Where.
         path: PathBuf,

@@ -135,7 +135,10 @@ impl Leasehold for Calls {
         })
     }
 
-    async fn keep_alive(&self, request: Request<proto::KeepAliveRequest>) -> Answer<proto::KeepAliveResponse> {
+    async fn keep_alive(
+        &self,
+        request: Request<proto::KeepAliveRequest>,
+    ) -> Answer<proto::KeepAliveResponse> {
         let secret = parse_secret(&request.get_ref().session)?;
         let session = self.0.sessions.heard(&secret).ok_or_else(no_session)?;
         let heard = self.engine().keep_alive(session);
@@ -161,7 +164,8 @@ impl Leasehold for Calls {
     async fn events(&self, request: Request<proto::EventsRequest>) -> Answer<Events> {
         let secret = parse_secret(&request.get_ref().session)?;
         let (session, events) = self.0.sessions.events(&secret).ok_or_else(no_session)?;
-        let events = events.ok_or_else(|| status(Reason::Invalid, "the session's events go to another call already"))?;
+        let events = events
+            .ok_or_else(|| status(Reason::Invalid, "the session's events go to another call already"))?;
         answer(Events::new(self.engine().clone(), session, events))
     }
 

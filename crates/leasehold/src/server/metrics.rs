@@ -1,8 +1,8 @@
 //! `/metrics` for Prometheus: what the engine and the fabric have counted, read at each scrape.
 
 use axum::Router;
-use axum::http::header::CONTENT_TYPE;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use leasehold_core::view::Stats;
@@ -60,13 +60,29 @@ impl Collector for Scrape {
         let fabric = [
             ("fabric_segments", "Frames of the wire received whole", &fabric.segments),
             ("fabric_bytes_placed", "Bytes placed in leased memory", &fabric.bytes_placed),
-            ("fabric_bytes_discarded", "Bytes dropped because their key was revoked", &fabric.bytes_discarded),
+            (
+                "fabric_bytes_discarded",
+                "Bytes dropped because their key was revoked",
+                &fabric.bytes_discarded,
+            ),
             ("fabric_bad_crcs", "Frames of the wire whose CRC was wrong", &fabric.bad_crcs),
-            ("fabric_terminates_sent", "Connections ended because the peer broke the protocol", &fabric.terminates_sent),
-            ("fabric_terminates_received", "Connections ended by a Terminate of the peer", &fabric.terminates_received),
+            (
+                "fabric_terminates_sent",
+                "Connections ended because the peer broke the protocol",
+                &fabric.terminates_sent,
+            ),
+            (
+                "fabric_terminates_received",
+                "Connections ended by a Terminate of the peer",
+                &fabric.terminates_received,
+            ),
             ("fabric_connections", "Data connections that stood", &fabric.connections),
             ("fabric_rejected", "Data connections that were not let in", &fabric.rejected),
-            ("fabric_setup_timeouts", "Data connections that took too long to set up", &fabric.setup_timeouts),
+            (
+                "fabric_setup_timeouts",
+                "Data connections that took too long to set up",
+                &fabric.setup_timeouts,
+            ),
         ];
         for (name, help, value) in fabric {
             count(&mut encoder, name, help, value.load(Ordering::Relaxed))?;

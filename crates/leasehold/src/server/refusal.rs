@@ -38,7 +38,9 @@ fn code(reason: Reason) -> Code {
         Reason::NotFound => Code::NotFound,
         Reason::AlreadyExists => Code::AlreadyExists,
         Reason::Invalid => Code::InvalidArgument,
-        Reason::WrongKind | Reason::NoSession | Reason::NoLease | Reason::ReadOnly => Code::FailedPrecondition,
+        Reason::WrongKind | Reason::NoSession | Reason::NoLease | Reason::ReadOnly => {
+            Code::FailedPrecondition
+        }
         Reason::Conflict | Reason::Revoked | Reason::Unproven => Code::Aborted,
         Reason::TimedOut => Code::DeadlineExceeded,
         Reason::Limit | Reason::NoSpace => Code::ResourceExhausted,
@@ -119,6 +121,8 @@ impl Refusal for NamespaceError {
             | NamespaceError::NotADirectory { .. }
             | NamespaceError::NotEmpty { .. } => Reason::WrongKind,
             NamespaceError::Link { .. } | NamespaceError::Root => Reason::Invalid,
+            NamespaceError::LastName { .. } => Reason::Conflict,
+            NamespaceError::Sidecar { .. } => Reason::Io,
             NamespaceError::System { source, .. } => system(source),
         }
     }
@@ -225,17 +229,14 @@ mod tests {
         };
         let error = CallError::from(refuse(&full));
         assert_eq!(error.reason, Reason::NoSpace);
-        assert_eq!(error.message, "cannot create /x; see the cause: no storage space");
+        assert_eq!(error.message, "cannot create /x: no storage space");
     }
 
     #[test]
     fn a_cause_that_the_text_repeats_is_not_said_twice() {
         let path = StorePath::parse("/x").unwrap();
         let error = FileError::Sync { path, source: output::SyncError::Fault(Fault::NoSpace) };
-        assert_eq!(
-            chain(&error),
-            "/x: no space left on the store's filesystem; free some, then retry"
-        );
+        assert_eq!(chain(&error), "/x: no space left on the store's filesystem; free some, then retry");
     }
 
     #[test]

@@ -89,9 +89,13 @@ pub(crate) fn event(event: Event) -> proto::Event {
     use proto::event::What;
     let range = |range: ByteRange| Some(range.into());
     let what = match event {
-        Event::Granted { session, lease, path, range: r, writes } => {
-            What::Granted(proto::Granted { lease: lease.0, session: session.0, path, range: range(r), writes })
-        }
+        Event::Granted { session, lease, path, range: r, writes } => What::Granted(proto::Granted {
+            lease: lease.0,
+            session: session.0,
+            path,
+            range: range(r),
+            writes,
+        }),
         Event::Break { session, id, lease, path, range: r, breaker, operation, deadline, grace } => {
             What::Break(proto::Break {
                 id: id.0,

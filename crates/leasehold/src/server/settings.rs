@@ -261,8 +261,7 @@ mod tests {
             ("LEASEHOLD_RETRY_MS", "2"),
             ("LEASEHOLD_LIMITS__LEASES_MAX", "9"),
         ]);
-        let settings =
-            Settings::load(Some(&file), variables, &[("retry_ms", "3".to_owned())]).unwrap();
+        let settings = Settings::load(Some(&file), variables, &[("retry_ms", "3".to_owned())]).unwrap();
         let defaults = Settings::default();
         assert_eq!((settings.grace_ms, settings.fence_ms, settings.retry_ms), (1, 2, 3));
         assert_eq!(settings.arena, Size(1 << 30));
@@ -298,11 +297,13 @@ mod tests {
 
     #[test]
     fn variables_that_are_no_setting_are_found_and_do_no_harm() {
-        let variables = [("LEASEHOLD_GRAZE_MS", "1"), ("LEASEHOLD_LIMITS", "2"), ("LEASEHOLD_LOG", "debug"), ("HOME", "/")];
-        assert_eq!(
-            unknown_variables(environment(&variables)),
-            ["LEASEHOLD_GRAZE_MS", "LEASEHOLD_LIMITS"]
-        );
+        let variables = [
+            ("LEASEHOLD_GRAZE_MS", "1"),
+            ("LEASEHOLD_LIMITS", "2"),
+            ("LEASEHOLD_LOG", "debug"),
+            ("HOME", "/"),
+        ];
+        assert_eq!(unknown_variables(environment(&variables)), ["LEASEHOLD_GRAZE_MS", "LEASEHOLD_LIMITS"]);
         assert_eq!(Settings::load(None, environment(&variables), &[]).unwrap().log, "debug");
     }
 }

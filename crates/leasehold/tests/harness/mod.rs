@@ -197,7 +197,7 @@ pub async fn mismatches(client: &Client) -> u64 {
     let mut items = Box::pin(client.scrub(None).await.expect("a scrub"));
     let mut bad = 0;
     while let Some(item) = items.next().await {
-        if let Some(Item::File(file)) = item.expect("an item").item {
+        if let Item::File(file) = item.expect("an item") {
             bad += file.mismatches.len() as u64 + u64::from(!file.error.is_empty());
         }
     }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-/// How often the table of leases is looked at.
+/// How often the server is asked about what the demo waits for.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The server and its socket.
@@ -82,19 +82,26 @@ impl Stage {
 
     /// Returns once so many leases on the file are live.
     pub(super) async fn until_leased(&self, path: &str, leases: usize, patience: Duration) -> Outcome {
-        let client = Client::connect(&Server::Unix(self.socket.clone())).await?;
+        let client = self.client().await?;
         let began = Instant::now();
-        loop {
-            // Until the file exists there is no lease on it.
-            let found = client.leases(Some(path)).await.unwrap_or_default();
-            if found.iter().filter(|lease| lease.state == "live").count() >= leases {
-                return Ok(());
-            }
-            if began.elapsed() > patience {
-                bail!("no {leases} leases on {path} within {} s", patience.as_secs());
-            }
-            tokio::time::sleep(LOOK).await;
+        while client.leases(Some(path)).await?.iter().filter(|lease| lease.state == "live").count() < leases {
+            look_again(began, patience).await?;
         }
+        Ok(())
+    }
+
+    /// Returns once somebody waits on the file.
+    pub(super) async fn until_somebody_waits(&self, path: &str, patience: Duration) -> Outcome {
+        let client = self.client().await?;
+        let began = Instant::now();
+        while client.why(path).await?.is_empty() {
+            look_again(began, patience).await?;
+        }
+        Ok(())
+    }
+
+    async fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::connect(&Server::Unix(self.socket.clone())).await?)
     }
 
     /// Asks the server to drain and end.
@@ -103,6 +110,14 @@ impl Stage {
         kill_process(pid, Signal::TERM).context("cannot signal the server")?;
         self.server.end(super::PATIENCE).await?.succeed()
     }
+}
+
+async fn look_again(began: Instant, patience: Duration) -> Outcome {
+    if began.elapsed() > patience {
+        bail!("what the demo waits for did not come within {} s", patience.as_secs());
+    }
+    tokio::time::sleep(LOOK).await;
+    Ok(())
 }
 
 impl Actor {
@@ -134,7 +149,12 @@ impl Actor {
     /// Waits for its end, and until all that it said is quoted.
     pub(super) async fn end(&mut self, patience: Duration) -> anyhow::Result<Ended> {
         let Ok(status) = tokio::time::timeout(patience, self.child.wait()).await else {
-            bail!("`leasehold {}` (process {}) did not end within {} s", self.name, self.pid, patience.as_secs());
+            bail!(
+                "`leasehold {}` (process {}) did not end within {} s",
+                self.name,
+                self.pid,
+                patience.as_secs()
+            );
         };
         while let Some(quoted) = self.quoting.join_next().await {
             quoted??;
@@ -152,7 +172,8 @@ impl Ended {
         if self.status.code() == Some(i32::from(exit as u8)) {
             return Ok(());
         }
-        let text = format!("`leasehold {}` should have ended with code {}: {}", self.name, exit as u8, self.status);
+        let text =
+            format!("`leasehold {}` should have ended with code {}: {}", self.name, exit as u8, self.status);
         Err(Failure::new(Exit::Failed, text).into())
     }
 }
