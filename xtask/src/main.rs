@@ -49,7 +49,9 @@ const TEST: &[Part] = &[
     ("tests", tests),
     ("memory-order", memory_order),
     ("docs", || {
-        cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings").run()
+        cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-D warnings")
+            .run()
     }),
     ("licences", || {
         cargo_tool("cargo-deny", "0.20")?;
@@ -114,7 +116,9 @@ fn memory_order() -> Result<()> {
 }
 
 fn bench(arguments: &[String]) -> Result<()> {
-    for (package, name) in [("leasehold-fabric", "placement"), ("leasehold-engine", "durable"), ("leasehold", "put")] {
+    for (package, name) in
+        [("leasehold-fabric", "placement"), ("leasehold-engine", "durable"), ("leasehold", "put")]
+    {
         let mut run = cargo(&["bench", "--quiet", "--package", package, "--bench", name, "--"]);
         run.args(arguments);
         run.run()?;

@@ -13,12 +13,12 @@ use crate::event::Event;
 use crate::metrics::Counters;
 use crate::session::{Key, Session, Sessions, send_committed};
 use crate::storage::{Detail, Storage};
+use leasehold_core::Core;
 use leasehold_core::breaks::{Break, Outcome};
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
 use leasehold_core::input::{Access, Change, Fault, Input};
 use leasehold_core::output::{CommitError, NoSuchLease, Notice, Operation, Output, Reply, RevokeReason};
 use leasehold_core::range::Run;
-use leasehold_core::Core;
 use leasehold_fabric::message::{Committed, Status};
 use leasehold_fabric::{Endpoint, Region, RemoteAccess};
 use std::collections::{HashMap, VecDeque};
@@ -286,7 +286,9 @@ impl State {
 
     /// Keeps the CRC that came with a commit until the lease is verified. Only its holder's first one counts.
     fn keep_crc(&mut self, input: &Input, detail: &Detail) -> Option<LeaseId> {
-        let (Input::Commit { session, lease, .. }, Detail::Crc(Some(crc32c))) = (input, detail) else { return None };
+        let (Input::Commit { session, lease, .. }, Detail::Crc(Some(crc32c))) = (input, detail) else {
+            return None;
+        };
         let holder = self.parts.core.lease(*lease)?.session;
         if holder != *session || self.crcs.contains_key(lease) {
             return None;
@@ -359,20 +361,23 @@ impl State {
                     endpoint.forget(key.tag);
                 }
             }
-            Output::Disconnect { session } => match self.session(session).and_then(|found| found.endpoint()) {
-                Some(endpoint) => endpoint.close(), // and `ConnectionClosed` follows
-                None => {
-                    self.departing.remove(&session);
-                    self.inputs.push_back(Input::EndpointGone { session });
+            Output::Disconnect { session } => {
+                match self.session(session).and_then(|found| found.endpoint()) {
+                    Some(endpoint) => endpoint.close(), // and `ConnectionClosed` follows
+                    None => {
+                        self.departing.remove(&session);
+                        self.inputs.push_back(Input::EndpointGone { session });
+                    }
                 }
-            },
+            }
             Output::Verify { lease, .. } => {
                 let crc32c = self.crcs.remove(&lease);
                 self.parts.storage.perform(output, Detail::Crc(crc32c));
             }
             Output::Perform { request, .. } => {
                 let pending = self.replies.get_mut(&request);
-                let detail = pending.map_or(Detail::None, |pending| std::mem::replace(&mut pending.detail, Detail::None));
+                let detail = pending
+                    .map_or(Detail::None, |pending| std::mem::replace(&mut pending.detail, Detail::None));
                 self.parts.storage.perform(output, detail);
             }
             Output::Load { .. }
@@ -667,5 +672,6 @@ fn outcome_name(outcome: Outcome) -> &'static str {
 
 /// Milliseconds since 1970; 0 for a clock set before that.
 pub(crate) fn unix_ms(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -183,7 +183,9 @@ pub enum OpenSessionError {
     #[error("the server is stopping; connect to it again once it is back")]
     Stopping,
     /// A limit.
-    #[error("limit reached: sessions_max is {max}; close sessions, or raise it in the server's configuration")]
+    #[error(
+        "limit reached: sessions_max is {max}; close sessions, or raise it in the server's configuration"
+    )]
     Limit {
         /// The limit.
         max: usize,
@@ -445,9 +447,8 @@ impl Engine {
             }
             Err(source) => {
                 let file = match &source {
-                    output::AcquireError::Conflict { file, .. } | output::AcquireError::TimedOut { file, .. } => {
-                        Some(*file)
-                    }
+                    output::AcquireError::Conflict { file, .. }
+                    | output::AcquireError::TimedOut { file, .. } => Some(*file),
                     _ => None,
                 };
                 let index = pins.iter().position(|pinned| Some(pinned.file()) == file).unwrap_or(0);

@@ -233,7 +233,9 @@ impl Handler for DataHandler {
                 );
             }
             Ok(Message::Fetch(fetch)) => self.fetch(fetch),
-            Ok(other) => tracing::warn!(session = %self.session.id, ?other, "message for a client, from a client"),
+            Ok(other) => {
+                tracing::warn!(session = %self.session.id, ?other, "message for a client, from a client")
+            }
             Err(error) => tracing::warn!(session = %self.session.id, %error, "message not understood"),
         }
     }
@@ -258,7 +260,10 @@ impl DataHandler {
             send_fetched(&endpoint, Fetched { request, status, text: text.to_owned() });
         };
         let Some(key) = self.session.key(LeaseId(fetch.lease)) else {
-            return refuse(Status::NoLease, "no such lease of this session: it was never granted, or it is over");
+            return refuse(
+                Status::NoLease,
+                "no such lease of this session: it was never granted, or it is over",
+            );
         };
         if key.access != Access::Read {
             return refuse(Status::WrongAccess, "the lease is for writing; acquire a read lease to fetch");

@@ -58,7 +58,8 @@ fn measure(scratch: &Path, chunk: &Bytes, bytes: usize) -> Result<[f64; 3]> {
 }
 
 fn report(found: &mut [Vec<f64>; 4], bytes: usize, json: bool) {
-    let names = ["durable put, GiB/s", "plain TCP, GiB/s", "O_DIRECT + fsync, GiB/s", "put / min(TCP, O_DIRECT)"];
+    let names =
+        ["durable put, GiB/s", "plain TCP, GiB/s", "O_DIRECT + fsync, GiB/s", "put / min(TCP, O_DIRECT)"];
     let spread = |values: &mut Vec<f64>| {
         values.sort_by(f64::total_cmp);
         (values[0], values[values.len() / 2], values[values.len() - 1])
@@ -72,7 +73,10 @@ fn report(found: &mut [Vec<f64>; 4], bytes: usize, json: bool) {
                 serde_json::json!({ "measure": name, "min": min, "median": median, "max": max })
             })
             .collect();
-        return println!("{}", serde_json::json!({ "bytes": bytes, "chunk": CHUNK, "depth": DEPTH, "rows": rows }));
+        return println!(
+            "{}",
+            serde_json::json!({ "bytes": bytes, "chunk": CHUNK, "depth": DEPTH, "rows": rows })
+        );
     }
     let rounds = found[0].len();
     println!("durable put of {} MiB, chunks of {} MiB, {DEPTH} at once", bytes >> 20, CHUNK >> 20);
