@@ -49,7 +49,9 @@ const TEST: &[Part] = &[
     ("tests", tests),
     ("memory-order", memory_order),
     ("docs", || {
-        cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings").run()
+        cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-D warnings")
+            .run()
     }),
     ("licences", || {
         cargo_tool("cargo-deny", "0.20")?;
@@ -106,7 +108,7 @@ fn tests() -> Result<()> {
 
 /// The fence's order of memory operations, modelled with loom.
 fn memory_order() -> Result<()> {
-    cargo(&["test", "--release", "--package", "leasehold-fabric", "--lib", "fence"])
+    cargo(&["test", "--release", "--package", "leasehold-fabric", "--lib", "fence::model"])
         .env("RUSTFLAGS", "--cfg loom")
         .env("LOOM_MAX_PREEMPTIONS", "3")
         .env("CARGO_TARGET_DIR", "target/loom")
@@ -114,7 +116,9 @@ fn memory_order() -> Result<()> {
 }
 
 fn bench(arguments: &[String]) -> Result<()> {
-    for (package, name) in [("leasehold-fabric", "placement"), ("leasehold-engine", "durable"), ("leasehold", "put")] {
+    for (package, name) in
+        [("leasehold-fabric", "placement"), ("leasehold-engine", "durable"), ("leasehold", "put")]
+    {
         let mut run = cargo(&["bench", "--quiet", "--package", package, "--bench", name, "--"]);
         run.args(arguments);
         run.run()?;

@@ -60,7 +60,11 @@ impl Core {
         for want in &wants {
             let file = self.file_mut(want.file);
             file.requests.insert(id);
+            file.acquire_line.insert(id);
             file.acquires.insert(want.range, want.access.writes(), id);
+            if on_conflict == OnConflict::Break {
+                file.breakers.insert(want.range, want.access.writes(), id);
+            }
         }
         let acquire = Acquire { session, wants, on_conflict, deadline, blocker: None, group: None };
         self.insert_request(id, Kind::Acquire(acquire));
@@ -136,10 +140,30 @@ impl Core {
                 return None;
             }
             let writes = want.access.writes();
-            let earlier = file.acquires.conflicting(want.range, writes).filter(|&other| other < id).max();
+            let earlier = self.acquire_ahead(id, want);
             let lease = || file.leases.conflicting(want.range, writes).next().map(Blocker::Lease);
             earlier.map(Blocker::Request).or_else(lease).map(|blocker| (blocker, at))
         })
+    }
+
+    /// The last acquire in line before `id` that is in conflict with the want.
+    fn acquire_ahead(&self, id: RequestId, want: &Want) -> Option<RequestId> {
+        let file = self.file(want.file);
+        let writes = want.access.writes();
+        // In a crowd that wants the same bytes it is the next one ahead, and for the first in line there is none: only
+        // lines for several ranges need the search.
+        let &next = file.acquire_line.range(..id).next_back()?;
+        let next_is_in_conflict = match &self.requests[&next].kind {
+            Kind::Acquire(ahead) => ahead.wants.iter().any(|other| {
+                let both_read = !writes && !other.access.writes();
+                other.file == want.file && other.range.overlaps(want.range) && !both_read
+            }),
+            _ => false,
+        };
+        if next_is_in_conflict {
+            return Some(next);
+        }
+        file.acquires.conflicting(want.range, writes).filter(|&other| other < id).max()
     }
 
     fn break_leases_in_the_way(&mut self, id: RequestId, out: &mut Vec<Output>) {
@@ -218,7 +242,10 @@ impl Core {
 
     fn drop_claims(&mut self, id: RequestId, session: SessionId, wants: &[Want]) {
         for want in wants {
-            self.file_mut(want.file).acquires.remove(want.range, want.access.writes(), id);
+            let file = self.file_mut(want.file);
+            file.acquire_line.remove(&id);
+            file.acquires.remove(want.range, want.access.writes(), id);
+            file.breakers.remove(want.range, want.access.writes(), id);
         }
         self.leases_wanted -= wants.len();
         if let Some(session) = self.sessions.get_mut(&session) {

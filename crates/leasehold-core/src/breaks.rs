@@ -8,7 +8,6 @@ use crate::config::OnExpiry;
 use crate::core::{Core, Timer};
 use crate::identity::Identity;
 use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick};
-use crate::input::OnConflict;
 use crate::lease::State;
 use crate::output::{AcquireError, Notice, Operation, Output, RevokeReason};
 use crate::range::ByteRange;
@@ -115,14 +114,12 @@ impl Core {
     pub(crate) fn break_for_those_who_wait(&mut self, id: LeaseId, out: &mut Vec<Output>) {
         let lease = &self.leases[&id];
         let (range, access, file) = (lease.range, lease.access, lease.file);
-        let waiting: Vec<RequestId> = self.file(file).acquires.conflicting(range, access.writes()).collect();
+        let waiting: Vec<RequestId> = self.file(file).breakers.conflicting(range, access.writes()).collect();
         for request in waiting {
             let Kind::Acquire(acquire) = &self.requests[&request].kind else { continue };
             let want = acquire.wants.iter().find(|want| want.file == file && want.range.overlaps(range));
             let breaker = self.sessions.get(&acquire.session).map(|session| session.identity.clone());
-            if acquire.on_conflict == OnConflict::Break
-                && let (Some(want), Some(breaker)) = (want, breaker)
-            {
+            if let (Some(want), Some(breaker)) = (want, breaker) {
                 let operation = Operation::Acquire { range: want.range, access: want.access };
                 self.begin_break(id, &breaker, operation, out);
             }

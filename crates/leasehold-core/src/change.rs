@@ -96,10 +96,10 @@ impl Core {
                 }
             }
         }
-        self.advance_change(id, out);
+        self.advance_change(id);
     }
 
-    pub(crate) fn advance_change(&mut self, id: RequestId, _out: &mut Vec<Output>) {
+    pub(crate) fn advance_change(&mut self, id: RequestId) {
         self.unblock(id);
         let request = self.change_mut(id);
         let (file, change, takes) = (request.file, request.change, request.takes);
@@ -161,6 +161,7 @@ impl Core {
         }
         if let Some(replaced) = replaced {
             self.cut_failed_writes(file, replaced, out);
+            self.advance_syncs(file, out);
         }
         let state = self.file_mut(file);
         match change {

@@ -101,13 +101,12 @@ impl Core {
             self.leave_phase_undone(file, phase, out);
             return self.commit_failed(id, CommitError::Poisoned(id), out);
         }
-        if let Some(replaced) = whole_blocks(range) {
-            self.cut_failed_writes(file, replaced, out);
-        }
+        let order = whole_blocks(range).and_then(|replaced| self.cut_failed_writes(file, replaced, out));
         let state = self.file_mut(file);
         state.size = state.size.max(range.end());
         let size = state.size;
-        self.begin_write(file, range, run, Owner::Lease(id), out);
+        self.begin_write(file, range, run, id, order, out);
+        self.advance_syncs(file, out);
         self.leave_phase(file, phase);
         self.answer(request, Reply::Commit(Ok(Committed { size })), out);
         out.push(Output::Forget { lease: id, session });

@@ -10,6 +10,7 @@ use crate::lease::Lease;
 use crate::output::Output;
 use crate::phase::PhaseId;
 use crate::request::Request;
+use crate::schemes;
 use crate::session::Session;
 use crate::writeback::Writeback;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -133,7 +134,16 @@ impl Core {
         self.fire_due(out);
         self.take(input, out);
         self.settle(out);
+        self.assert_sound();
+    }
+
+    /// A cheap check after every step, and in debug builds all of [`Core::check`] while the tables are short.
+    fn assert_sound(&self) {
         debug_assert!(self.work.is_empty() && self.frames.is_balanced());
+        let short = self.leases.len() + self.writes.len() + self.requests.len() < 16;
+        if cfg!(debug_assertions) && short && self.config.scheme == schemes::LEASEHOLD {
+            self.check().unwrap_or_else(|violation| panic!("{violation}"));
+        }
     }
 
     /// When `step` must be called next even if nothing happens (with `Input::Tick`).

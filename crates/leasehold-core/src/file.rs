@@ -24,6 +24,10 @@ pub(crate) struct File {
     pub leases: ConflictIndex<LeaseId>,
     /// What acquires wait for; reads are shared.
     pub acquires: ConflictIndex<RequestId>,
+    /// The acquires in `acquires`, in line.
+    pub acquire_line: BTreeSet<RequestId>,
+    /// Those in `acquires` that break what is in their way.
+    pub breakers: ConflictIndex<RequestId>,
     /// What changes have claimed.
     pub changes: IntervalIndex<RequestId>,
     pub phases: BTreeMap<PhaseId, Phase>,
@@ -47,6 +51,8 @@ impl File {
             requests: BTreeSet::new(),
             leases: ConflictIndex::default(),
             acquires: ConflictIndex::default(),
+            acquire_line: BTreeSet::new(),
+            breakers: ConflictIndex::default(),
             changes: IntervalIndex::default(),
             phases: BTreeMap::new(),
             phase_index: ConflictIndex::default(),

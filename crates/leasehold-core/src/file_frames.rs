@@ -46,7 +46,7 @@ impl Core {
             // The frames go with the writeback that uses them.
             self.frames.hand_over(run, Owner::Lease(id), Owner::Write(write));
         } else if write_again {
-            self.begin_write(file, range, run, Owner::Lease(id), out);
+            self.begin_write(file, range, run, id, None, out);
         } else {
             self.free_frames(run, Owner::Lease(id));
         }

@@ -12,9 +12,11 @@ pub enum Input {
     /// Time has passed. Deadlines that `now` has reached take effect (they do on every other input too).
     Tick,
 
-    /// A client has come.
+    /// A client has come. One too many is answered by `Output::Disconnect`. Opening `LOCAL`, which is always there, only
+    /// says who it is.
     SessionOpened { session: SessionId, identity: Arc<Identity> },
-    /// A client has gone, or must go. Its leases end, its keys are fenced, what it asked for is dropped.
+    /// A client has gone, or must go. Its leases end, its keys are fenced, its acquires are refused, and it is
+    /// disconnected. Commits that it had sent take effect.
     SessionEnded { session: SessionId },
     /// A frame of the session's data stream failed its checksum after bytes had been placed: no write lease that it
     /// holds uncommitted may ever be committed.
@@ -42,13 +44,14 @@ pub enum Input {
     Release { request: RequestId, session: SessionId, lease: LeaseId },
     /// A read of committed bytes, without a lease, into frames that are lent until `ReadFinished`.
     Read { request: RequestId, file: FileId, range: ByteRange, deadline: Tick },
-    /// The reader is done with the frames of `Reply::Read`.
+    /// The reader is done with the frames of `Reply::Read`. Nothing else gives them back, `Cancel` neither.
     ReadFinished { request: RequestId },
     /// A truncate, punch or removal.
     Change { request: RequestId, file: FileId, change: Change, breaker: Arc<Identity> },
     /// fsync: reply once every commit acknowledged before now is durable.
     Sync { request: RequestId, file: FileId },
-    /// Whoever asked has gone: forget the request if it has not taken effect. No reply follows.
+    /// Whoever asked has gone: forget the request if it has not taken effect. No reply follows, unless the request was
+    /// due, and answered, in this very step. A commit or release always goes on; so does a change being performed.
     Cancel { request: RequestId },
 
     /// `Output::Load` for a lease is done: its frames hold the file's bytes (or zeros).

@@ -1,4 +1,26 @@
 //! Leases over file ranges, as one state machine.
+//!
+//! [`Core`] is told what happens ([`input::Input`]) and says what to do about it ([`output::Output`]). It never reads a
+//! clock, draws a random number, opens a file or starts a thread, so that the server, a model checker and a simulator run
+//! the same rules, and each rule exists once.
+//!
+//! ```text
+//! acquire --claims--> request --frames--> lease --fence--> commit --phase--> writeback --> durable
+//!                                           ^ break: notice, grace, fence
+//! change ---claims--> breaks the leases in its way --their fences--> phase --> performed
+//! read --frames--> phase --> loaded, lent
+//! ```
+//!
+//! What keeps it simple, on purpose:
+//! - A frame has one owner at a time, and a lease has one run of frames. There is no cache: once durable, frames are free,
+//!   and reads come from the disk, after the writebacks of their blocks.
+//! - A block has at most one frame outside the disk. Whoever changes blocks, or loads them, drains their writebacks first,
+//!   in line, under a *phase* of those blocks.
+//! - Nobody holds one thing and waits for another that a client could keep for ever: an acquire gets all of its leases at
+//!   once, a read has frames before its phase, a phase waits for the disk only. So nothing deadlocks, and a change waits
+//!   for nobody longer than grace, fence and disk take.
+//! - Whoever waits watches one thing in its way, and is looked at when that has gone: a step costs the logarithm of what
+//!   is live, plus what it ends.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -23,13 +23,14 @@ pub enum Output {
     /// Fill `into` with zeros: another session's bytes were in it. Answer: `LeaseLoaded`.
     Zero { lease: LeaseId, into: Run },
     /// Make the key of the lease: `range.len()` bytes, the first of which is at `skip` bytes into `run`. For
-    /// `SessionId::LOCAL` nothing needs to be done. Answer: `Exposed`.
+    /// `SessionId::LOCAL` nothing needs to be done, now or at the fence. Answer: `Exposed`.
     Expose { lease: LeaseId, session: SessionId, run: Run, skip: u16, length: u64, access: Access },
     /// Make the key invalid, and prove that nothing sent under it can still land. Answer: `Fenced`/`FenceUnproven`.
     Fence { lease: LeaseId, session: SessionId },
     /// The holder knows that the lease is over: its key need not swallow late bytes any more.
     Forget { lease: LeaseId, session: SessionId },
-    /// Drop the session's connection. Answer: `EndpointGone`, once nothing of it is left.
+    /// Drop the session's connection. Also the core's word that a session is over, or was never let in. Answer, each
+    /// time, be there a connection or not: `EndpointGone`, once nothing of it is left. A quarantine waits for it.
     Disconnect { session: SessionId },
 
     /// Compute the blocks' CRCs, and compare that of `range` with the holder's. Answer: `Verified`.
@@ -37,10 +38,14 @@ pub enum Output {
     /// Fill the bytes of the run's first and last block that lie outside `range` with the file's committed bytes, zeros
     /// past `size`. Answer: `Merged`.
     Merge { lease: LeaseId, file: FileId, range: ByteRange, size: u64, run: Run },
-    /// Make durable what recovery needs to know before these blocks are overwritten. `range` is what was committed,
-    /// `size` the file's size with it. Answer: `Recorded`.
+    /// Make durable what recovery needs to know before these blocks are overwritten. `range` is what was committed.
+    ///
+    /// `size`, here and in `Write`: how long the file is at least once these blocks are in it. It never reaches past the
+    /// blocks: one writeback does not vouch for another's blocks, and does not undo a truncate behind them. So a write
+    /// never makes a file shorter. Answer: `Recorded`.
     Record { write: WriteId, file: FileId, range: ByteRange, size: u64, run: Run },
-    /// Write the blocks from their frames, durably. Answer: `Written`.
+    /// Write the blocks from their frames, durably. After `Err` the same write, or new ones for parts of it, are tried
+    /// again, with the record if that had failed too or for parts. Answer: `Written`.
     Write { write: WriteId, file: FileId, blocks: BlockRange, size: u64, run: Run },
     /// Perform the change on the real file, durably as far as its promises go. Answer: `Performed`.
     Perform { request: RequestId, file: FileId, change: Change },

@@ -114,7 +114,7 @@ impl Core {
     pub(crate) fn advance_request(&mut self, id: RequestId, out: &mut Vec<Output>) {
         match self.requests.get(&id).map(|request| &request.kind) {
             Some(Kind::Acquire(_)) => self.advance_acquire(id, out),
-            Some(Kind::Change(_)) => self.advance_change(id, out),
+            Some(Kind::Change(_)) => self.advance_change(id),
             Some(Kind::Read(_) | Kind::Sync(_)) | None => {}
         }
     }

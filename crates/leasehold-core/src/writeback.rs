@@ -27,7 +27,8 @@ pub(crate) struct Writeback {
     pub range: ByteRange,
     pub blocks: BlockRange,
     pub run: Run,
-    /// Its place among the commits of the file, for syncs: its own id, or that of the writeback it was cut from.
+    /// Its place among the commits of the file, for syncs: its own id, or that of the writeback that it is a part of or
+    /// that it replaced.
     pub order: WriteId,
     pub state: WriteState,
     /// Phases that wait for it.
@@ -74,19 +75,22 @@ impl Writeback {
 }
 
 impl Core {
-    /// Takes the frames from `from` and begins to write them. A lease that goes on keeps its frames.
+    /// Takes the frames from the lease and begins to write them. If they replace what an earlier writeback could not
+    /// bring to the disk, they have its place among the commits (`order`): who syncs that must wait for this.
     pub(crate) fn begin_write(
         &mut self,
         file: FileId,
         range: ByteRange,
         run: Run,
-        from: Owner,
+        from: LeaseId,
+        order: Option<WriteId>,
         out: &mut Vec<Output>,
-    ) -> WriteId {
+    ) {
         let id = WriteId(self.next_id());
-        self.frames.hand_over(run, from, Owner::Write(id));
-        self.insert_write(id, Writeback::new(id, file, range, run, None), out);
-        id
+        self.frames.hand_over(run, Owner::Lease(from), Owner::Write(id));
+        let mut write = Writeback::new(id, file, range, run, None);
+        write.order = order.unwrap_or(id);
+        self.insert_write(id, write, out);
     }
 
     /// Begins to write frames that are in place already.
@@ -205,14 +209,18 @@ impl Core {
     }
 
     /// Newer bytes, or none, have taken the place of `replaced`: failed writebacks lose these blocks, and what is left
-    /// of them is tried again.
-    pub(crate) fn cut_failed_writes(&mut self, file: FileId, replaced: BlockRange, out: &mut Vec<Output>) {
+    /// of them is tried again. Returns the earliest place in the order of commits that lost something.
+    pub(crate) fn cut_failed_writes(
+        &mut self,
+        file: FileId,
+        replaced: BlockRange,
+        out: &mut Vec<Output>,
+    ) -> Option<WriteId> {
         let failed: Vec<WriteId> = self.file(file).failed.overlapping(replaced).collect();
-        if failed.is_empty() {
-            return;
-        }
+        let mut earliest: Option<WriteId> = None;
         for id in failed {
             let write = self.forget_write(id, false);
+            earliest = Some(earliest.map_or(write.order, |order| order.min(write.order)));
             if write.holder.is_some() {
                 // The lease still owns the frames.
                 continue;
@@ -240,7 +248,7 @@ impl Core {
                 }
             }
         }
-        self.advance_syncs(file, out);
+        earliest
     }
 
     fn write_part(

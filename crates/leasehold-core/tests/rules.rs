@@ -832,6 +832,37 @@ fn a_sync_owes_what_was_committed_before_it_by_anybody_and_no_more() {
     world.wind_down();
 }
 
+/// A sync that came while a commit was about to take the place of a failed write used to be acknowledged when that was
+/// dropped: a crash would then have left neither the old bytes nor the new.
+#[test]
+fn a_sync_waits_for_what_took_the_place_of_what_it_owes() {
+    let mut world = world();
+    failed_write(&mut world, kib(0, 12), 6);
+    let punch = world.ask_change(1, Change::Punch { range: kib(4, 8) });
+    let sync = world.ask_sync(1);
+    world.answer_one(is_perform, true);
+    assert_eq!(world.change_reply(punch), Some(Ok(())));
+    assert!(!world.is_pending(|output| matches!(output, Output::Flush { .. })), "both sides are still owed");
+    world.run();
+    assert_eq!(world.sync_reply(sync), Some(Ok(())));
+
+    failed_write(&mut world, kib(0, 8), 7);
+    let lease = world.lease(2, 1, kib(0, 9), Overwrite);
+    world.dma(lease, 8);
+    let commit = world.ask_commit(2, lease);
+    world.answer_all(|output| is_fence(output) || is_verify(output));
+    let sync = world.ask_sync(1);
+    world.answer_one(is_merge, true);
+    assert!(matches!(world.commit_reply(commit), Some(Ok(_))));
+    assert!(
+        !world.is_pending(|output| matches!(output, Output::Flush { .. })),
+        "now it owes the newer bytes"
+    );
+    world.run();
+    assert_eq!(world.sync_reply(sync), Some(Ok(())));
+    world.wind_down();
+}
+
 // Ends
 
 #[test]
@@ -1047,4 +1078,31 @@ fn a_hundred_thousand_leases_in_one_file_do_not_slow_the_next() {
     assert!(started.elapsed().as_secs() < 20, "200,000 steps took {:?}", started.elapsed());
     core.check().expect("sound");
     assert_eq!(core.stats().frames.free, frames);
+}
+
+#[test]
+fn a_crowd_that_wants_the_same_byte_is_served_one_by_one_without_looking_at_all_of_it_each_time() {
+    let crowd = 30_000;
+    let mut core = leasehold_core::Core::new(Config { frames: 4, ..Config::default() });
+    let (mut out, now) = (Vec::new(), leasehold_core::ids::Tick(0));
+    let (file, session) = (FileId(1), SessionId::LOCAL);
+    core.step(now, Input::FileOpened { file, size: 0 }, &mut out);
+    let started = std::time::Instant::now();
+    for at in 0..crowd {
+        let request = leasehold_core::ids::RequestId(at);
+        let wants = vec![want(1, kib(0, 1), Overwrite)];
+        let deadline = now.after_ms(1000);
+        core.step(now, Input::Acquire { request, session, wants, on_conflict: Wait, deadline }, &mut out);
+    }
+    for at in 0..crowd {
+        let [Output::Expose { lease, .. }] = out[..] else { panic!("{at}: {out:?}") };
+        core.step(now, Input::Exposed { lease, result: Ok(()) }, &mut out);
+        let request = leasehold_core::ids::RequestId(1_000_000 + at);
+        core.step(now, Input::Release { request, session, lease }, &mut out);
+        out.clear();
+        core.step(now, Input::Fenced { lease }, &mut out);
+        out.retain(|output| matches!(output, Output::Expose { .. }));
+    }
+    assert!(started.elapsed().as_secs() < 20, "a crowd of {crowd} took {:?}", started.elapsed());
+    assert_eq!(core.stats().leases, 0);
 }

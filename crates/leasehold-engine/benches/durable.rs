@@ -4,12 +4,20 @@
 //! to lay out the file, to make data durable and to record it, writes MIB MiB (default 512) in chunks of 1 MiB.
 
 use io_uring::{IoUring, opcode, types};
+use leasehold_core::ids::{FileId, FrameId, LeaseId, RequestId, WriteId};
+use leasehold_core::input::Input;
+use leasehold_core::output::Output;
+use leasehold_core::range::{ByteRange, Run};
+use leasehold_engine::arena::{Arena, Pages};
+use leasehold_engine::path::StorePath;
+use leasehold_engine::storage::{Answers, Detail, Storage, StorageConfig};
 use std::alloc::{Layout, alloc_zeroed};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 const CHUNK: u64 = 1 << 20;
@@ -214,6 +222,68 @@ fn run(
     }
 }
 
+type MakeOutput = fn(WriteId, FileId, ByteRange, u64, Run) -> Output;
+
+/// The whole storage: verify, record and write of `bytes` in chunks; then once more, over what is there.
+fn run_storage(directory: &std::path::Path, depth: usize, bytes: u64) -> [(f64, f64); 2] {
+    let store = directory.join("durable.store");
+    let _ = std::fs::remove_dir_all(&store);
+    let arena = Arena::new(depth as u64 * CHUNK, Pages::Normal).expect("an arena");
+    let (send, answers) = mpsc::sync_channel(1024);
+    let answer: Answers = Arc::new(move |input| send.send(input).expect("the bench listens"));
+    let (storage, _) =
+        Storage::open(StorageConfig::new(&store), Arc::clone(&arena), answer).expect("a store");
+    let file = storage.create(&StorePath::parse("a").expect("a path")).expect("a file").file;
+    let all = Run { first: FrameId(0), frames: arena.frames() };
+    // SAFETY: nothing uses the arena yet.
+    unsafe { arena.bytes_mut(all) }.fill(0x5a);
+    let blocks = (CHUNK / 4096) as u32;
+    let mut runs = [(0.0, 0.0); 2];
+    for result in &mut runs {
+        let (started, cpu) = (Instant::now(), cpu_seconds());
+        let mut slots = HashMap::new();
+        let begin = |chunk: u64, slot: u32, slots: &mut HashMap<u64, u32>| {
+            slots.insert(chunk, slot);
+            let run = Run { first: FrameId(slot * blocks), frames: blocks };
+            let range = ByteRange::at(chunk * CHUNK, CHUNK).expect("a range");
+            storage.perform(Output::Verify { lease: LeaseId(chunk), file, range, run }, Detail::Crc(None));
+        };
+        let chunks = bytes / CHUNK;
+        let mut next = (depth as u64).min(chunks);
+        (0..next).for_each(|chunk| begin(chunk, chunk as u32, &mut slots));
+        let mut finished = 0;
+        while finished < chunks {
+            let (chunk, output): (u64, MakeOutput) = match answers.recv().expect("an answer") {
+                Input::Verified { lease, agrees: true } => (lease.0, |write, file, range, size, run| {
+                    Output::Record { write, file, range, size, run }
+                }),
+                Input::Recorded { write, result: Ok(()) } => (write.0, |write, file, range, size, run| {
+                    Output::Write { write, file, blocks: range.blocks(), size, run }
+                }),
+                Input::Written { write, result: Ok(()) } => {
+                    finished += 1;
+                    let slot = slots.remove(&write.0).expect("begun");
+                    if next < chunks {
+                        begin(next, slot, &mut slots);
+                        next += 1;
+                    }
+                    continue;
+                }
+                other => panic!("{other:?}"),
+            };
+            let run = Run { first: FrameId(slots[&chunk] * blocks), frames: blocks };
+            let range = ByteRange::at(chunk * CHUNK, CHUNK).expect("a range");
+            storage.perform(output(WriteId(chunk), file, range, range.end(), run), Detail::None);
+        }
+        storage.perform(Output::Flush { request: RequestId(1), file }, Detail::None);
+        answers.recv().expect("an answer");
+        *result = (started.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    }
+    storage.stop().expect("a clean stop");
+    std::fs::remove_dir_all(&store).expect("remove");
+    runs
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
     let directory = PathBuf::from(arguments.next().unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").to_owned()));
@@ -226,6 +296,15 @@ fn main() {
     memory.fill(0x5a);
     let (path, log_path) = (directory.join("durable.data"), directory.join("durable.log"));
     let log = prepare(&log_path, Extents::Overwrite, LOG_SPACE, &memory[..CHUNK as usize]);
+    let mib = (bytes >> 20) as f64;
+    println!("whole storage  depth   MiB/s  CPU ms/GiB");
+    for depth in [8, 16] {
+        for (name, (seconds, cpu)) in
+            ["new", "overwrite"].into_iter().zip(run_storage(&directory, depth, bytes))
+        {
+            println!("{name:<14} {depth:>5} {:>7.0} {:>11.0}", mib / seconds, cpu * 1e3 / (mib / 1024.0));
+        }
+    }
     println!("file        durable   record   depth   MiB/s  CPU ms/GiB");
     for extents in
         [Extents::Append, Extents::Sparse, Extents::KeepSize, Extents::Allocated, Extents::Overwrite]

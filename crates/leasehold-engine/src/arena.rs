@@ -47,6 +47,7 @@ pub struct Arena {
 
 /// Why there is no arena.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages name every field")]
 pub enum ArenaError {
     /// Less than one frame, or more than frame numbers count.
     #[error("an arena of {bytes} bytes is not possible; ask for at least 4096 bytes and at most 16 TiB")]

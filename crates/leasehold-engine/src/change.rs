@@ -20,6 +20,9 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
+/// A boundary block as it will be: block, CRC, bytes.
+type Image = (u64, u32, Box<[u8; PAGE]>);
+
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
 enum ChangeFailed {
@@ -98,7 +101,7 @@ impl Inner {
         // The file's last block is whole if all that it holds goes.
         let end = if range.end() == size { size.div_ceil(BLOCK_BYTES) } else { range.end() / BLOCK_BYTES };
         let hole = BlockRange::new(range.start().div_ceil(BLOCK_BYTES), end);
-        let mut images: Vec<(u64, u32, Box<[u8; PAGE]>)> = Vec::new();
+        let mut images: Vec<Image> = Vec::new();
         let blocks = range.blocks();
         for block in [blocks.start(), blocks.end() - 1] {
             let whole = hole.is_some_and(|hole| (hole.start()..hole.end()).contains(&block));
@@ -135,7 +138,7 @@ impl Inner {
         file: &StoreFile,
         block: u64,
         part: std::ops::Range<usize>,
-    ) -> Result<Option<(u64, u32, Box<[u8; PAGE]>)>, JudgeError> {
+    ) -> Result<Option<Image>, JudgeError> {
         if file.sums().get(&*self.disk, block)? == BlockState::Hole {
             return Ok(None);
         }
@@ -187,27 +190,11 @@ impl Inner {
                 changed
             }
         };
-        if result.is_err() && !self.cancelled(file, appended.sequence) {
-            // It stays open, and recovery will do it: the disk is failing, and nothing better is left.
-            return result;
+        match &result {
+            Ok(()) => self.log.close(appended.sequence),
+            Err(_) => self.log.cancel(file.identity, appended.sequence),
         }
-        self.log.close(appended.sequence);
         result
-    }
-
-    /// Tells recovery not to do a change that was answered with a fault. Whether that is durable.
-    fn cancelled(self: &Arc<Inner>, file: &StoreFile, sequence: u64) -> bool {
-        let (told, durable) = mpsc::channel();
-        let body = Body::Cancel { sequence };
-        self.log.note(
-            file.identity,
-            body,
-            Box::new(move |result| {
-                // The receiver waits right below.
-                let _ = told.send(result);
-            }),
-        );
-        durable.recv().expect("the log answers every record").is_ok()
     }
 
     /// The last name goes, by `unlink`.

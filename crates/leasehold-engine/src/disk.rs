@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 /// Larger operations go to the kernel in pieces of this size, many at once. Pieces of frames are cut at multiples of
 /// it in the arena, so none straddles two registered buffers.
-pub(crate) const PIECE_BYTES: usize = 2 << 20;
+pub const PIECE_BYTES: usize = 2 << 20;
 
 /// An open file, and what to call it in logs.
 #[derive(Debug)]
@@ -29,7 +29,12 @@ pub struct DiskFile {
 #[derive(Debug)]
 pub enum Memory {
     /// Frames of the arena, which the core keeps aside until the operation is answered.
-    Frames { address: NonNull<u8>, length: usize },
+    Frames {
+        /// In the arena's disk view.
+        address: NonNull<u8>,
+        /// In bytes.
+        length: usize,
+    },
     /// Memory of our own.
     Own(Buffer),
 }
@@ -85,6 +90,9 @@ pub trait Disk: Send + Sync {
     /// Begins a transfer of at most [`PIECE_BYTES`].
     fn submit(&self, transfer: Transfer, done: Done);
 
+    /// Waits until every transfer is done, and fails those that come later. Not to be called from a thread of the disk.
+    fn finish(&self);
+
     /// Makes size and contents of the file durable. Blocks.
     ///
     /// # Errors
@@ -116,6 +124,11 @@ pub trait Disk: Send + Sync {
             other => Ok(other?),
         }
     }
+}
+
+/// What happens to transfers that come after the end.
+pub(crate) fn refuse(transfer: Transfer, done: Done) {
+    done(Err(io::Error::other("the storage has stopped")), transfer.memory);
 }
 
 fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {

@@ -13,12 +13,12 @@ use crate::event::Event;
 use crate::metrics::Counters;
 use crate::session::{Key, Session, Sessions, send_committed};
 use crate::storage::{Detail, Storage};
+use leasehold_core::Core;
 use leasehold_core::breaks::{Break, Outcome};
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
 use leasehold_core::input::{Access, Change, Fault, Input};
 use leasehold_core::output::{CommitError, NoSuchLease, Notice, Operation, Output, Reply, RevokeReason};
 use leasehold_core::range::Run;
-use leasehold_core::Core;
 use leasehold_fabric::message::{Committed, Status};
 use leasehold_fabric::{Endpoint, Region, RemoteAccess};
 use std::collections::{HashMap, VecDeque};
@@ -182,6 +182,7 @@ pub(crate) fn run(parts: Parts, driver: Driver, work: mpsc::Receiver<Work>) -> s
         replies: HashMap::new(),
         exposed: HashMap::new(),
         crcs: HashMap::new(),
+        departing: HashMap::new(),
         stopping: None,
     };
     std::thread::Builder::new().name("leasehold-core".into()).spawn(move || state.run(&work))?;
@@ -209,6 +210,8 @@ struct State {
     exposed: HashMap<LeaseId, Granted>,
     /// The CRCs that holders sent with their commits, until they are verified.
     crcs: HashMap<LeaseId, u32>,
+    /// Sessions that have ended and whose connection may still exist.
+    departing: HashMap<SessionId, Arc<Session>>,
     stopping: Option<oneshot::Sender<()>>,
 }
 
@@ -265,6 +268,7 @@ impl State {
             }
             Work::ConnectionClosed { session, why } => {
                 self.end_session(session, &format!("its data connection is gone: {why}"));
+                self.departing.remove(&session);
                 self.step(Input::EndpointGone { session });
             }
             Work::EndSession { session, why } => self.end_session(session, &why),
@@ -282,7 +286,9 @@ impl State {
 
     /// Keeps the CRC that came with a commit until the lease is verified. Only its holder's first one counts.
     fn keep_crc(&mut self, input: &Input, detail: &Detail) -> Option<LeaseId> {
-        let (Input::Commit { session, lease, .. }, Detail::Crc(Some(crc32c))) = (input, detail) else { return None };
+        let (Input::Commit { session, lease, .. }, Detail::Crc(Some(crc32c))) = (input, detail) else {
+            return None;
+        };
         let holder = self.parts.core.lease(*lease)?.session;
         if holder != *session || self.crcs.contains_key(lease) {
             return None;
@@ -296,50 +302,45 @@ impl State {
         stats.leases == 0 && stats.requests == 0 && stats.writebacks == 0
     }
 
+    /// Ends the session. The core says to disconnect it, and hears `EndpointGone` once nothing of it is left.
     fn end_session(&mut self, session: SessionId, why: &str) {
         let Some(ended) = self.parts.sessions.remove(session) else { return };
         tracing::info!(%session, why, "session ended");
         let event = Event::SessionEnded { session, why: why.to_owned() };
         ended.tell(event.clone());
         self.announce(event);
-        self.step_for(Input::SessionEnded { session }, Some(&ended));
-        match ended.endpoint() {
-            Some(endpoint) => endpoint.close(),
-            None => self.step(Input::EndpointGone { session }),
-        }
+        self.departing.insert(session, ended);
+        self.step(Input::SessionEnded { session });
     }
 
+    /// The session, also if it has ended and its connection may still exist.
+    fn session(&self, id: SessionId) -> Option<Arc<Session>> {
+        self.parts.sessions.get(id).or_else(|| self.departing.get(&id).cloned())
+    }
+
+    /// Steps the core, and again with the answers to what could be done at once.
     fn step(&mut self, input: Input) {
-        self.step_for(input, None);
-    }
-
-    /// Steps the core, and again with the answers to what could be done at once. `ending`: a session that is in the
-    /// table no more, whose keys are to be fenced.
-    fn step_for(&mut self, input: Input, ending: Option<&Arc<Session>>) {
         self.inputs.push_back(input);
         while let Some(input) = self.inputs.pop_front() {
             let mut outputs = std::mem::take(&mut self.outputs);
             self.parts.core.step(self.clock.now(), input, &mut outputs);
             for output in outputs.drain(..) {
-                self.perform(output, ending);
+                self.perform(output);
             }
             self.outputs = outputs;
         }
     }
 
-    fn perform(&mut self, output: Output, ending: Option<&Arc<Session>>) {
-        let session_of = |state: &State, id: SessionId| {
-            ending.filter(|session| session.id == id).cloned().or_else(|| state.parts.sessions.get(id))
-        };
+    fn perform(&mut self, output: Output) {
         match output {
             Output::Reply { request, reply } => self.reply(request, reply),
             Output::Notify { session, notice } => {
-                let session = session_of(self, session);
+                let session = self.session(session);
                 self.notify(session, notice);
             }
             Output::BreakEnded { record } => self.break_ended(&record),
             Output::Expose { lease, session, run, skip, length, access } => {
-                let result = match session_of(self, session) {
+                let result = match self.session(session) {
                     Some(session) => self.expose(&session, lease, run, skip, length, access),
                     // A session without an entry is the server's own: it fills the frames itself.
                     None => {
@@ -350,19 +351,23 @@ impl State {
                 self.inputs.push_back(Input::Exposed { lease, result });
             }
             Output::Fence { lease, session } => {
-                let session = session_of(self, session);
+                let session = self.session(session);
                 self.fence(session, lease);
             }
             Output::Forget { lease, session } => {
-                if let Some(session) = session_of(self, session)
+                if let Some(session) = self.session(session)
                     && let (Some(endpoint), Some(key)) = (session.endpoint(), session.forget_key(lease))
                 {
                     endpoint.forget(key.tag);
                 }
             }
             Output::Disconnect { session } => {
-                if let Some(endpoint) = session_of(self, session).and_then(|session| session.endpoint()) {
-                    endpoint.close();
+                match self.session(session).and_then(|found| found.endpoint()) {
+                    Some(endpoint) => endpoint.close(), // and `ConnectionClosed` follows
+                    None => {
+                        self.departing.remove(&session);
+                        self.inputs.push_back(Input::EndpointGone { session });
+                    }
                 }
             }
             Output::Verify { lease, .. } => {
@@ -371,7 +376,8 @@ impl State {
             }
             Output::Perform { request, .. } => {
                 let pending = self.replies.get_mut(&request);
-                let detail = pending.map_or(Detail::None, |pending| std::mem::replace(&mut pending.detail, Detail::None));
+                let detail = pending
+                    .map_or(Detail::None, |pending| std::mem::replace(&mut pending.detail, Detail::None));
                 self.parts.storage.perform(output, detail);
             }
             Output::Load { .. }
@@ -666,5 +672,6 @@ fn outcome_name(outcome: Outcome) -> &'static str {
 
 /// Milliseconds since 1970; 0 for a clock set before that.
 pub(crate) fn unix_ms(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

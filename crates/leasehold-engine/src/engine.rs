@@ -183,7 +183,9 @@ pub enum OpenSessionError {
     #[error("the server is stopping; connect to it again once it is back")]
     Stopping,
     /// A limit.
-    #[error("limit reached: sessions_max is {max}; close sessions, or raise it in the server's configuration")]
+    #[error(
+        "limit reached: sessions_max is {max}; close sessions, or raise it in the server's configuration"
+    )]
     Limit {
         /// The limit.
         max: usize,
@@ -307,7 +309,11 @@ impl Engine {
             on_expiry: config.on_expiry,
             retry_ms: config.retry_ms,
             frames: arena.frames(),
-            limits: config.limits,
+            // A local write is a session too, and not one that the operator counts.
+            limits: Limits {
+                sessions_max: config.limits.sessions_max + config.limits.requests_max,
+                ..config.limits
+            },
         });
         let parts = Parts {
             core,
@@ -441,9 +447,8 @@ impl Engine {
             }
             Err(source) => {
                 let file = match &source {
-                    output::AcquireError::Conflict { file, .. } | output::AcquireError::TimedOut { file, .. } => {
-                        Some(*file)
-                    }
+                    output::AcquireError::Conflict { file, .. }
+                    | output::AcquireError::TimedOut { file, .. } => Some(*file),
                     _ => None,
                 };
                 let index = pins.iter().position(|pinned| Some(pinned.file()) == file).unwrap_or(0);

@@ -49,7 +49,9 @@ pub enum FileError {
         length: u64,
     },
     /// The range ends past the last offset that a file can have.
-    #[error("the range at {offset} with {length} bytes is empty, or ends past 2^63; check the offset and the length")]
+    #[error(
+        "the range at {offset} with {length} bytes is empty, or ends past 2^63; check the offset and the length"
+    )]
     BadRange {
         /// Where it begins.
         offset: u64,
@@ -183,12 +185,14 @@ impl Engine {
             other => return Ok(other?),
         }
         let target = self.pin(to).await?;
-        let detail = Detail::RenameOver { from: from.clone(), to: to.clone() };
         if target.opened().links > 1 {
             // The target keeps other names, so nothing is broken.
-            let inner = self.0.clone();
-            return Ok(blocking(move || inner.files.rename(|storage| storage.replace(&detail))).await?);
+            let (inner, a, b) = (self.0.clone(), from.clone(), to.clone());
+            return Ok(
+                blocking(move || inner.files.rename(|storage| storage.rename_over_extra(&a, &b))).await?
+            );
         }
+        let detail = Detail::RenameOver { from: from.clone(), to: to.clone() };
         self.remove(to, target, detail, breaker).await
     }
 
@@ -241,7 +245,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`FileError`].
-    pub async fn punch(&self, path: &StorePath, range: ByteRange, breaker: Identity) -> Result<(), FileError> {
+    pub async fn punch(
+        &self,
+        path: &StorePath,
+        range: ByteRange,
+        breaker: Identity,
+    ) -> Result<(), FileError> {
         let pinned = self.pin(path).await?;
         self.change(path, pinned, Change::Punch { range }, Detail::None, breaker).await
     }
@@ -269,7 +278,8 @@ impl Engine {
     pub async fn sync(&self, path: &StorePath) -> Result<(), FileError> {
         let pinned = self.pin(path).await?;
         let file = pinned.file();
-        let Reply::Sync(result) = self.call(|request| Input::Sync { request, file }, Detail::None).await?.reply
+        let Reply::Sync(result) =
+            self.call(|request| Input::Sync { request, file }, Detail::None).await?.reply
         else {
             unreachable!("a sync's reply is one")
         };

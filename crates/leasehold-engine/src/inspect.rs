@@ -192,7 +192,9 @@ impl Engine {
         while let Some(range) = ByteRange::at(offset, CALL_BYTES_MAX) {
             match self.read(path, range).await {
                 Ok(bytes) if bytes.is_empty() => break,
-                Ok(bytes) => scrubbed.blocks += (bytes.len() as u64).div_ceil(leasehold_core::range::BLOCK_BYTES),
+                Ok(bytes) => {
+                    scrubbed.blocks += (bytes.len() as u64).div_ceil(leasehold_core::range::BLOCK_BYTES)
+                }
                 Err(FileError::Read { .. }) => {
                     // Look at its blocks one by one, so that the good ones count, and the bad ones are named.
                     scrubbed.blocks += self.scrub_blocks(path, range, &mut scrubbed.error).await;

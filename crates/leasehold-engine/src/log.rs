@@ -51,6 +51,8 @@ struct State {
     held: bool,
     /// Whether the other segment is still needed.
     unretired: bool,
+    /// The first record that recovery has not decided about.
+    undecided: Option<u64>,
     open: BTreeMap<u64, Open>,
 }
 
@@ -87,7 +89,7 @@ pub(crate) struct Appended {
 impl Log {
     /// Goes on where recovery stopped reading.
     pub(crate) fn new(disk: Arc<dyn Disk>, segments: [Arc<DiskFile>; 2], start: LogStart) -> Arc<Log> {
-        let LogStart { active, epoch, offset, next_batch, next_sequence, unretired } = start;
+        let LogStart { active, epoch, offset, next_batch, next_sequence, unretired, undecided } = start;
         let state = State {
             active,
             epoch,
@@ -98,6 +100,7 @@ impl Log {
             in_flight: false,
             held: false,
             unretired,
+            undecided,
             open: BTreeMap::new(),
         };
         Arc::new(Log { disk, segments, state: Mutex::new(state), landed: Condvar::new() })
@@ -141,6 +144,31 @@ impl Log {
         self.state().open.remove(&sequence);
     }
 
+    /// The record's data never came, or the change failed: recovery must not take it for durable. Closes it once the
+    /// cancellation is durable, in the segment that holds the record.
+    pub(crate) fn cancel(self: &Arc<Log>, identity: Identity, sequence: u64) {
+        let mut state = self.state();
+        let epoch = state.epoch;
+        let bytes = Record { sequence: 0, identity, body: Body::Cancel { sequence } }.encode().into();
+        let log = Arc::clone(self);
+        let durable: Durable = Box::new(move |result| {
+            // After a failure it stays open, which is as safe and keeps the record long.
+            if result.is_err() {
+                return;
+            }
+            let mut state = log.state();
+            if state.epoch == epoch {
+                state.open.remove(&sequence);
+            } else {
+                // The segments were switched, and the record repeated, meanwhile.
+                drop(state);
+                log.cancel(identity, sequence);
+            }
+        });
+        state.waiting.push_back(Waiting { bytes, durable: Some(durable) });
+        self.begin_batch(state);
+    }
+
     /// Bytes in the active segment.
     pub(crate) fn length(&self) -> u64 {
         self.state().offset
@@ -159,8 +187,8 @@ impl Log {
             count += 1;
             told.extend(durable);
         }
-        let durable_through =
-            state.open.first_key_value().map_or(state.next_sequence, |(first, _)| *first) - 1;
+        let first_open = state.open.first_key_value().map_or(state.next_sequence, |(first, _)| *first);
+        let durable_through = state.undecided.map_or(first_open, |undecided| undecided.min(first_open)) - 1;
         let head = BatchHead { epoch: state.epoch, number: state.next_batch, durable_through };
         let bytes = Buffer::of(&head.encode(&records, count));
         debug_assert!(bytes.len().is_multiple_of(BATCH_ALIGNMENT));
@@ -205,7 +233,7 @@ impl Log {
             return Ok(());
         }
         state.held = true;
-        let mut state = self.landed.wait_while(state, |state| state.in_flight).expect("no panic while held");
+        let state = self.landed.wait_while(state, |state| state.in_flight).expect("no panic while held");
         let head = SegmentHead { epoch: state.epoch + 1, first_batch: state.next_batch, retired: false };
         let other = 1 - state.active;
         drop(state);
@@ -263,6 +291,11 @@ impl Log {
         disk::write(&*self.disk, &self.segments[segment], 0, Buffer::of(&head.encode()))
     }
 
+    /// Recovery is over: what it found is in the sidecars.
+    pub(crate) fn decided(&self) {
+        self.state().undecided = None;
+    }
+
     /// The epoch that appended records go to.
     pub(crate) fn epoch(&self) -> u64 {
         self.state().epoch
@@ -278,4 +311,6 @@ pub(crate) struct LogStart {
     pub(crate) next_batch: u64,
     pub(crate) next_sequence: u64,
     pub(crate) unretired: bool,
+    /// The first record that recovery must decide about: until it has, no batch may say that its data is durable.
+    pub(crate) undecided: Option<u64>,
 }

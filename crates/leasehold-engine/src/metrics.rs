@@ -4,8 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The upper bounds of the buckets of every [`Histogram`], in microseconds; one more bucket has none.
-pub const BUCKETS_US: [u64; 14] =
-    [10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 60_000_000];
+pub const BUCKETS_US: [u64; 14] = [
+    10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000,
+    60_000_000,
+];
 
 /// How long something took, counted in buckets.
 #[derive(Debug, Default)]

@@ -330,6 +330,21 @@ impl Inner {
         Ok(())
     }
 
+    pub(crate) fn rename_over_extra(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
+        let target = self.stat(to)?;
+        match (target.kind, target.links) {
+            (Kind::File, 1) => return Err(NamespaceError::LastName { path: to.clone() }),
+            (Kind::File, _) => {}
+            _ => return Err(NamespaceError::NotAFile { path: to.clone() }),
+        }
+        if self.stat(from)?.kind != Kind::File {
+            return Err(NamespaceError::NotAFile { path: from.clone() });
+        }
+        self.names.rename(&self.store, from, to, true).map_err(refused("rename", from))?;
+        self.moved(from, to);
+        Ok(())
+    }
+
     /// The paths of open files that `from` led to now begin with `to`.
     pub(crate) fn moved(&self, from: &StorePath, to: &StorePath) {
         for file in self.files().by_identity.values() {

@@ -16,6 +16,7 @@ pub struct StorePath(String);
 
 /// Why a text is not a path in a store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages name every field")]
 pub enum PathError {
     /// Two slashes in a row, or one at the end.
     #[error("the path {path:?} has an empty part; write it with single slashes and none at the end")]

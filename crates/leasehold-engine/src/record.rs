@@ -46,7 +46,8 @@ pub(crate) enum Body {
     Page { number: Option<u32>, bytes: Box<[u8; PAGE]> },
     /// The last name of the file is about to go.
     Remove,
-    /// The change with this sequence failed and was answered so: it is not to be done.
+    /// The change with this sequence failed and was answered so: it is not to be done. Or: the data of the write with
+    /// this sequence never came, so its blocks are to be judged.
     Cancel { sequence: u64 },
 }
 

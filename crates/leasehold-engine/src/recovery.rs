@@ -84,7 +84,8 @@ impl Inner {
             .collect();
         for record in scans.into_iter().flat_map(|scan| scan.records) {
             let replay = replays.entry(record.identity).or_default();
-            let durable = record.sequence <= durable_through;
+            // A cancelled write may be on disk in part.
+            let durable = record.sequence <= durable_through && !cancelled.contains(&record.sequence);
             match record.body {
                 Body::Mark { size, adopted_blocks, path } => {
                     replay.marked_header.get_or_insert((size, adopted_blocks));

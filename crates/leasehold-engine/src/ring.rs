@@ -3,7 +3,7 @@
 //! The ring is made and used by its thread alone (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them). The arena's
 //! disk view is registered as fixed buffers of at most 1 GiB, where the limit of locked memory allows it.
 
-use crate::disk::{Disk, Done, Memory, Transfer, Verb};
+use crate::disk::{self, Disk, Done, Memory, Transfer, Verb};
 use io_uring::{IoUring, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::io;
@@ -19,7 +19,7 @@ const DOORBELL: u64 = u64::MAX;
 /// See the module.
 pub(crate) struct Ring {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -67,7 +67,7 @@ impl Ring {
             }
         })?;
         let note = started.recv().expect("the thread reports before it ends")?;
-        Ok((Ring { shared, thread: Some(thread) }, note))
+        Ok((Ring { shared, thread: Mutex::new(Some(thread)) }, note))
     }
 
     fn ring_doorbell(&self) {
@@ -80,6 +80,10 @@ impl Disk for Ring {
     fn submit(&self, transfer: Transfer, done: Done) {
         let was_empty = {
             let mut queue = self.shared.queue.lock().expect("no panic while held");
+            if queue.closed {
+                drop(queue);
+                return disk::refuse(transfer, done);
+            }
             queue.waiting.push_back((transfer, done));
             queue.waiting.len() == 1
         };
@@ -87,18 +91,23 @@ impl Disk for Ring {
             self.ring_doorbell();
         }
     }
+
+    fn finish(&self) {
+        self.shared.queue.lock().expect("no panic while held").closed = true;
+        self.ring_doorbell();
+        // The last completion may own the last reference to what owns the ring.
+        if let Some(thread) = self.thread.lock().expect("no panic while held").take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // It ends without a panic, or the panic was reported.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        self.shared.queue.lock().expect("no panic while held").closed = true;
-        self.ring_doorbell();
-        // The last completion may own the last reference to what owns the ring.
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != std::thread::current().id()
-        {
-            let _ = thread.join();
-        }
+        self.finish();
     }
 }
 

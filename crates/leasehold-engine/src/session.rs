@@ -192,7 +192,8 @@ impl Gate for TokenGate {
     fn admit(&self, private_data: &[u8], peer: SocketAddr) -> Result<Admitted, Bytes> {
         match self.sessions.redeem(private_data, peer.ip()) {
             Ok(session) => {
-                let handler = DataHandler { session, driver: self.driver.clone(), endpoint: None };
+                let (sessions, driver) = (self.sessions.clone(), self.driver.clone());
+                let handler = DataHandler { session, sessions, driver, endpoint: None };
                 Ok(Admitted { handler: Box::new(handler), private_data: Bytes::new() })
             }
             Err(why) => {
@@ -206,6 +207,7 @@ impl Gate for TokenGate {
 /// Hears one session's data stream, on a thread of the fabric.
 struct DataHandler {
     session: Arc<Session>,
+    sessions: Arc<Sessions>,
     driver: Driver,
     endpoint: Option<Arc<dyn Endpoint>>,
 }
@@ -213,6 +215,9 @@ struct DataHandler {
 impl Handler for DataHandler {
     fn connected(&mut self, endpoint: Arc<dyn Endpoint>) {
         self.session.lock().endpoint = Some(endpoint.clone());
+        if self.sessions.get(self.session.id).is_none() {
+            endpoint.close(); // the session ended before it heard of its connection
+        }
         self.endpoint = Some(endpoint);
     }
 
@@ -228,7 +233,9 @@ impl Handler for DataHandler {
                 );
             }
             Ok(Message::Fetch(fetch)) => self.fetch(fetch),
-            Ok(other) => tracing::warn!(session = %self.session.id, ?other, "message for a client, from a client"),
+            Ok(other) => {
+                tracing::warn!(session = %self.session.id, ?other, "message for a client, from a client")
+            }
             Err(error) => tracing::warn!(session = %self.session.id, %error, "message not understood"),
         }
     }
@@ -253,7 +260,10 @@ impl DataHandler {
             send_fetched(&endpoint, Fetched { request, status, text: text.to_owned() });
         };
         let Some(key) = self.session.key(LeaseId(fetch.lease)) else {
-            return refuse(Status::NoLease, "no such lease of this session: it was never granted, or it is over");
+            return refuse(
+                Status::NoLease,
+                "no such lease of this session: it was never granted, or it is over",
+            );
         };
         if key.access != Access::Read {
             return refuse(Status::WrongAccess, "the lease is for writing; acquire a read lease to fetch");

@@ -15,6 +15,7 @@ pub use crate::scrub::Survey;
 pub use crate::store::OpenError;
 
 use crate::arena::Arena;
+use crate::disk::Disk;
 use crate::path::StorePath;
 use leasehold_core::ids::FileId;
 use leasehold_core::input::{Fault, Input};
@@ -31,6 +32,9 @@ pub type Answers = Arc<dyn Fn(Input) + Send + Sync>;
 /// answer with [`Fault::Io`]; must not block.
 pub type MismatchObserver = Arc<dyn Fn(Mismatch) + Send + Sync>;
 
+/// Puts something in front of a disk.
+pub type WrapDisk = Arc<dyn Fn(Arc<dyn Disk>) -> Arc<dyn Disk> + Send + Sync>;
+
 /// How to open a store.
 #[derive(Clone)]
 pub struct StorageConfig {
@@ -46,6 +50,8 @@ pub struct StorageConfig {
     pub sidecar_bytes_max: u64,
     /// See [`MismatchObserver`].
     pub mismatches: Option<MismatchObserver>,
+    /// Stands between the store and its disk: for recording what reaches the disk, and for disks that fail on purpose.
+    pub wrap_disk: Option<WrapDisk>,
 }
 
 impl StorageConfig {
@@ -59,6 +65,7 @@ impl StorageConfig {
             checkpoint_bytes: 4 << 20,
             sidecar_bytes_max: 64 << 20,
             mismatches: None,
+            wrap_disk: None,
         }
     }
 }
@@ -162,6 +169,7 @@ impl Storage {
     /// bugs of the caller.
     pub fn perform(&self, output: Output, detail: Detail) {
         let inner = &self.inner;
+        inner.asked();
         match output {
             Output::Load { by, file, blocks, size, into } => inner.load(by, file, blocks, size, into),
             Output::Zero { lease, into } => inner.work(move |inner| inner.zero(lease, into)),
@@ -237,6 +245,15 @@ impl Storage {
     /// [`NamespaceError`].
     pub fn rename(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
         self.inner.rename(from, to)
+    }
+
+    /// Gives a file the name of another file that has more names, and so loses none of its leases. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`].
+    pub fn rename_over_extra(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
+        self.inner.rename_over_extra(from, to)
     }
 
     /// Removes an empty directory. Blocks.
@@ -326,7 +343,7 @@ impl Storage {
     /// # Errors
     ///
     /// [`StopError`].
-    pub fn stop(self) -> Result<(), StopError> {
+    pub fn stop(&self) -> Result<(), StopError> {
         self.inner.stop().map_err(|source| StopError { source })
     }
 }

@@ -70,12 +70,11 @@ pub(crate) struct Store {
     own: PathBuf,
     /// The root of the files.
     pub(crate) files: File,
-    pub(crate) files_path: PathBuf,
     /// Whether the filesystem takes O_DIRECT.
     pub(crate) direct: bool,
     /// Its kind, as `statfs` says.
     pub(crate) kind: rustix::fs::FsWord,
-    _lock: File,
+    lock: File,
 }
 
 impl Store {
@@ -104,7 +103,7 @@ impl Store {
         let kind =
             rustix::fs::fstatfs(&files).map_err(io::Error::from).map_err(at("look at", &files_path))?.f_type;
         let direct = kind != TMPFS && takes_direct(&own.join("probe"))?;
-        let store = Store { own, files, files_path, direct, kind, _lock: lock };
+        let store = Store { own, files, direct, kind, lock };
         if made {
             // The format goes last: a store that has one is complete.
             let new = store.own.join("format.new");
@@ -177,6 +176,15 @@ impl Store {
         match fs::remove_file(self.sidecar_path(identity)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // By hand: a child that was just forked may still have the descriptor.
+        if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
+            tracing::warn!(%error, "cannot unlock the store");
         }
     }
 }

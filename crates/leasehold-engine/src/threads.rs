@@ -1,6 +1,6 @@
 //! The disk by pread and pwrite on a few threads, where io_uring is forbidden.
 
-use crate::disk::{Disk, Done, Transfer, Verb};
+use crate::disk::{self, Disk, Done, Transfer, Verb};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 /// See the module.
 pub(crate) struct Threads {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -33,8 +33,8 @@ impl Threads {
                 let shared = Arc::clone(&shared);
                 std::thread::Builder::new().name("storage-disk".into()).spawn(move || shared.run())
             })
-            .collect::<io::Result<_>>()?;
-        Ok(Threads { shared, threads })
+            .collect::<io::Result<Vec<_>>>()?;
+        Ok(Threads { shared, threads: Mutex::new(threads) })
     }
 }
 
@@ -60,20 +60,31 @@ impl Shared {
 
 impl Disk for Threads {
     fn submit(&self, transfer: Transfer, done: Done) {
-        self.shared.queue.lock().expect("no panic while held").waiting.push_back((transfer, done));
+        let mut queue = self.shared.queue.lock().expect("no panic while held");
+        if queue.closed {
+            drop(queue);
+            return disk::refuse(transfer, done);
+        }
+        queue.waiting.push_back((transfer, done));
+        drop(queue);
         self.shared.filled.notify_one();
+    }
+
+    fn finish(&self) {
+        self.shared.queue.lock().expect("no panic while held").closed = true;
+        self.shared.filled.notify_all();
+        for thread in self.threads.lock().expect("no panic while held").drain(..) {
+            if thread.thread().id() != std::thread::current().id() {
+                // It ends without a panic, or the panic was reported.
+                let _ = thread.join();
+            }
+        }
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.shared.queue.lock().expect("no panic while held").closed = true;
-        self.shared.filled.notify_all();
-        for thread in self.threads.drain(..) {
-            if thread.thread().id() != std::thread::current().id() {
-                let _ = thread.join();
-            }
-        }
+        self.finish();
     }
 }
 

@@ -18,13 +18,11 @@ pub(crate) struct Workers {
 struct Shared {
     state: Mutex<State>,
     filled: Condvar,
-    idle: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
-    busy: usize,
     closed: bool,
 }
 
@@ -40,12 +38,17 @@ impl Workers {
         Ok(workers)
     }
 
+    /// Does the job on one of the threads; drops it if they have ended.
     pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
-        self.shared.state.lock().expect("no panic while held").jobs.push_back(Box::new(job));
-        self.shared.filled.notify_one();
+        let mut state = self.shared.state.lock().expect("no panic while held");
+        if !state.closed {
+            state.jobs.push_back(Box::new(job));
+            drop(state);
+            self.shared.filled.notify_one();
+        }
     }
 
-    /// Waits until no job is left, then ends the threads.
+    /// Does the jobs that are left, then ends the threads.
     pub(crate) fn finish(&self) {
         self.shared.state.lock().expect("no panic while held").closed = true;
         self.shared.filled.notify_all();
@@ -62,12 +65,9 @@ impl Shared {
         let mut state = self.state.lock().expect("no panic while held");
         loop {
             if let Some(job) = state.jobs.pop_front() {
-                state.busy += 1;
                 drop(state);
                 job();
                 state = self.state.lock().expect("no panic while held");
-                state.busy -= 1;
-                self.idle.notify_all();
             } else if state.closed {
                 return;
             } else {

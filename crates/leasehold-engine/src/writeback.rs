@@ -16,7 +16,7 @@
 use crate::checksum::{crc32c, sum_range};
 use crate::disk::{self, Verb};
 use crate::file::{JudgeError, StoreFile, Sums};
-use crate::log::Entry;
+use crate::log::{Entry, Log};
 use crate::record::{BlockWrite, Body, Old, WriteBody};
 use crate::sidecar::{BlockState, PAGE};
 use crate::storage::{Detail, Inner};
@@ -148,11 +148,12 @@ impl Inner {
         };
         let pending =
             Arc::new(PendingWrite { id, file: Arc::clone(file), body, progress: Mutex::new(progress) });
-        let previous = self.writes.lock().expect("no panic while held").insert(id, Arc::clone(&pending));
+        let superseded = self.take_overlapping(file, pending.blocks());
+        self.writes.lock().expect("no panic while held").insert(id, Arc::clone(&pending));
         let epoch = self.append_record(&pending, &sums);
-        // A retry. Only now: a record that is closed counts as written.
-        if let Some(previous) = previous {
-            self.log.close(previous.progress().sequence);
+        // Only now, when the new record is in line: no moment may be without one.
+        for previous in superseded {
+            self.log.cancel(file.identity, previous.progress().sequence);
             sums.writes -= 1;
         }
         // The record went to a new segment, where the file has no mark yet.
@@ -289,7 +290,7 @@ impl Inner {
                 let (owes, landed) = (progress.owes_recorded, progress.landed.take());
                 drop(progress);
                 if owes {
-                    self.drop_write(pending.id);
+                    self.drop_write(pending.id, |log, sequence| log.cancel(pending.file.identity, sequence));
                     self.answer(Input::Recorded { write: pending.id, result: Err(fault) });
                 } else if landed.is_some() {
                     self.answer(Input::Written { write: pending.id, result: Err(fault) });
@@ -305,7 +306,7 @@ impl Inner {
             let again = Arc::clone(&pending);
             self.work(move |inner| {
                 let sums = again.file.sums();
-                inner.log.close(again.progress().sequence);
+                inner.log.cancel(again.file.identity, again.progress().sequence);
                 inner.append_record(&again, &sums);
             });
         }
@@ -357,7 +358,7 @@ impl Inner {
         let size = sums.header.size.max(pending.body.size.min(blocks.end() * BLOCK_BYTES));
         sums.set_size(size);
         drop(sums);
-        self.drop_write(pending.id);
+        self.drop_write(pending.id, |log, sequence| log.close(sequence));
         let result = applied.map_err(|error| {
             tracing::error!(path = %pending.file.path(), %error, "cannot note the checksums of a write");
             Fault::Io
@@ -365,10 +366,18 @@ impl Inner {
         self.answer(Input::Written { write: pending.id, result });
     }
 
+    /// Writes of the file that failed, and are tried again, whole or in parts, under this or another id.
+    fn take_overlapping(&self, file: &StoreFile, blocks: BlockRange) -> Vec<Arc<PendingWrite>> {
+        let mut writes = self.writes.lock().expect("no panic while held");
+        let overlapping =
+            |pending: &PendingWrite| pending.file.id == file.id && pending.blocks().overlaps(blocks);
+        writes.extract_if(|_, pending| overlapping(pending)).map(|(_, pending)| pending).collect()
+    }
+
     /// Nothing will be written under this id any more.
-    fn drop_write(&self, id: WriteId) {
+    fn drop_write(&self, id: WriteId, close: impl FnOnce(&Arc<Log>, u64)) {
         let Some(pending) = self.writes.lock().expect("no panic while held").remove(&id) else { return };
-        self.log.close(pending.progress().sequence);
+        close(&self.log, pending.progress().sequence);
         let mut sums = pending.file.sums();
         sums.writes -= 1;
         if sums.writes == 0 {
@@ -385,6 +394,8 @@ impl Inner {
         });
         let dropped: Vec<_> = dropped.map(|pending| pending.id).collect();
         drop(writes);
-        dropped.into_iter().for_each(|id| self.drop_write(id));
+        for id in dropped {
+            self.drop_write(id, |log, sequence| log.cancel(file.identity, sequence));
+        }
     }
 }

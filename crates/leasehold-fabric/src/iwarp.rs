@@ -23,6 +23,7 @@ mod listener;
 mod mpa;
 mod negotiation;
 mod open;
+mod operation;
 mod outgoing;
 mod rdmap;
 mod reads;

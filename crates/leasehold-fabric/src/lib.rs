@@ -103,7 +103,8 @@ pub trait Endpoint: Send + Sync + 'static {
     /// Sends a message, behind everything written before it. `invalidate`: a tag of the peer's to revoke on arrival.
     fn send(&self, message: Bytes, invalidate: Option<Tag>, done: Done);
 
-    /// Closes the connection. [`Handler::closed`] follows.
+    /// Closes the connection. What was handed to the transport still reaches the peer; operations that wait are given
+    /// up. [`Handler::closed`] follows, on a thread of the fabric.
     fn close(&self);
 
     /// The peer's address.

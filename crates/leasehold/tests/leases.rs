@@ -127,7 +127,7 @@ async fn a_holder_that_answers_in_time_keeps_what_it_committed_and_the_breaker_d
     let settings = leasehold::server::settings::Settings { grace_ms: 60_000, ..harness::settings() };
     let store = Store::start_with(&settings).await;
     let holder = store.session().await;
-    holder.client().create("/a").await.unwrap();
+    fill(&holder, "/a", pattern(1, 9000)).await;
     let held = lease(&holder, "/a", 0, 8192).await;
     held.write(0, pattern(7, 8192)).await.unwrap();
     let breaker = store.client().await;
@@ -148,7 +148,7 @@ async fn whoever_asks_why_a_truncate_waits_learns_for_whom_and_until_when() {
     let settings = leasehold::server::settings::Settings { grace_ms: 60_000, ..harness::settings() };
     let store = Store::start_with(&settings).await;
     let holder = store.session().await;
-    holder.client().create("/a").await.unwrap();
+    fill(&holder, "/a", pattern(1, 9000)).await;
     let held = lease(&holder, "/a", 0, 8192).await;
     let breaker = store.client().await;
     let truncate = tokio::spawn(async move { breaker.truncate("/a", 0).await });
@@ -169,7 +169,7 @@ async fn of_64_leases_one_is_broken_and_the_other_63_transfers_finish_on_the_sam
     let store = Store::start().await;
     let holder = store.session().await;
     holder.client().create("/a").await.unwrap();
-    holder.client().create("/victim").await.unwrap();
+    fill(&holder, "/victim", pattern(1, 9000)).await;
     let mut wants: Vec<_> =
         (0..63).map(|at| want("/a", at * PIECE, (at + 1) * PIECE, Access::Overwrite)).collect();
     wants.insert(31, want("/victim", 0, PIECE, Access::Overwrite));

@@ -85,7 +85,11 @@ pub struct World {
     arena: Vec<u8>,
     disk: BTreeMap<FileId, Content>,
     truth: BTreeMap<FileId, Content>,
-    removed: BTreeSet<FileId>,
+    /// Sectors that are committed but not durable, by the number of commits when that began.
+    owed: BTreeMap<(FileId, u64), u64>,
+    commits: u64,
+    /// How many commits there had been when a sync was asked for.
+    syncs: BTreeMap<RequestId, (FileId, u64)>,
     /// Keys that may still place bytes.
     keys: BTreeMap<LeaseId, Key>,
     last_request: u64,
@@ -143,7 +147,9 @@ impl World {
             arena: vec![0; (u64::from(config.frames) * SECTORS) as usize],
             disk: BTreeMap::new(),
             truth: BTreeMap::new(),
-            removed: BTreeSet::new(),
+            owed: BTreeMap::new(),
+            commits: 0,
+            syncs: BTreeMap::new(),
             keys: BTreeMap::new(),
             last_request: 0,
             sessions: [0, 1, 2, 3],
@@ -268,6 +274,11 @@ impl World {
                 if let Reply::Acquire(Ok(leases)) = &reply {
                     self.check_granted(request, leases);
                 }
+                if reply == Reply::Sync(Ok(())) {
+                    let (file, commits) = self.syncs[&request];
+                    let owed = self.owed.iter().find(|&(&(of, _), &since)| of == file && since <= commits);
+                    assert_eq!(owed, None, "P2: {request} acknowledges what is not durable");
+                }
                 if let Reply::Read(Ok(Some(ready))) = &reply {
                     self.check_read(request, *ready);
                 }
@@ -306,8 +317,11 @@ impl World {
     fn committed(&mut self, file: FileId, range: ByteRange, run: Run) {
         let truth = self.truth.get_mut(&file).expect("open");
         truth.size = truth.size.max(range.end());
+        self.commits += 1;
         for (sector, place) in World::places(range, run) {
             truth.set(sector, self.arena[place]);
+            // What replaces bytes that are owed is owed in their place.
+            self.owed.entry((file, sector)).or_insert(self.commits);
         }
     }
 
@@ -420,6 +434,7 @@ impl World {
                     disk.size = disk.size.max(size);
                     for (sector, place) in World::places(World::blocks_as_bytes(blocks), run) {
                         disk.set(sector, self.arena[place]);
+                        self.owed.remove(&(file, sector));
                     }
                 }
                 Input::Written { write, result }
@@ -428,9 +443,12 @@ impl World {
                 if well {
                     self.disk.get_mut(&file).expect("open").change(change);
                     self.truth.get_mut(&file).expect("open").change(change);
-                    if change == Change::Remove {
-                        self.removed.insert(file);
-                    }
+                    let taken = |at: u64| match change {
+                        Change::Truncate { size } => size <= at * SECTOR,
+                        Change::Punch { range } => range.overlaps(kib(at, at + 1)),
+                        Change::Remove => true,
+                    };
+                    self.owed.retain(|&(of, at), _| of != file || !taken(at));
                 }
                 Input::Performed { request, result }
             }
@@ -527,6 +545,7 @@ impl World {
 
     pub fn ask_sync(&mut self, file: u64) -> RequestId {
         let request = self.next_request();
+        self.syncs.insert(request, (FileId(file), self.commits));
         self.step(Input::Sync { request, file: FileId(file) });
         request
     }

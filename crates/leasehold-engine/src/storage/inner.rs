@@ -21,7 +21,7 @@ use leasehold_core::input::Input;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const DISK_THREADS: usize = 8;
 
@@ -30,6 +30,9 @@ pub(crate) struct Inner {
     pub(crate) config: StorageConfig,
     pub(crate) arena: Arc<Arena>,
     answers: Answers,
+    /// Outputs that are not answered yet.
+    outstanding: Mutex<usize>,
+    answered: Condvar,
     pub(crate) store: Store,
     pub(crate) names: Names,
     pub(crate) disk: Arc<dyn Disk>,
@@ -71,6 +74,10 @@ impl Inner {
         }
         let disk =
             start_disk(&config, &arena, &mut opened.notes).map_err(at("start threads for", &directory))?;
+        let disk = match &config.wrap_disk {
+            Some(wrap) => wrap(disk),
+            None => disk,
+        };
         let segments = [store.segment(&*disk, 0)?, store.segment(&*disk, 1)?];
         let scans = segments.iter().map(|segment| scan(&*disk, segment)).collect::<io::Result<Vec<_>>>();
         let scans: [Scan; 2] =
@@ -96,6 +103,8 @@ impl Inner {
             config,
             arena,
             answers,
+            outstanding: Mutex::new(0),
+            answered: Condvar::new(),
             store,
             names: Names::default(),
             disk,
@@ -108,7 +117,8 @@ impl Inner {
             checkpoint_due: AtomicBool::new(false),
         });
         if !live.is_empty() {
-            inner.finish_recovery(start, live, &mut opened).map_err(at("recover", &directory))?;
+            let recovered = inner.finish_recovery(start, live, &mut opened);
+            recovered.inspect_err(|_| inner.abandon()).map_err(at("recover", &directory))?;
         }
         Ok((inner, opened))
     }
@@ -127,6 +137,7 @@ impl Inner {
         if start.unretired {
             self.checkpoint()?;
         }
+        self.log.decided();
         let ids: Vec<FileId> = self.files().by_id.keys().copied().collect();
         ids.into_iter().for_each(|id| self.forget(id));
         if files > 0 {
@@ -138,8 +149,16 @@ impl Inner {
         Ok(())
     }
 
+    /// One more output is owed an answer.
+    pub(crate) fn asked(&self) {
+        *self.outstanding.lock().expect("no panic while held") += 1;
+    }
+
     pub(crate) fn answer(&self, input: Input) {
         (self.answers)(input);
+        let mut outstanding = self.outstanding.lock().expect("no panic while held");
+        *outstanding = outstanding.checked_sub(1).expect("each output is answered once");
+        self.answered.notify_all();
     }
 
     /// Does the job on a worker.
@@ -186,19 +205,23 @@ impl Inner {
     }
 
     pub(crate) fn stop(self: &Arc<Inner>) -> io::Result<()> {
+        let outstanding = self.outstanding.lock().expect("no panic while held");
+        drop(self.answered.wait_while(outstanding, |count| *count > 0).expect("no panic while held"));
         self.checkpointer.finish();
-        self.workers.finish();
         self.names.sync()?;
         self.checkpoint()?;
+        // Writes that failed and were not retried keep their records, for the next open.
         if self.dirty().is_empty() && self.writes.lock().expect("no panic while held").is_empty() {
             self.log.retire_all()?;
         }
         Ok(())
     }
 
+    /// Ends all threads; what is under way on the disk is awaited, nothing more is begun.
     pub(crate) fn abandon(&self) {
         self.checkpointer.finish();
         self.workers.finish();
+        self.disk.finish();
     }
 }
 
@@ -231,6 +254,7 @@ fn log_start(scans: [Scan; 2]) -> (LogStart, Vec<Scan>) {
         .enumerate()
         .filter(|(_, scan)| scan.head.is_some_and(|head| !head.retired))
         .collect();
+    let durable_through = live.iter().map(|(_, scan)| scan.durable_through).max().unwrap_or(0);
     live.sort_by_key(|(_, scan)| scan.head.map(|head| head.epoch));
     let start = match live.last() {
         // The epoch of a segment with a damaged head is not known; it is at most one later.
@@ -241,6 +265,7 @@ fn log_start(scans: [Scan; 2]) -> (LogStart, Vec<Scan>) {
             next_batch,
             next_sequence,
             unretired: false,
+            undecided: None,
         },
         Some((active, scan)) => LogStart {
             active: *active,
@@ -249,6 +274,7 @@ fn log_start(scans: [Scan; 2]) -> (LogStart, Vec<Scan>) {
             next_batch: scan.next_batch,
             next_sequence,
             unretired: live.len() == 2,
+            undecided: Some(durable_through + 1),
         },
     };
     (start, live.into_iter().map(|(_, scan)| scan).collect())

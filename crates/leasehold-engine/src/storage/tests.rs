@@ -1,5 +1,6 @@
 //! The storage as the core drives it, on real directories: ext4 with O_DIRECT, and tmpfs without.
 
+mod crash;
 mod model;
 mod namespace;
 mod recovery;
@@ -107,6 +108,18 @@ impl Driver {
         bytes: &[u8],
         size: u64,
     ) -> (WriteId, Run, ByteRange) {
+        self.try_record(file, first, offset, bytes, size).expect("the record works")
+    }
+
+    /// Everything up to `Recorded`.
+    fn try_record(
+        &self,
+        file: FileId,
+        first: u32,
+        offset: u64,
+        bytes: &[u8],
+        size: u64,
+    ) -> Result<(WriteId, Run, ByteRange), Fault> {
         let range = ByteRange::at(offset, bytes.len() as u64).unwrap();
         let run = self.fill(first, range, bytes);
         let lease = LeaseId(self.number());
@@ -114,17 +127,19 @@ impl Driver {
         assert_eq!(answer, Input::Verified { lease, agrees: true });
         if !range.start().is_multiple_of(4096) || !range.end().is_multiple_of(4096) {
             let answer = self.ask(Output::Merge { lease, file, range, size, run }, Detail::None);
-            assert_eq!(answer, Input::Merged { lease, result: Ok(()) });
+            let Input::Merged { result, .. } = answer else { panic!("{answer:?}") };
+            result?;
         }
         let write = WriteId(self.number());
         let answer = self.ask(Output::Record { write, file, range, size, run }, Detail::None);
-        assert_eq!(answer, Input::Recorded { write, result: Ok(()) });
-        (write, run, range)
+        let Input::Recorded { result, .. } = answer else { panic!("{answer:?}") };
+        result?;
+        Ok((write, run, range))
     }
 
     fn try_write(&self, file: FileId, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
         let size = self.size(file).max(offset + bytes.len() as u64);
-        let (write, run, range) = self.record(file, 0, offset, bytes, size);
+        let (write, run, range) = self.try_record(file, 0, offset, bytes, size)?;
         match self.ask(Output::Write { write, file, blocks: range.blocks(), size, run }, Detail::None) {
             Input::Written { write: answered, result } if answered == write => result,
             other => panic!("{other:?}"),

@@ -6,11 +6,12 @@
 
 use super::config::Config;
 use super::exposure::Exposures;
+use super::operation::Operation;
 use super::outgoing::OutFrame;
 use super::rdmap::ReadRequest;
 use super::reads::Reads;
 use super::terminate::{Offender, Violation};
-use super::transmit::{Operation, Pumped, Sender};
+use super::transmit::{Pumped, Sender};
 use super::worker::{Command, Mailbox};
 use crate::{
     CloseReason, Done, Endpoint, ExposeError, OperationError, Region, Remote, RemoteAccess, Source, Tag,

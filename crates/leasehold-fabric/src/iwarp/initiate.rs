@@ -36,7 +36,7 @@ pub(crate) fn connect(
     let mailbox = shared.mailbox();
     let open = Open::new(established, mailbox.clone(), handler, shared);
     let endpoint = open.endpoint();
-    mailbox.post(Command::Adopt(id, Box::new(Link::Open(open))));
+    mailbox.post(Command::Adopt(id, Box::new(Link::Open(Box::new(open)))));
     Ok((endpoint, data))
 }
 

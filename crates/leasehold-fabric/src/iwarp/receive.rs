@@ -8,19 +8,22 @@
 //! (see [`fence`](super::fence)), only within bounds and access that were checked before; the hold ends before this
 //! returns or reads again. So nothing that a peer does or fails to do keeps a fence waiting.
 
+mod admit;
+mod segment;
+
 use super::counters::{Counters, add};
 use super::crc::Crc;
-use super::ddp::{self, Header, Tagged, Untagged};
-use super::exposure::{Exposure, Exposures, Recent};
+use super::ddp;
+use super::exposure::{Exposures, Recent};
 use super::frame;
-use super::rdmap::{ControlError, Opcode, READ_REQUEST_LENGTH, ReadRequest};
+use super::rdmap::{Opcode, ReadRequest};
 use super::reads::{Reads, Response};
 use super::staging::Staging;
 use super::stream::Stream;
 use super::terminate::{self, Code, Offender, Violation};
-use crate::{RemoteAccess, Tag};
+use crate::Tag;
+use segment::{Destination, Segment};
 use std::io;
-use std::sync::Arc;
 
 /// From this payload on, a segment is read straight into memory.
 const DIRECT_MIN: usize = 8 << 10;
@@ -93,25 +96,6 @@ pub(crate) struct Receiver {
     first: Option<Event>,
     event: Option<Event>,
     turn: usize,
-}
-
-struct Segment {
-    length: usize,
-    opcode: Opcode,
-    last: bool,
-    invalidate: u32,
-    to: Destination,
-    /// Payload that has not come yet.
-    left: usize,
-    placed: usize,
-    crc: Crc,
-}
-
-enum Destination {
-    Memory { exposure: Arc<Exposure>, at: u64 },
-    Sink,
-    Message,
-    Control,
 }
 
 impl Receiver {
@@ -264,155 +248,6 @@ impl Receiver {
         Ok(())
     }
 
-    /// Checks a header: all that can be wrong with it is found here, before a byte of its payload is placed.
-    fn admit(&mut self, parts: &Parts<'_>, length: usize, payload: usize, crc: Crc) -> Result<Segment, Stop> {
-        let header = Header::parse(&self.offender.header).map_err(|wrong| {
-            violation(if wrong.tagged { Violation::TaggedVersion } else { Violation::UntaggedVersion }, None)
-        })?;
-        let control = match header {
-            Header::Tagged(Tagged { rdmap, .. }) | Header::Untagged(Untagged { rdmap, .. }) => rdmap,
-        };
-        let opcode = Opcode::parse(control).map_err(|error| {
-            let which = match error {
-                ControlError::Version => Violation::RdmapVersion,
-                ControlError::Opcode => Violation::Opcode,
-            };
-            violation(which, None)
-        })?;
-        let mut segment = Segment {
-            length,
-            opcode,
-            last: false,
-            invalidate: 0,
-            to: Destination::Sink,
-            left: payload,
-            placed: 0,
-            crc,
-        };
-        let admitted = match header {
-            Header::Tagged(header) => {
-                segment.last = header.last;
-                self.admit_tagged(parts, &header, opcode, payload)
-            }
-            Header::Untagged(header) => {
-                segment.last = header.last;
-                segment.invalidate = header.invalidate;
-                self.admit_untagged(&header, opcode, payload)
-            }
-        };
-        segment.to = admitted.map_err(|which| violation(which, Some(opcode)))?;
-        Ok(segment)
-    }
-
-    fn admit_tagged(
-        &mut self,
-        parts: &Parts<'_>,
-        header: &Tagged,
-        opcode: Opcode,
-        payload: usize,
-    ) -> Result<Destination, Violation> {
-        match opcode {
-            // RFC 5041 section 5.2: tag and offset of a segment without payload are not checked.
-            Opcode::Write if payload == 0 => return Ok(Destination::Sink),
-            Opcode::Write => {}
-            Opcode::ReadResponse => self.admit_response(parts, header, payload)?,
-            _ => return Err(Violation::Opcode),
-        }
-        if payload == 0 {
-            return Ok(Destination::Sink);
-        }
-        let exposure = match &self.response {
-            Some(response) if opcode == Opcode::ReadResponse => response.sink.clone(),
-            _ => self.recent.find(header.tag, parts.exposures).ok_or(Violation::UnknownTag)?,
-        };
-        if exposure.access() != RemoteAccess::Write {
-            return Err(Violation::Access);
-        }
-        if header.offset.checked_add(payload as u64).is_none() {
-            return Err(Violation::Wrap);
-        }
-        if !exposure.contains(header.offset, payload as u64) {
-            return Err(Violation::Bounds);
-        }
-        Ok(if exposure.is_live() {
-            Destination::Memory { exposure, at: header.offset }
-        } else {
-            Destination::Sink
-        })
-    }
-
-    /// A response must be the one that is due, and continue where it stopped.
-    fn admit_response(
-        &mut self,
-        parts: &Parts<'_>,
-        header: &Tagged,
-        payload: usize,
-    ) -> Result<(), Violation> {
-        if self.response.is_none() {
-            self.response = parts.reads.due();
-        }
-        let response = self.response.as_mut().ok_or(Violation::Opcode)?;
-        if payload > 0 && header.tag != response.sink.tag().0 {
-            return Err(Violation::UnknownTag);
-        }
-        let payload = payload as u64;
-        let misplaced = payload > 0 && header.offset != response.next;
-        if misplaced || payload > response.left || header.last != (payload == response.left) {
-            return Err(Violation::Bounds);
-        }
-        response.next += payload;
-        response.left -= payload;
-        Ok(())
-    }
-
-    fn admit_untagged(
-        &mut self,
-        header: &Untagged,
-        opcode: Opcode,
-        payload: usize,
-    ) -> Result<Destination, Violation> {
-        let due = match opcode {
-            _ if opcode.is_tagged() => return Err(Violation::Opcode),
-            Opcode::ReadRequest => ddp::READ_QUEUE,
-            Opcode::Terminate => ddp::TERMINATE_QUEUE,
-            _ => ddp::SEND_QUEUE,
-        };
-        if header.queue > ddp::TERMINATE_QUEUE {
-            return Err(Violation::Queue);
-        }
-        if header.queue != due {
-            return Err(Violation::Opcode);
-        }
-        if header.number != self.numbers[due as usize] {
-            return Err(Violation::MessageNumber);
-        }
-        let (have, longest) = match due {
-            ddp::SEND_QUEUE => (self.message.len(), self.message_max),
-            ddp::READ_QUEUE => (0, READ_REQUEST_LENGTH),
-            _ => (0, self.message_max),
-        };
-        if header.offset as usize != have {
-            return Err(Violation::MessageOffset);
-        }
-        if have + payload > longest {
-            return Err(Violation::MessageTooLong);
-        }
-        if due != ddp::SEND_QUEUE {
-            // Read Requests and Terminates fit in one segment (RFC 5040 section 5.2, 5.4).
-            if !header.last || (due == ddp::READ_QUEUE && payload != READ_REQUEST_LENGTH) {
-                return Err(Violation::MessageOffset);
-            }
-            self.control.clear();
-            return Ok(Destination::Control);
-        }
-        if have == 0 {
-            self.message_opcode = opcode;
-        } else if self.message_opcode != opcode {
-            return Err(Violation::Opcode);
-        }
-        Ok(Destination::Message)
-    }
-
     fn payload(
         &mut self,
         parts: &Parts<'_>,
@@ -526,109 +361,9 @@ impl Receiver {
     }
 }
 
-impl Segment {
-    /// Reads payload straight into memory, and what follows it into `room`: what the read said, and how much of it is
-    /// payload. `None`: the memory may not be touched.
-    fn place(
-        &mut self,
-        exposures: &Exposures,
-        stream: &mut impl Stream,
-        room: &mut [u8],
-        crc: bool,
-    ) -> Option<(io::Result<usize>, usize)> {
-        let Destination::Memory { exposure, at } = &self.to else { return None };
-        let held = exposures.hold_to_place(exposure)?;
-        let address = held.address(*at, self.left);
-        // SAFETY: the tag is held, so the region's owner lives; the address and length were just checked against the
-        // region; and this thread alone writes there until it lets go.
-        let got = unsafe { stream.read((address, self.left), room) };
-        let landed = got.as_ref().map_or(0, |&got| got.min(self.left));
-        if crc {
-            // SAFETY: as above; the bytes were initialized by the read, and nobody changes them while the tag is held:
-            // the single writer of the region is this thread.
-            self.crc.update(unsafe { std::slice::from_raw_parts(address, landed) });
-        }
-        Some((got, landed))
-    }
-
-    /// Reads payload of a revoked tag, to be dropped.
-    fn drop_from(
-        &mut self,
-        stream: &mut impl Stream,
-        sink: &mut [u8],
-        room: &mut [u8],
-        crc: bool,
-    ) -> (io::Result<usize>, usize) {
-        let length = self.left.min(sink.len());
-        let room = if length == self.left { room } else { &mut [] };
-        // SAFETY: the sink is this worker's own.
-        let got = unsafe { stream.read((sink.as_mut_ptr(), length), room) };
-        let landed = got.as_ref().map_or(0, |&got| got.min(length));
-        if crc {
-            self.crc.update(&sink[..landed]);
-        }
-        (got, landed)
-    }
-
-    /// Takes payload from the staging buffer.
-    fn take(
-        &mut self,
-        parts: &Parts<'_>,
-        staging: &mut Staging,
-        crc: bool,
-        message: &mut Vec<u8>,
-        control: &mut Vec<u8>,
-    ) {
-        let ready = staging.ready();
-        let bytes = &ready[..ready.len().min(self.left)];
-        if crc {
-            self.crc.update(bytes);
-        }
-        let is_over = match &self.to {
-            Destination::Message => {
-                message.extend_from_slice(bytes);
-                false
-            }
-            Destination::Control => {
-                control.extend_from_slice(bytes);
-                false
-            }
-            Destination::Sink => false,
-            Destination::Memory { exposure, at } => {
-                let held = parts.exposures.hold_to_place(exposure);
-                if let Some(held) = &held {
-                    let address = held.address(*at, bytes.len());
-                    // SAFETY: the tag is held, so the region's owner lives; address and length were just checked
-                    // against the region; this thread alone writes there until it lets go; and a staging buffer of
-                    // the worker's is no part of what anybody exposes.
-                    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address, bytes.len()) };
-                }
-                held.is_none()
-            }
-        };
-        if is_over {
-            self.to = Destination::Sink;
-        }
-        let taken = bytes.len();
-        staging.consume(taken);
-        self.advance(taken, parts.counters);
-    }
-
-    /// So much payload came, and is where it belongs.
-    fn advance(&mut self, length: usize, counters: &Counters) {
-        self.left -= length;
-        match &mut self.to {
-            Destination::Memory { at, .. } => {
-                *at += length as u64;
-                self.placed += length;
-                add(&counters.bytes_placed, length as u64);
-            }
-            Destination::Sink => add(&counters.bytes_discarded, length as u64),
-            Destination::Message | Destination::Control => {}
-        }
-    }
-}
-
 fn violation(violation: Violation, opcode: Option<Opcode>) -> Stop {
     Stop::Violation { violation, opcode, placed: false }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -4,14 +4,13 @@
 //! completed from a copy: so between two calls nothing refers to exposed memory, and a fence need not wait for a peer
 //! that does not read. A write whose source is revoked stops between two frames.
 
-use super::ddp::{self, Header, Tagged, Untagged};
-use super::exposure::{Exposure, Exposures, HeldExposure};
+use super::ddp;
+use super::exposure::{Exposures, HeldExposure};
 use super::frame;
+use super::operation::{Kind, Operation};
 use super::outgoing::{OutFrame, send};
-use super::rdmap::{Opcode, ReadRequest};
 use super::terminate::Offender;
 use crate::{Done, OperationError, Remote, Tag};
-use bytes::Bytes;
 use rustix::fd::OwnedFd;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,43 +23,6 @@ const BATCH_MAX: usize = 1 << 20;
 const BATCH_MIN: usize = 128 << 10;
 /// System calls before others have their turn.
 const CALLS_MAX: usize = 4;
-
-/// Something to send.
-pub(crate) struct Operation {
-    kind: Kind,
-    /// Payload in frames that were handed to the socket.
-    sent: u64,
-    done: Option<Done>,
-}
-
-enum Kind {
-    /// A Write, or the answer to a read.
-    Tagged {
-        payload: Payload,
-        length: u64,
-        sink: Remote,
-        answers: Option<Offender>,
-    },
-    /// The empty last segment of a Write that was revoked half-way, so that the peer sees a whole message.
-    Cut {
-        sink: Remote,
-        source: Tag,
-    },
-    Send {
-        bytes: Bytes,
-        invalidate: Option<Tag>,
-        number: Option<u32>,
-    },
-    Read {
-        request: ReadRequest,
-        number: Option<u32>,
-    },
-}
-
-enum Payload {
-    Bytes(Bytes),
-    Exposed { exposure: Arc<Exposure>, offset: u64 },
-}
 
 /// How sending went.
 pub(crate) enum Pumped {
@@ -95,63 +57,6 @@ pub(crate) struct Sender {
     finished: Vec<(Done, Result<(), OperationError>)>,
     /// Answers to reads that are not sent yet.
     answering: usize,
-}
-
-impl Operation {
-    pub(crate) fn write(bytes: Bytes, sink: Remote, done: Option<Done>) -> Operation {
-        let length = bytes.len() as u64;
-        let kind = Kind::Tagged { payload: Payload::Bytes(bytes), length, sink, answers: None };
-        Operation { kind, sent: 0, done }
-    }
-
-    /// A write from exposed memory, within bounds; or the answer to the read that `answers` names.
-    pub(crate) fn write_exposed(
-        exposure: Arc<Exposure>,
-        offset: u64,
-        length: u64,
-        sink: Remote,
-        answers: Option<Offender>,
-        done: Option<Done>,
-    ) -> Operation {
-        exposure.users.fetch_add(1, Ordering::AcqRel);
-        let kind = Kind::Tagged { payload: Payload::Exposed { exposure, offset }, length, sink, answers };
-        Operation { kind, sent: 0, done }
-    }
-
-    /// The answer to a read of nothing.
-    pub(crate) fn empty_answer(sink: Remote, answers: Offender) -> Operation {
-        let payload = Payload::Bytes(Bytes::new());
-        Operation {
-            kind: Kind::Tagged { payload, length: 0, sink, answers: Some(answers) },
-            sent: 0,
-            done: None,
-        }
-    }
-
-    pub(crate) fn send(bytes: Bytes, invalidate: Option<Tag>, done: Option<Done>) -> Operation {
-        Operation { kind: Kind::Send { bytes, invalidate, number: None }, sent: 0, done }
-    }
-
-    pub(crate) fn read(request: ReadRequest) -> Operation {
-        Operation { kind: Kind::Read { request, number: None }, sent: 0, done: None }
-    }
-
-    fn exposure(&self) -> Option<&Arc<Exposure>> {
-        match &self.kind {
-            Kind::Tagged { payload: Payload::Exposed { exposure, .. }, .. } => Some(exposure),
-            _ => None,
-        }
-    }
-
-    /// Gives it up.
-    pub(crate) fn abandon(self, why: OperationError) {
-        if let Some(exposure) = self.exposure() {
-            exposure.users.fetch_sub(1, Ordering::AcqRel);
-        }
-        if let Some(done) = self.done {
-            done(Err(why));
-        }
-    }
 }
 
 impl Sender {
@@ -383,93 +288,6 @@ impl Sender {
         };
         self.finished.extend(operation.done.map(|done| (done, result)));
     }
-}
-
-impl Operation {
-    /// The answer to a read.
-    fn answers(&self) -> bool {
-        matches!(self.kind, Kind::Tagged { answers: Some(_), .. })
-    }
-
-    /// Gives an untagged message its number, once.
-    fn assign(&mut self, sends: &mut u32, reads: &mut u32) {
-        let (number, next) = match &mut self.kind {
-            Kind::Send { number, .. } => (number, sends),
-            Kind::Read { number, .. } => (number, reads),
-            _ => return,
-        };
-        if number.is_none() {
-            *number = Some(*next);
-            *next = next.wrapping_add(1);
-        }
-    }
-
-    /// The frame that comes after `sent` bytes of payload.
-    fn frame(
-        &self,
-        sent: u64,
-        tagged_max: usize,
-        untagged_max: usize,
-        held: Option<&HeldExposure<'_>>,
-    ) -> OutFrame {
-        match &self.kind {
-            Kind::Tagged { payload, length, sink, answers } => {
-                let opcode = if answers.is_some() { Opcode::ReadResponse } else { Opcode::Write };
-                let part = (*length - sent).min(tagged_max as u64);
-                let last = sent + part == *length;
-                let address = match payload {
-                    Payload::Bytes(bytes) => bytes[sent as usize..].as_ptr(),
-                    Payload::Exposed { offset, .. } => {
-                        let held = held.expect("only held sources are built");
-                        held.address(offset + sent, part as usize).cast_const()
-                    }
-                };
-                let mut frame = tagged(opcode, last, *sink, sent);
-                frame.payload = (address, part as usize);
-                frame.progress = part;
-                frame
-            }
-            Kind::Cut { sink, .. } => tagged(Opcode::Write, true, *sink, 0),
-            Kind::Send { bytes, invalidate, number } => {
-                let part = &bytes[sent as usize..];
-                let part = &part[..part.len().min(untagged_max)];
-                let last = sent as usize + part.len() == bytes.len();
-                let opcode = if invalidate.is_some() { Opcode::SendInvalidate } else { Opcode::Send };
-                let mut frame = OutFrame::new(Header::Untagged(Untagged {
-                    last,
-                    rdmap: opcode.control(),
-                    invalidate: invalidate.map_or(0, |tag| tag.0),
-                    queue: ddp::SEND_QUEUE,
-                    number: number.expect("assigned when it came up"),
-                    offset: sent as u32,
-                }));
-                frame.last = last;
-                frame.payload = (part.as_ptr(), part.len());
-                frame.progress = part.len() as u64;
-                frame
-            }
-            Kind::Read { request, number } => {
-                let mut frame = OutFrame::new(Header::Untagged(Untagged {
-                    last: true,
-                    rdmap: Opcode::ReadRequest.control(),
-                    invalidate: 0,
-                    queue: ddp::READ_QUEUE,
-                    number: number.expect("assigned when it came up"),
-                    offset: 0,
-                }));
-                frame.put(|out| request.put(out));
-                frame
-            }
-        }
-    }
-}
-
-fn tagged(opcode: Opcode, last: bool, sink: Remote, sent: u64) -> OutFrame {
-    let offset = sink.offset.wrapping_add(sent);
-    let mut frame =
-        OutFrame::new(Header::Tagged(Tagged { last, rdmap: opcode.control(), tag: sink.tag.0, offset }));
-    frame.last = last;
-    frame
 }
 
 /// The payload that fits in a tagged segment of a frame for this peer.

@@ -13,7 +13,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -46,7 +46,7 @@ pub(crate) struct Mailbox {
 pub(crate) enum Link {
     Listener(Listening),
     Setup(Setup),
-    Open(Open),
+    Open(Box<Open>),
     Draining(Draining),
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct Worker {
     links: HashMap<u64, Box<Link>>,
     deadlines: BTreeSet<(Instant, u64)>,
     /// Links that have more to do without being told by the poll.
-    again: VecDeque<u64>,
+    again: BTreeSet<u64>,
     staging: Staging,
 }
 
@@ -123,7 +123,7 @@ impl Worker {
             epoll,
             links: HashMap::new(),
             deadlines: BTreeSet::new(),
-            again: VecDeque::new(),
+            again: BTreeSet::new(),
             staging: Staging::new(),
         })
     }
@@ -192,12 +192,12 @@ impl Worker {
         }
     }
 
-    fn with_open(&mut self, id: u64, end: impl FnOnce(Open, &Shared) -> Draining) {
+    fn with_open(&mut self, id: u64, end: impl FnOnce(Box<Open>, &Shared) -> Draining) {
         match self.links.remove(&id).map(|link| *link) {
             Some(Link::Open(open)) => {
                 let draining = end(open, &self.shared);
                 self.keep(id, Box::new(Link::Draining(draining)), None);
-                self.again.push_back(id);
+                self.again.insert(id);
             }
             Some(other) => {
                 self.links.insert(id, Box::new(other));
@@ -209,7 +209,10 @@ impl Worker {
     /// Takes a socket on. What came before it was watched is served at once.
     fn adopt(&mut self, id: u64, link: Box<Link>) {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        if epoll::add(&self.epoll, link.fd(), EventData::new_u64(id), flags).is_err() {
+        if let Err(error) = epoll::add(&self.epoll, link.fd(), EventData::new_u64(id), flags) {
+            if let Link::Open(open) = *link {
+                drop(open.end(CloseReason::Transport(error.to_string()), None));
+            }
             return;
         }
         if let Some(deadline) = link.deadline() {
@@ -242,13 +245,13 @@ impl Worker {
             Next::Keep => self.keep(id, link, had),
             Next::Again => {
                 self.keep(id, link, had);
-                self.again.push_back(id);
+                self.again.insert(id);
             }
             Next::End(how) => {
                 let Link::Open(open) = *link else { unreachable!("only open connections end") };
                 let draining = open.end_as(how, &self.shared);
                 self.keep(id, Box::new(Link::Draining(draining)), had);
-                self.again.push_back(id);
+                self.again.insert(id);
             }
             Next::Drop => self.forget_deadline(id, had),
         }
@@ -263,7 +266,7 @@ impl Worker {
             Link::Setup(setup) => match setup.turn(id, &self.shared, &self.mailbox) {
                 SetupTurn::Wait => Next::Keep,
                 SetupTurn::Open(open) => {
-                    *link = Link::Open(*open);
+                    *link = Link::Open(open);
                     Next::Again
                 }
                 SetupTurn::Over => Next::Drop,
@@ -302,17 +305,17 @@ impl Worker {
                 }
                 Link::Setup(_) => super::counters::add(&self.shared.counters.setup_timeouts, 1),
                 Link::Open(_) => self.keep(id, link, None),
-                Link::Draining(draining) => draining.connection.let_go(),
+                Link::Draining(_) => {}
             }
         }
     }
 
     fn stop(mut self) {
         for (_, link) in self.links.drain() {
-            if let Link::Open(open) = *link {
-                let mut draining = open.end(CloseReason::Here, None);
-                draining.turn(&mut self.staging.sink);
-                draining.connection.let_go();
+            match *link {
+                Link::Open(open) => drop(open.end(CloseReason::Here, None).turn(&mut self.staging.sink)),
+                Link::Draining(mut draining) => drop(draining.turn(&mut self.staging.sink)),
+                Link::Listener(_) | Link::Setup(_) => {}
             }
         }
         // Those that were handed over and not taken on yet.
@@ -320,7 +323,7 @@ impl Worker {
             if let Command::Adopt(_, link) = command
                 && let Link::Open(open) = *link
             {
-                open.end(CloseReason::Here, None).connection.let_go();
+                drop(open.end(CloseReason::Here, None));
             }
         }
     }
@@ -341,20 +344,21 @@ impl Draining {
         }
         for _ in 0..16 {
             match rustix::net::recv(&self.socket, &mut *sink, rustix::net::RecvFlags::DONTWAIT) {
-                Ok((0, _)) => {
-                    self.connection.let_go();
-                    return Next::Drop;
-                }
+                Ok((0, _)) => return Next::Drop,
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return Next::Keep,
-                Err(_) => {
-                    self.connection.let_go();
-                    return Next::Drop;
-                }
+                Err(_) => return Next::Drop,
             }
         }
         // A peer that sends on and on is heard until the deadline.
         Next::Again
+    }
+}
+
+impl Drop for Draining {
+    /// Users may keep the endpoint of a connection that is over; the socket closes all the same.
+    fn drop(&mut self) {
+        self.connection.let_go();
     }
 }
 

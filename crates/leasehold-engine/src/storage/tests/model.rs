@@ -47,7 +47,10 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 }
 
 fn run(directory: &Path, actions: &[Action]) {
-    let mut driver = Driver::open(directory);
+    // Checkpoints come by themselves, beside what is under way.
+    let open =
+        || Driver::open_with(StorageConfig { checkpoint_bytes: 20_000, ..StorageConfig::new(directory) });
+    let mut driver = open();
     let mut file = driver.create("a");
     let mut model: Vec<u8> = Vec::new();
     for (step, action) in actions.iter().enumerate() {
@@ -82,7 +85,7 @@ fn run(directory: &Path, actions: &[Action]) {
             Action::Checkpoint => driver.storage().checkpoint().unwrap(),
             Action::Stop => {
                 driver.stop();
-                driver = Driver::open(directory);
+                driver = open();
                 assert!(!driver.opened.recovered, "step {step}");
                 file = driver.open_file("a");
             }
@@ -90,7 +93,7 @@ fn run(directory: &Path, actions: &[Action]) {
         }
         if reopen {
             driver.kill();
-            driver = Driver::open(directory);
+            driver = open();
             assert_eq!(driver.opened.damage, [], "step {step}");
             file = driver.open_file("a");
         }

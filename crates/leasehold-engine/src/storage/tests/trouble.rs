@@ -151,3 +151,42 @@ fn without_registered_buffers_and_without_io_uring_the_bytes_are_the_same() {
         assert!(driver.read(file, 100, 3 << 20) == pattern(1, 3 << 20));
     }
 }
+
+#[test]
+fn a_failed_write_that_is_tried_again_in_parts_leaves_nothing_of_itself_behind() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let root = disk.0.path().join("store");
+    let driver = Driver::open(&root);
+    let file = driver.create("a");
+    let ballast = root.join("files/ballast");
+    std::fs::write(&ballast, vec![1; 6 << 20]).unwrap();
+    let bytes = pattern(1, 4 << 20);
+    let (write, run, range) = driver.record(file, 0, 0, &bytes, bytes.len() as u64);
+    let output = Output::Write { write, file, blocks: range.blocks(), size: bytes.len() as u64, run };
+    assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Err(Fault::NoSpace) });
+    std::fs::remove_file(ballast).unwrap();
+    // The blocks behind the first MiB are removed; the first quarter of what is left is not written in the end.
+    driver.truncate(file, 1 << 20);
+    let part = ByteRange::new(256 << 10, 1 << 20).unwrap();
+    let run = Run { first: FrameId(64), frames: 192 };
+    let write = WriteId(driver.number());
+    let size = part.end();
+    let answer = driver.ask(Output::Record { write, file, range: part, size, run }, Detail::None);
+    assert_eq!(answer, Input::Recorded { write, result: Ok(()) });
+    let answer = driver.ask(Output::Write { write, file, blocks: part.blocks(), size, run }, Detail::None);
+    assert_eq!(answer, Input::Written { write, result: Ok(()) });
+    driver.write(file, 1 << 20, &[1; 4096]);
+    driver.kill();
+    let driver = Driver::open(&root);
+    let file = driver.open_file("a");
+    assert_eq!(driver.size(file), (1 << 20) + 4096);
+    assert!(driver.read(file, part.start(), part.len()) == bytes[256 << 10..1 << 20]);
+    for block in 0..64u64 {
+        let found = driver.read(file, block * 4096, 4096);
+        let new = &bytes[block as usize * 4096..][..4096];
+        assert!(found == new || found.iter().all(|byte| *byte == 0), "block {block} is old or new");
+    }
+    driver.flush(file);
+    driver.stop();
+    assert!(!Driver::open(&root).opened.recovered, "no record was left open");
+}

@@ -1,0 +1,202 @@
+use super::super::ddp::{Header, Tagged, Untagged};
+use super::*;
+use crate::{Region, RemoteAccess};
+use proptest::prelude::*;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// A stream that gives what it has in pieces.
+struct Script {
+    bytes: Vec<u8>,
+    at: usize,
+    pieces: Vec<usize>,
+    reads: usize,
+}
+
+impl Stream for Script {
+    unsafe fn read(&mut self, memory: (*mut u8, usize), staging: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.bytes.len() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let piece = self.pieces[self.reads % self.pieces.len()].max(1);
+        self.reads += 1;
+        let rest = &self.bytes[self.at..];
+        let rest = &rest[..rest.len().min(piece).min(memory.1 + staging.len())];
+        let (direct, staged) = rest.split_at(rest.len().min(memory.1));
+        if !direct.is_empty() {
+            // SAFETY: by this function's contract.
+            unsafe { std::ptr::copy_nonoverlapping(direct.as_ptr(), memory.0, direct.len()) };
+        }
+        staging[..staged.len()].copy_from_slice(staged);
+        self.at += rest.len();
+        Ok(rest.len())
+    }
+}
+
+const LENGTH: usize = 100_000;
+
+struct Bench {
+    exposures: Exposures,
+    reads: Reads,
+    counters: Counters,
+    memory: Arc<Vec<u8>>,
+    tag: Tag,
+}
+
+fn bench() -> Bench {
+    let memory = Arc::new(vec![0; LENGTH]);
+    let base = NonNull::new(memory.as_ptr().cast_mut()).expect("an address");
+    // SAFETY: the owner keeps it; the tests look at it only when the receiver is done.
+    let region = unsafe { Region::new(base, LENGTH, memory.clone()) };
+    let exposures = Exposures::new(8, 8);
+    let tag = exposures.expose(region, RemoteAccess::Write).expect("room");
+    Bench { exposures, reads: Reads::new(1), counters: Counters::default(), memory, tag }
+}
+
+impl Bench {
+    /// Receives all, turn by turn, and returns what happened.
+    fn receive(&self, receiver: &mut Receiver, stream: &mut Script) -> (Vec<Event>, Stop, Vec<Vec<u8>>) {
+        let parts = Parts { exposures: &self.exposures, reads: &self.reads, counters: &self.counters };
+        let mut staging = Staging::new();
+        let (mut events, mut messages) = (Vec::new(), Vec::new());
+        loop {
+            receiver.begin(&mut staging);
+            let stop = loop {
+                match receiver.poll(&parts, stream, &mut staging) {
+                    Ok(event) => {
+                        if matches!(event, Event::Message { .. }) {
+                            messages.push(receiver.message().to_vec());
+                        }
+                        events.push(event);
+                    }
+                    Err(stop) => break stop,
+                }
+            };
+            receiver.end(&mut staging);
+            if !matches!(stop, Stop::Turn) {
+                return (events, stop, messages);
+            }
+        }
+    }
+}
+
+/// Frames a segment, with a CRC.
+fn framed(header: Header, payload: &[u8]) -> Vec<u8> {
+    let mut frame = super::super::outgoing::OutFrame::new(header);
+    frame.payload = (payload.as_ptr(), payload.len());
+    frame.seal(true);
+    let mut bytes = Vec::new();
+    frame.append_to(&mut bytes);
+    bytes
+}
+
+fn write(tag: Tag, offset: u64, payload: &[u8], last: bool) -> Vec<u8> {
+    framed(Header::Tagged(Tagged { last, rdmap: Opcode::Write.control(), tag: tag.0, offset }), payload)
+}
+
+fn message(number: u32, offset: u32, payload: &[u8], last: bool) -> Vec<u8> {
+    let rdmap = Opcode::Send.control();
+    let queue = ddp::SEND_QUEUE;
+    framed(Header::Untagged(Untagged { last, rdmap, invalidate: 0, queue, number, offset }), payload)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// However the stream is cut into pieces, the same bytes land and the same messages are heard.
+    #[test]
+    fn the_cut_of_the_stream_does_not_matter(
+        steps in prop::collection::vec((any::<bool>(), 0usize..30_000, 0usize..70_000), 1..12),
+        pieces in prop::collection::vec(prop_oneof![1usize..40, 1usize..70_000], 1..20),
+        strict: bool,
+    ) {
+        let bench = bench();
+        let mut expected = vec![0u8; LENGTH];
+        let mut bytes = Vec::new();
+        let mut number = 0;
+        let mut sent = Vec::new();
+        for (step, &(is_write, length, offset)) in steps.iter().enumerate() {
+            let fill = step as u8 + 1;
+            if is_write {
+                let payload = vec![fill; length];
+                let (head, tail) = payload.split_at(length / 3);
+                bytes.extend(write(bench.tag, offset as u64, head, false));
+                bytes.extend(write(bench.tag, (offset + head.len()) as u64, tail, true));
+                expected[offset..offset + length].fill(fill);
+            } else {
+                number += 1;
+                let payload = vec![fill; length % 4097];
+                let (head, tail) = payload.split_at(payload.len() / 2);
+                if !head.is_empty() {
+                    bytes.extend(message(number, 0, head, false));
+                }
+                bytes.extend(message(number, head.len() as u32, tail, true));
+                sent.push(payload);
+            }
+        }
+        let mut stream = Script { bytes, at: 0, pieces, reads: 0 };
+        let mut receiver = Receiver::new(true, strict, 4096);
+        let (_events, stop, heard) = bench.receive(&mut receiver, &mut stream);
+        prop_assert!(matches!(stop, Stop::Drained), "{stop:?}");
+        prop_assert_eq!(heard, sent);
+        prop_assert!(*bench.memory == expected);
+    }
+
+    /// Garbage, or frames with a bit flipped, or with headers of any kind: never a panic, never a byte outside.
+    #[test]
+    fn random_bytes_do_not_disturb_the_receiver(
+        bytes in prop::collection::vec(any::<u8>(), 0..5000),
+        crc: bool,
+        strict: bool,
+    ) {
+        let bench = bench();
+        let mut stream = Script { bytes, at: 0, pieces: vec![700, 3], reads: 0 };
+        bench.receive(&mut Receiver::new(crc, strict, 4096), &mut stream);
+    }
+
+    #[test]
+    fn random_headers_do_not_disturb_the_receiver(
+        headers in prop::collection::vec((any::<[u8; 18]>(), 0usize..5000, any::<bool>()), 1..30),
+        flip: Option<(usize, u8)>,
+        crc: bool,
+        strict: bool,
+    ) {
+        let bench = bench();
+        let mut bytes = Vec::new();
+        for (mut header, length, ours) in headers {
+            header[0] = header[0] & 0xFC | 1;
+            header[1] = header[1] & 0x0F | 0x40;
+            if ours {
+                header[2..6].copy_from_slice(&bench.tag.0.to_be_bytes());
+                header[6..10].fill(0);
+            }
+            let payload = vec![7; length];
+            let parsed = Header::parse(&header).expect("version 1");
+            bytes.extend(framed(parsed, &payload));
+        }
+        if let Some((at, mask)) = flip {
+            let at = at % bytes.len();
+            bytes[at] ^= mask;
+        }
+        let mut stream = Script { bytes, at: 0, pieces: vec![100_000], reads: 0 };
+        bench.receive(&mut Receiver::new(crc, strict, 4096), &mut stream);
+    }
+}
+
+#[test]
+fn a_tag_that_is_revoked_within_a_segment_takes_no_more_of_it() {
+    for pieces in [vec![10_016, 100_000], vec![16 + 100, 50]] {
+        let bench = bench();
+        let bytes = write(bench.tag, 0, &[1; 40_000], true);
+        let cut = pieces[0];
+        let mut receiver = Receiver::new(true, false, 4096);
+        let mut stream = Script { bytes: bytes[..cut].to_vec(), at: 0, pieces: pieces.clone(), reads: 0 };
+        assert!(matches!(bench.receive(&mut receiver, &mut stream).1, Stop::Drained));
+        bench.exposures.fence(bench.tag, std::time::Duration::ZERO).expect("nothing is held between turns");
+        let mut stream = Script { bytes: bytes[cut..].to_vec(), at: 0, pieces, reads: 0 };
+        let (events, stop, _) = bench.receive(&mut receiver, &mut stream);
+        assert_eq!(events, [Event::First], "the frame is taken whole, and its CRC is right");
+        assert!(matches!(stop, Stop::Drained));
+        assert_eq!(bench.memory.iter().filter(|&&byte| byte == 1).count(), cut - 16);
+    }
+}
