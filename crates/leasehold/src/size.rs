@@ -158,7 +158,7 @@ mod tests {
         for (text, says) in [
             ("", "is not a size"),
             ("M", "is not a size"),
-            ("-1", "is not a unit"),
+            ("-1", "is not a size"),
             ("1.", "is not a size"),
             ("1.2.3K", "is not a size"),
             ("1X", "is not a unit"),

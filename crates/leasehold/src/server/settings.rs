@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_setting_is_named_with_its_origin() {
+    fn a_wrong_setting_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("leasehold.toml");
         std::fs::write(&file, "graze_ms = 1\n").unwrap();
@@ -292,7 +292,7 @@ mod tests {
 
         let error = Settings::load(None, environment(&[]), &[("arena", "1 parsec".to_owned())]);
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("is not a unit") && error.contains("--arena"), "{error}");
+        assert!(error.contains("is not a unit") && error.contains("key `arena`"), "{error}");
     }
 
     #[test]
