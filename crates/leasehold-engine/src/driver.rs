@@ -526,17 +526,17 @@ impl State {
     }
 
     fn announce_granted(&self, granted: &Granted) {
-        if self.parts.watch.receiver_count() == 0 {
-            return;
-        }
         let Some(lease) = self.parts.core.lease(granted.lease) else { return };
-        self.announce(Event::Granted {
+        let Some(session) = self.parts.sessions.get(lease.session) else { return };
+        let event = Event::Granted {
             session: lease.session,
             lease: lease.id,
             path: self.path(lease.file),
             range: lease.range,
             writes: lease.access.writes(),
-        });
+        };
+        session.tell_if_there_is_room(event.clone());
+        self.announce(event);
     }
 
     fn notify(&mut self, session: Option<Arc<Session>>, notice: Notice) {

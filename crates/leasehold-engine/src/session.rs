@@ -164,6 +164,13 @@ impl Session {
         self.events.try_send(event).is_ok()
     }
 
+    /// Tells the session what it can do without, and never so much of it that a break would find no room.
+    pub(crate) fn tell_if_there_is_room(&self, event: Event) {
+        if self.events.capacity() > self.events.max_capacity() / 2 {
+            let _gone = self.events.try_send(event);
+        }
+    }
+
     pub(crate) fn endpoint(&self) -> Option<Arc<dyn Endpoint>> {
         self.lock().endpoint.clone()
     }
