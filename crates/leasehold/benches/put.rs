@@ -200,7 +200,10 @@ fn tcp(chunk: &Bytes, bytes: usize) -> Result<f64> {
 /// The same bytes into a new file, by as many threads as the put has leases, made durable at the end.
 fn disk(scratch: &Path, bytes: usize) -> Result<f64> {
     let file = tempfile::NamedTempFile::new_in(scratch)?;
-    let direct = std::fs::OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(file.path())?;
+    let direct = std::fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed())
+        .open(file.path())?;
     direct.set_len(bytes as u64)?;
     let next = AtomicU64::new(0);
     let lane = || -> std::io::Result<()> {
