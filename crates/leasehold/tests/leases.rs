@@ -33,7 +33,8 @@ async fn two_writers_of_disjoint_bytes_in_one_block_both_land() {
     left.write(100, pattern(2, 1900)).await.unwrap();
     right.write(2000, pattern(3, 2100)).await.unwrap();
     let (left, right) = tokio::join!(left.commit(), right.commit());
-    (left.unwrap(), right.unwrap());
+    left.unwrap();
+    right.unwrap();
 
     let mut expected = pattern(1, 8192).to_vec();
     expected[100..2000].copy_from_slice(&pattern(2, 1900));

@@ -90,7 +90,11 @@ pub fn serve(directory: &Path) -> Command {
 
 impl Process {
     pub async fn start(directory: &Path) -> Process {
-        let child = serve(directory).stderr(Stdio::null()).spawn().expect("the server's process");
+        let child = serve(directory)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server's process");
         let socket = directory.join(".leasehold/control.sock");
         let mut process = Process { child, socket };
         process.wait_until_it_serves().await;
