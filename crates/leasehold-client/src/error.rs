@@ -154,9 +154,6 @@ pub enum OpenError {
         /// The resolver's words.
         why: String,
     },
-    /// The server closed the data connection at once.
-    #[error("the data connection closed as soon as it stood ({0}); see the server's log")]
-    Closed(String),
     /// No data connection.
     #[error("no data connection: {0}")]
     Data(#[from] leasehold_fabric::ConnectError),

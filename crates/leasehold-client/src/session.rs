@@ -98,15 +98,11 @@ impl Session {
         let (endpoint, _) =
             tokio::task::spawn_blocking(connecting).await.expect("connecting does not panic")?;
 
-        let data = Data::new(endpoint, owed);
-        // An answer on the stream: the server's end stands, too, so that a lease by gRPC finds it.
-        data.drain().await.map_err(|Closed(why)| OpenError::Closed(why))?;
-
         let (dropped, releases) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             client: client.clone(),
             secret: opened.session,
-            data,
+            data: Data::new(endpoint, owed),
             registry: Registry::default(),
             events: broadcast::Sender::new(EVENTS_MAX),
             dropped,

@@ -258,6 +258,11 @@ impl State {
                 let _gone = closed.send(self.parts.core.file_size(file).is_none());
             }
             Work::Request { id, input, asker, detail } => {
+                if let (Input::Commit { session, lease, .. }, Asker::Call(_)) = (&input, &asker)
+                    && let Some(session) = self.session(*session)
+                {
+                    session.key_lingers(*lease);
+                }
                 let summed = self.keep_crc(&input, &detail);
                 self.replies.insert(id, Pending { asker, detail, since: Instant::now(), summed });
                 self.step(input);
@@ -356,9 +361,9 @@ impl State {
             }
             Output::Forget { lease, session } => {
                 if let Some(session) = self.session(session)
-                    && let (Some(endpoint), Some(key)) = (session.endpoint(), session.forget_key(lease))
+                    && let (Some(endpoint), Some(tag)) = (session.endpoint(), session.forget_key(lease))
                 {
-                    endpoint.forget(key.tag);
+                    endpoint.forget(tag);
                 }
             }
             Output::Disconnect { session } => {
@@ -405,7 +410,7 @@ impl State {
             tracing::warn!(session = %session.id, %lease, %error, "no key");
             Fault::NoKey
         })?;
-        session.insert_key(lease, Key { tag, length, access, revoked: false });
+        session.insert_key(lease, Key { tag, length, access, revoked: false, lingers: false });
         self.exposed.insert(lease, Granted { lease, tag: Some(tag.0), run, skip });
         Ok(())
     }
@@ -521,17 +526,17 @@ impl State {
     }
 
     fn announce_granted(&self, granted: &Granted) {
-        if self.parts.watch.receiver_count() == 0 {
-            return;
-        }
         let Some(lease) = self.parts.core.lease(granted.lease) else { return };
-        self.announce(Event::Granted {
+        let Some(session) = self.parts.sessions.get(lease.session) else { return };
+        let event = Event::Granted {
             session: lease.session,
             lease: lease.id,
             path: self.path(lease.file),
             range: lease.range,
             writes: lease.access.writes(),
-        });
+        };
+        session.tell_if_there_is_room(event.clone());
+        self.announce(event);
     }
 
     fn notify(&mut self, session: Option<Arc<Session>>, notice: Notice) {

@@ -12,11 +12,14 @@ use leasehold_core::ids::{LeaseId, SessionId};
 use leasehold_core::input::{Access, Input};
 use leasehold_fabric::message::{Committed, Fetched, Message, Status};
 use leasehold_fabric::{Admitted, CloseReason, Endpoint, Gate, Handler, Remote, Source, Tag};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+
+/// How many tags of leases that were committed by the control plane go on swallowing late bytes, a session.
+const LINGERING_MAX: usize = 64;
 
 /// What a peer shows when it connects to the data port.
 pub type Token = [u8; 16];
@@ -53,6 +56,8 @@ struct State {
     endpoint: Option<Arc<dyn Endpoint>>,
     /// The keys that the session has: what a fetch may be served from.
     keys: HashMap<LeaseId, Key>,
+    /// Tags of leases that are over and under which bytes may still come; oldest first.
+    lingering: VecDeque<Tag>,
 }
 
 /// The key of a lease, on the session's connection.
@@ -62,6 +67,8 @@ pub(crate) struct Key {
     pub(crate) length: u64,
     pub(crate) access: Access,
     pub(crate) revoked: bool,
+    /// Bytes under it may come after its lease is over.
+    pub(crate) lingers: bool,
 }
 
 impl Sessions {
@@ -77,7 +84,12 @@ impl Sessions {
         }
         let id = SessionId(table.next);
         table.next += 1;
-        let state = State { last_heard: Instant::now(), endpoint: None, keys: HashMap::new() };
+        let state = State {
+            last_heard: Instant::now(),
+            endpoint: None,
+            keys: HashMap::new(),
+            lingering: VecDeque::new(),
+        };
         let session = Arc::new(Session { id, events, state: Mutex::new(state) });
         table.sessions.insert(id, session.clone());
         Some(session)
@@ -152,6 +164,13 @@ impl Session {
         self.events.try_send(event).is_ok()
     }
 
+    /// Tells the session what it can do without, and never so much of it that a break would find no room.
+    pub(crate) fn tell_if_there_is_room(&self, event: Event) {
+        if self.events.capacity() > self.events.max_capacity() / 2 {
+            let _gone = self.events.try_send(event);
+        }
+    }
+
     pub(crate) fn endpoint(&self) -> Option<Arc<dyn Endpoint>> {
         self.lock().endpoint.clone()
     }
@@ -173,8 +192,23 @@ impl Session {
         Some(*key)
     }
 
-    pub(crate) fn forget_key(&self, lease: LeaseId) -> Option<Key> {
-        self.lock().keys.remove(&lease)
+    /// A commit comes by the control plane, which may overtake the bytes: they must not meet a tag that is unknown.
+    pub(crate) fn key_lingers(&self, lease: LeaseId) {
+        if let Some(key) = self.lock().keys.get_mut(&lease) {
+            key.lingers = true;
+        }
+    }
+
+    /// The holder is done with the lease. Returns the tag that can be forgotten: that of the lease, or, if that lingers,
+    /// of one that has lingered for long.
+    pub(crate) fn forget_key(&self, lease: LeaseId) -> Option<Tag> {
+        let mut state = self.lock();
+        let key = state.keys.remove(&lease)?;
+        if !key.lingers {
+            return Some(key.tag);
+        }
+        state.lingering.push_back(key.tag);
+        (state.lingering.len() > LINGERING_MAX).then(|| state.lingering.pop_front()).flatten()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -61,7 +61,8 @@ pub struct Admitted {
 
 /// Hears what one peer does, in the order of its stream, on a thread of the fabric: it must not block.
 pub trait Handler: Send + 'static {
-    /// The connection stands. Called once, before anything else (also on the connecting side).
+    /// The connection stands. Called once, before anything else (also on the connecting side), and on the accepting side
+    /// before the peer's [`Fabric::connect`] returns.
     fn connected(&mut self, endpoint: Arc<dyn Endpoint>);
     /// A message. Every byte that the peer wrote before it on this stream has been placed (or dropped, if revoked).
     fn message(&mut self, message: &[u8]);

@@ -93,15 +93,17 @@ impl Setup {
             Some(_) => Offer { segment_max: shared.config.segment_max }.join(&admitted.private_data),
             None => admitted.private_data.to_vec(),
         };
-        if !self.reply(&reply) {
-            let mut handler = admitted.handler;
-            handler.closed(&crate::CloseReason::Transport("the reply could not be sent".to_owned()));
-            return SetupTurn::Over;
-        }
         let place = self.place.take().expect("a setup answers once");
         let established =
             Established { id, fd: self.socket.clone(), peer: self.peer, agreement, responder: true, place };
-        SetupTurn::Open(Box::new(Open::new(established, mailbox.clone(), admitted.handler, shared)))
+        // The handler hears of the connection before the peer does, who may at once ask elsewhere for what needs it.
+        // Nothing is sent ahead of the reply: a responder is silent until the first frame.
+        let open = Open::new(established, mailbox.clone(), admitted.handler, shared);
+        if !self.reply(&reply) {
+            drop(open.end(crate::CloseReason::Transport("the reply could not be sent".to_owned()), None));
+            return SetupTurn::Over;
+        }
+        SetupTurn::Open(Box::new(open))
     }
 
     fn rejected(&self, rejection: &Frame, shared: &Shared) -> SetupTurn {

@@ -84,7 +84,7 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<Exit> {
         return Some(match open {
             OpenError::Call(call) => of_reason(call.reason),
             OpenError::Fabric(_) => Exit::Failed,
-            OpenError::Address { .. } | OpenError::Closed(_) | OpenError::Data(_) => Exit::Unreachable,
+            OpenError::Address { .. } | OpenError::Data(_) => Exit::Unreachable,
         });
     }
     if let Some(write) = error.downcast_ref::<WriteError>() {
