@@ -1,4 +1,8 @@
 //! What people type: `leasehold serve`, `put`, `get`, `breaks`, `why`, `demo`, ..
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "clap shows the arguments' comments as they are: HOST[:PORT]"
+)]
 
 mod administer;
 mod demo;
@@ -6,6 +10,7 @@ mod exit;
 mod files;
 mod get;
 mod hold;
+mod pace;
 mod place;
 mod progress;
 mod put;

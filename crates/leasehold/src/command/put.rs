@@ -5,6 +5,7 @@
 
 use crate::command::Common;
 use crate::command::exit::{Exit, Failure, Outcome};
+use crate::command::pace::Pace;
 use crate::command::place;
 use crate::command::progress::Progress;
 use crate::command::show;
@@ -21,7 +22,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -354,26 +355,6 @@ impl Transfer<'_> {
     }
 }
 
-/// Spreads bytes over time.
-struct Pace {
-    bytes_per_second: u64,
-    began: Instant,
-    granted: AtomicU64,
-}
-
-impl Pace {
-    fn new(rate: Size) -> Pace {
-        Pace { bytes_per_second: rate.0.max(1), began: Instant::now(), granted: AtomicU64::new(0) }
-    }
-
-    /// Returns when it is time for the next `bytes`.
-    async fn turn(&self, bytes: u64) {
-        let before = self.granted.fetch_add(bytes, Ordering::Relaxed);
-        let due = Duration::from_secs_f64(before as f64 / self.bytes_per_second as f64);
-        tokio::time::sleep_until((self.began + due).into()).await;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,16 +381,5 @@ mod tests {
         assert_eq!(wait_time("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(wait_time("1m 30s"), Ok(Duration::from_secs(90)));
         assert!(wait_time("30").is_err() && wait_time("-1s").is_err());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pace_spreads_bytes_over_time() {
-        let pace = Pace::new(Size(1000));
-        let began = tokio::time::Instant::now();
-        for _ in 0..3 {
-            pace.turn(500).await;
-        }
-        let took = began.elapsed();
-        assert!((900..=1100).contains(&took.as_millis()), "{took:?}");
     }
 }
