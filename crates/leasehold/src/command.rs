@@ -45,10 +45,10 @@ struct Command {
     #[command(flatten)]
     common: Common,
     #[command(subcommand)]
-    verb: Verb,
+    action: Action,
 }
 
-/// What every verb understands.
+/// What every command understands.
 #[derive(Clone, Debug, clap::Args)]
 struct Common {
     /// The server's unix socket: it knows for certain who calls. For `serve`: where to make it [default:
@@ -61,7 +61,7 @@ struct Common {
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Action {
     /// Serve the store in a directory
     Serve(serve::Serve),
     /// Write a local file into the store, by RDMA
@@ -128,26 +128,26 @@ pub fn run() -> ExitCode {
 
 async fn perform(command: Command) -> Outcome {
     let common = command.common;
-    match command.verb {
-        Verb::Serve(verb) => verb.run(&common).await,
-        Verb::Put(verb) => verb.run(&common).await,
-        Verb::Get(verb) => verb.run(&common).await,
-        Verb::Ls(verb) => verb.run(&common).await,
-        Verb::Stat(verb) => verb.run(&common).await,
-        Verb::Rm(verb) => verb.run(&common).await,
-        Verb::Mv(verb) => verb.run(&common).await,
-        Verb::Mkdir(verb) => verb.run(&common).await,
-        Verb::Truncate(verb) => verb.run(&common).await,
-        Verb::Punch(verb) => verb.run(&common).await,
-        Verb::Sync(verb) => verb.run(&common).await,
-        Verb::Leases(verb) => verb.run(&common).await,
-        Verb::Breaks(verb) => verb.run(&common).await,
-        Verb::Why(verb) => verb.run(&common).await,
-        Verb::Status(verb) => verb.run(&common).await,
-        Verb::Watch(verb) => verb.run(&common).await,
-        Verb::Scrub(verb) => verb.run(&common).await,
-        Verb::Hold(verb) => verb.run(&common).await,
-        Verb::Demo(verb) => verb.run().await,
+    match command.action {
+        Action::Serve(action) => action.run(&common).await,
+        Action::Put(action) => action.run(&common).await,
+        Action::Get(action) => action.run(&common).await,
+        Action::Ls(action) => action.run(&common).await,
+        Action::Stat(action) => action.run(&common).await,
+        Action::Rm(action) => action.run(&common).await,
+        Action::Mv(action) => action.run(&common).await,
+        Action::Mkdir(action) => action.run(&common).await,
+        Action::Truncate(action) => action.run(&common).await,
+        Action::Punch(action) => action.run(&common).await,
+        Action::Sync(action) => action.run(&common).await,
+        Action::Leases(action) => action.run(&common).await,
+        Action::Breaks(action) => action.run(&common).await,
+        Action::Why(action) => action.run(&common).await,
+        Action::Status(action) => action.run(&common).await,
+        Action::Watch(action) => action.run(&common).await,
+        Action::Scrub(action) => action.run(&common).await,
+        Action::Hold(action) => action.run(&common).await,
+        Action::Demo(action) => action.run().await,
     }
 }
 
@@ -165,10 +165,11 @@ mod tests {
     fn every_help_text_fits_in_80_columns() {
         let mut command = Command::command();
         command.build();
-        let names: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+        let names: Vec<String> =
+            command.get_subcommands().map(|action| action.get_name().to_owned()).collect();
         for name in names {
-            let verb = command.find_subcommand_mut(&name).unwrap();
-            let help = format!("{}\n{}", verb.render_help(), verb.render_long_help());
+            let action = command.find_subcommand_mut(&name).unwrap();
+            let help = format!("{}\n{}", action.render_help(), action.render_long_help());
             let longest = help.lines().max_by_key(|line| line.chars().count()).unwrap();
             assert!(longest.chars().count() <= 80, "{name}: {longest}");
         }

@@ -6,7 +6,6 @@
 //! ```
 #![forbid(unsafe_code)]
 
-#[allow(rustdoc::broken_intra_doc_links, reason = "its doc comments are help texts for a terminal")]
 pub mod command;
 pub mod server;
 pub mod size;

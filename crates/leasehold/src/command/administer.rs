@@ -1,4 +1,4 @@
-//! The verbs that look: `leases`, `breaks`, `why`, `status`.
+//! The commands that look: `leases`, `breaks`, `why`, `status`.
 
 use crate::command::Common;
 use crate::command::exit::Outcome;

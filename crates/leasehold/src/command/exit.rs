@@ -8,7 +8,7 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
-/// A verb's end: `Err` with whatever went wrong; [`report`] finds the code in its chain of causes.
+/// A command's end: `Err` with whatever went wrong; [`report`] finds the code in its chain of causes.
 pub(crate) type Outcome = anyhow::Result<()>;
 
 /// The exit codes; documented in `leasehold --help` and in `docs/command.md`.

@@ -1,4 +1,4 @@
-//! The verbs that do one thing to a name: `ls`, `stat`, `rm`, `mv`, `mkdir`, `truncate`, `punch`, `sync`.
+//! The commands that do one thing to a name: `ls`, `stat`, `rm`, `mv`, `mkdir`, `truncate`, `punch`, `sync`.
 
 use crate::command::Common;
 use crate::command::exit::Outcome;

@@ -1,4 +1,4 @@
-//! The verbs against a server: what they print, and the codes they end with.
+//! The commands against a server: what they print, and the codes they end with.
 
 mod harness;
 
