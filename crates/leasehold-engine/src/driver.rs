@@ -258,8 +258,8 @@ impl State {
                 let _gone = closed.send(self.parts.core.file_size(file).is_none());
             }
             Work::Request { id, input, asker, detail } => {
-                if let (Input::Commit { session, lease, .. }, Asker::Call(_)) = (&input, &asker)
-                    && let Some(session) = self.session(*session)
+                if let Input::Commit { session, lease, .. } | Input::Release { session, lease, .. } = &input
+                    && let (Asker::Call(_), Some(session)) = (&asker, self.session(*session))
                 {
                     session.key_lingers(*lease);
                 }

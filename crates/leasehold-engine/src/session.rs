@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// How many tags of leases that were committed by the control plane go on swallowing late bytes, a session.
-const LINGERING_MAX: usize = 64;
+/// How many tags of leases that were committed or released by the control plane go on swallowing late bytes, a session.
+const LINGERING_MAX: usize = 256;
 
 /// What a peer shows when it connects to the data port.
 pub type Token = [u8; 16];
@@ -192,7 +192,8 @@ impl Session {
         Some(*key)
     }
 
-    /// A commit comes by the control plane, which may overtake the bytes: they must not meet a tag that is unknown.
+    /// A commit or release comes by the control plane, which may overtake the bytes: they must not meet a tag that is
+    /// unknown.
     pub(crate) fn key_lingers(&self, lease: LeaseId) {
         if let Some(key) = self.lock().keys.get_mut(&lease) {
             key.lingers = true;
