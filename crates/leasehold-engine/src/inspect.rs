@@ -7,7 +7,8 @@ use crate::files::{CALL_BYTES_MAX, FileError};
 use crate::path::StorePath;
 use crate::storage::{Kind, Mismatch, NamespaceError};
 use leasehold_core::input::Access;
-use leasehold_core::range::ByteRange;
+use leasehold_core::output::ReadError;
+use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange};
 use leasehold_core::view::{LeaseState, WaitKind, WaitOn};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -61,6 +62,8 @@ pub struct Scrubbed {
     pub path: String,
     /// Blocks that were read.
     pub blocks: u64,
+    /// Of these, blocks that had no checksum, since other tools had put them there: they have one from now on.
+    pub adopted: u64,
     /// Blocks that are not what was committed.
     pub mismatches: Vec<BadBlock>,
     /// Why the file could not be read to its end, if so.
@@ -76,6 +79,15 @@ pub struct BadBlock {
     pub committed: Option<u32>,
     /// The CRC32C of what is there.
     pub found: u32,
+}
+
+/// How many blocks are surveyed at a time: a file's writers wait meanwhile.
+const SURVEY_BLOCKS: usize = 1 << 16;
+
+impl Scrubbed {
+    fn of(path: &StorePath) -> Scrubbed {
+        Scrubbed { path: path.to_string(), blocks: 0, adopted: 0, mismatches: Vec::new(), error: None }
+    }
 }
 
 impl Engine {
@@ -155,46 +167,66 @@ impl Engine {
     /// # Errors
     /// `path` does not exist.
     pub async fn scrub(&self, path: &StorePath) -> Result<mpsc::Receiver<Scrubbed>, FileError> {
-        self.stat(path).await?;
+        let kind = self.stat(path).await?.kind;
         let (send, receive) = mpsc::channel(64);
         let (engine, path) = (self.clone(), path.clone());
-        tokio::spawn(async move { engine.scrub_below(path, send).await });
+        tokio::spawn(async move {
+            if kind == Kind::Directory {
+                engine.scrub_below(path, send).await;
+            } else {
+                let _gone = send.send(engine.scrub_file(&path).await).await;
+            }
+        });
         Ok(receive)
     }
 
     async fn scrub_below(self, path: StorePath, found: mpsc::Sender<Scrubbed>) {
-        let mut todo = vec![path];
-        while let Some(path) = todo.pop() {
-            let (storage, wanted) = (self.0.storage.clone(), path.clone());
-            let Ok(stat) = blocking(move || storage.stat(&wanted)).await else { continue };
-            match stat.kind {
-                Kind::Directory => {
-                    let (storage, wanted) = (self.0.storage.clone(), path.clone());
-                    let entries = blocking(move || storage.list(&wanted)).await.unwrap_or_default();
-                    todo.extend(entries.iter().rev().filter_map(|entry| path.join(&entry.name).ok()));
-                }
-                Kind::File => {
-                    let scrubbed = self.scrub_file(&path).await;
-                    if found.send(scrubbed).await.is_err() {
-                        return; // nobody listens any more
-                    }
-                }
-                Kind::Other => {}
+        let (send, mut files) = mpsc::channel::<StorePath>(64);
+        let (storage, from) = (self.0.storage.clone(), path.clone());
+        let walk = tokio::task::spawn_blocking(move || {
+            storage.walk(&from, &mut |file| send.blocking_send(file.clone()).is_ok())
+        });
+        while let Some(file) = files.recv().await {
+            if found.send(self.scrub_file(&file).await).await.is_err() {
+                return; // nobody listens any more
             }
         }
+        if let Err(error) = walk.await.expect("a walk neither panics nor is aborted") {
+            let failed = Scrubbed { error: Some(error.to_string()), ..Scrubbed::of(&path) };
+            let _gone = found.send(failed).await;
+        }
+    }
+
+    /// Blocks of the file that have no checksum yet.
+    async fn unknown_blocks(&self, path: &StorePath) -> Result<u64, FileError> {
+        let pinned = self.pin(path).await?;
+        let (storage, file) = (self.0.storage.clone(), pinned.file());
+        let end = pinned.opened().size.div_ceil(BLOCK_BYTES);
+        let count = move || {
+            let mut unknown = 0;
+            for start in (0..end).step_by(SURVEY_BLOCKS) {
+                let blocks =
+                    BlockRange::new(start, end.min(start + SURVEY_BLOCKS as u64)).expect("not empty");
+                unknown += storage.survey(file, blocks)?.unknown;
+            }
+            Ok(unknown)
+        };
+        let failed = |source| FileError::Read { path: path.clone(), source: ReadError::Fault(source) };
+        blocking(count).await.map_err(failed)
     }
 
     async fn scrub_file(&self, path: &StorePath) -> Scrubbed {
         let mut mismatches = self.0.mismatches.subscribe();
-        let mut scrubbed =
-            Scrubbed { path: path.to_string(), blocks: 0, mismatches: Vec::new(), error: None };
+        let mut scrubbed = Scrubbed::of(path);
+        let before = match self.unknown_blocks(path).await {
+            Ok(unknown) => unknown,
+            Err(error) => return Scrubbed { error: Some(error.to_string()), ..scrubbed },
+        };
         let mut offset = 0;
         while let Some(range) = ByteRange::at(offset, CALL_BYTES_MAX) {
             match self.read(path, range).await {
                 Ok(bytes) if bytes.is_empty() => break,
-                Ok(bytes) => {
-                    scrubbed.blocks += (bytes.len() as u64).div_ceil(leasehold_core::range::BLOCK_BYTES)
-                }
+                Ok(bytes) => scrubbed.blocks += (bytes.len() as u64).div_ceil(BLOCK_BYTES),
                 Err(FileError::Read { .. }) => {
                     // Look at its blocks one by one, so that the good ones count, and the bad ones are named.
                     scrubbed.blocks += self.scrub_blocks(path, range, &mut scrubbed.error).await;
@@ -206,6 +238,8 @@ impl Engine {
             }
             offset += CALL_BYTES_MAX;
         }
+        let after = self.unknown_blocks(path).await.unwrap_or(before);
+        scrubbed.adopted = before.saturating_sub(after);
         while let Ok(mismatch) = mismatches.try_recv() {
             let Mismatch { path: of, block, committed, found, .. } = mismatch;
             let bad = BadBlock { block, committed, found };
@@ -220,8 +254,7 @@ impl Engine {
     async fn scrub_blocks(&self, path: &StorePath, range: ByteRange, error: &mut Option<String>) -> u64 {
         let mut read = 0;
         for block in range.blocks().start()..range.blocks().end() {
-            let size = leasehold_core::range::BLOCK_BYTES;
-            let range = ByteRange::at(block * size, size).expect("a block within a range");
+            let range = ByteRange::at(block * BLOCK_BYTES, BLOCK_BYTES).expect("a block within a range");
             match self.read(path, range).await {
                 Ok(bytes) if bytes.is_empty() => break,
                 Ok(_) => read += 1,

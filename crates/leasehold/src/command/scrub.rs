@@ -37,10 +37,15 @@ impl Scrub {
         }
         let gone = || Failure::new(Exit::Unreachable, "the server went away before the scrub was complete");
         let totals = totals.ok_or_else(gone)?;
-        let proto::ScrubTotals { files, blocks, mismatched, failed } = totals;
+        let proto::ScrubTotals { files, blocks, mismatched, failed, adopted } = totals;
         if common.json {
-            let value =
-                json!({ "files": files, "blocks": blocks, "mismatched": mismatched, "failed": failed });
+            let value = json!({
+                "files": files,
+                "blocks": blocks,
+                "adopted": adopted,
+                "mismatched": mismatched,
+                "failed": failed,
+            });
             show::json_line(&json!({ "totals": value }))?;
         } else {
             show::line(format_args!(
@@ -49,6 +54,12 @@ impl Scrub {
                 count(files, "file"),
                 verdict(mismatched, failed)
             ))?;
+            if adopted > 0 {
+                show::line(format_args!(
+                    "{} had no checksum and were adopted as they are",
+                    count(adopted, "block")
+                ))?;
+            }
         }
         if mismatched > 0 {
             return Err(Failure::new(
@@ -112,6 +123,7 @@ fn file_json(file: &proto::ScrubFile) -> Value {
     json!({
         "path": file.path,
         "blocks": file.blocks,
+        "adopted": file.adopted,
         "mismatches": file.mismatches.iter().map(mismatch).collect::<Vec<_>>(),
         "error": error,
     })

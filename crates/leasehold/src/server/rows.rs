@@ -138,6 +138,7 @@ fn at_this_moment(what: proto::event::What) -> proto::Event {
 pub(crate) fn scrubbed(file: Scrubbed, totals: &mut proto::ScrubTotals) -> proto::ScrubResponse {
     totals.files += 1;
     totals.blocks += file.blocks;
+    totals.adopted += file.adopted;
     totals.mismatched += file.mismatches.len() as u64;
     totals.failed += u64::from(file.error.is_some());
     let mismatch = |bad: &leasehold_engine::inspect::BadBlock| proto::Mismatch {
@@ -148,6 +149,7 @@ pub(crate) fn scrubbed(file: Scrubbed, totals: &mut proto::ScrubTotals) -> proto
     scrub_item(proto::scrub_response::Item::File(proto::ScrubFile {
         path: file.path,
         blocks: file.blocks,
+        adopted: file.adopted,
         mismatches: file.mismatches.iter().map(mismatch).collect(),
         error: file.error.unwrap_or_default(),
     }))
