@@ -54,8 +54,8 @@ const TEST: &[Part] = &[
             .run()
     }),
     ("licences", || {
-        cargo_tool("cargo-deny", "0.20")?;
-        cargo(&["deny", "--workspace", "--offline", "check", "licenses", "bans", "sources"]).run()
+        cargo_tool("cargo-deny", "0.20.2")?;
+        cargo(&["deny", "--workspace", "check", "licenses", "bans", "sources"]).run()
     }),
 ];
 

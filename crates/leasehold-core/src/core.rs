@@ -152,10 +152,10 @@ impl Core {
         self.timers.first().map(|&(at, _)| at)
     }
 
-    /// Whether the request is owed an answer.
+    /// Whether the core still knows the file: open, or removed and still in use.
     #[must_use]
-    pub fn is_pending(&self, request: RequestId) -> bool {
-        self.is_known(request)
+    pub fn knows_file(&self, file: FileId) -> bool {
+        self.files.contains_key(&file)
     }
 
     fn take(&mut self, input: Input, out: &mut Vec<Output>) {

@@ -136,9 +136,15 @@ pub enum Fault {
     /// No space, or a quota.
     #[error("no space left on the store's filesystem; free some, then retry")]
     NoSpace,
-    /// The disk, or the file was changed behind our back (a checksum does not match).
+    /// The disk.
     #[error("the store could not read or write; see the server's log for the file, the range and the cause")]
     Io,
+    /// The bytes on disk are not what was committed.
+    #[error(
+        "bytes on disk do not match their checksum: damaged, or changed by another tool; `leasehold scrub` names them, \
+         and putting the file again replaces them"
+    )]
+    Checksum,
     /// The fabric has no place for one more key, or the session has no endpoint.
     #[error("the fabric has no endpoint or no key to give to this session; connect first, or release leases")]
     NoKey,

@@ -23,12 +23,13 @@ const HUGE_PAGES_WANTED: &str = "/proc/sys/vm/nr_hugepages";
 /// Which pages to build an arena of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pages {
-    /// Huge ones where the host has enough free or lets us reserve them, else normal ones.
+    /// Huge ones where the host has enough free, else normal ones. The host's settings are left alone.
     #[default]
     Auto,
     /// 4 KiB pages.
     Normal,
-    /// 2 MiB pages, or fail.
+    /// 2 MiB pages, or fail. What the host has not free is added to its pool while the arena lives, if we may: a server
+    /// that is killed leaves them there, for the next one to use.
     Huge,
 }
 
@@ -87,14 +88,14 @@ impl Arena {
         let mut notes = Vec::new();
         if pages != Pages::Normal {
             let wanted = bytes.div_ceil(HUGE_BYTES);
-            match Arena::huge(wanted) {
+            match Arena::huge(wanted, pages == Pages::Huge) {
                 Ok(arena) => return Ok(Arc::new(arena)),
                 Err(source) if pages == Pages::Huge => {
                     return Err(ArenaError::NoHugePages { bytes, pages: wanted, source });
                 }
                 Err(source) => notes.push(format!(
-                    "the arena has 4 KiB pages, since {wanted} huge pages could not be had ({source}); \
-                     sysctl vm.nr_hugepages={wanted} makes it faster"
+                    "the arena has 4 KiB pages, since {wanted} huge pages are not free ({source}); \
+                     sysctl vm.nr_hugepages={wanted}, or --pages huge, makes it faster"
                 )),
             }
         }
@@ -105,11 +106,12 @@ impl Arena {
         Ok(Arc::new(arena))
     }
 
-    fn huge(wanted: u64) -> io::Result<Arena> {
+    fn huge(wanted: u64, may_reserve: bool) -> io::Result<Arena> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
         let length = wanted * HUGE_BYTES;
-        if let Ok(arena) = Arena::map(length, flags, Vec::new()) {
-            return Ok(arena);
+        match Arena::map(length, flags, Vec::new()) {
+            Err(_) if may_reserve => {}
+            mapped => return mapped,
         }
         let reserved = Reservation::new(wanted)?;
         let notes = vec![format!("reserved {wanted} huge pages of 2 MiB for the arena")];

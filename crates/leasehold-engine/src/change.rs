@@ -41,6 +41,7 @@ impl ChangeFailed {
             ChangeFailed::System(error) | ChangeFailed::Block(JudgeError::Sums(SumsError::System(error))) => {
                 fault_of(error)
             }
+            ChangeFailed::Block(JudgeError::Mismatch(_)) => Fault::Checksum,
             ChangeFailed::Block(_) => Fault::Io,
         }
     }

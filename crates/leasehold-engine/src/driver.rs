@@ -11,8 +11,9 @@ use crate::arena::Arena;
 use crate::break_log::{BreakLog, BreakRow};
 use crate::event::Event;
 use crate::metrics::Counters;
-use crate::session::{Key, Session, Sessions, send_committed};
+use crate::session::{InFlight, Key, Session, Sessions, send_committed};
 use crate::storage::{Detail, Storage};
+use bytes::Bytes;
 use leasehold_core::Core;
 use leasehold_core::breaks::{Break, Outcome};
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
@@ -40,6 +41,8 @@ pub(crate) enum Work {
     Input(Input),
     /// A request, with where its reply goes.
     Request { id: RequestId, input: Input, asker: Asker, detail: Detail },
+    /// An answer that arrived at a caller that has gone.
+    Undo(RequestId, Answer),
     /// Whoever asked has gone.
     Cancel(RequestId),
     /// Forget the file if nobody needs it, and say whether that was done.
@@ -54,14 +57,19 @@ pub(crate) enum Work {
     Look(Box<dyn FnOnce(&View<'_>) + Send>),
     /// Say when there is nothing left to do, then end the thread.
     Stop(oneshot::Sender<()>),
+    /// Nobody has the engine any more: end the thread.
+    Quit,
 }
 
 /// Who is owed the reply to a request.
 pub(crate) enum Asker {
     /// A call that awaits it.
     Call(oneshot::Sender<Answer>),
+    /// A write by a session of the server's own: once it has its lease, these bytes are copied and committed, here, where
+    /// no break can come in between. The call awaits the reply to the commit.
+    Write { call: oneshot::Sender<Answer>, session: SessionId, data: Bytes },
     /// A peer that asked on its data stream, under this number of its own.
-    Peer { endpoint: Arc<dyn Endpoint>, request: u64 },
+    Peer { endpoint: Arc<dyn Endpoint>, request: u64, _in_flight: InFlight },
 }
 
 /// A reply, with what the core does not know.
@@ -217,6 +225,7 @@ struct State {
 
 impl State {
     fn run(mut self, work: &mpsc::Receiver<Work>) {
+        // Until `Stop` is done, or `Quit`.
         let mut reap_at = Instant::now() + REAP_EVERY;
         loop {
             let now = self.clock.now();
@@ -226,6 +235,7 @@ impl State {
                 None => until_reap,
             };
             match work.recv_timeout(wait) {
+                Ok(Work::Quit) => return,
                 Ok(work) => self.work(work),
                 Err(RecvTimeoutError::Timeout) => self.step(Input::Tick),
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -245,17 +255,27 @@ impl State {
 
     fn work(&mut self, work: Work) {
         match work {
-            Work::Input(input) => self.step(input),
+            Work::Input(input) => {
+                if let Input::FenceUnproven { lease } = &input {
+                    self.crcs.remove(lease); // it will not be verified
+                }
+                self.step(input);
+            }
             Work::Cancel(request) => {
                 self.step(Input::Cancel { request });
-                // What has taken effect already is replied to nobody; what has not is forgotten.
-                if !self.parts.core.is_pending(request) {
-                    self.replies.remove(&request);
+                // What has taken effect already goes on, and is replied to nobody.
+                let summed = self.replies.remove(&request).and_then(|pending| pending.summed);
+                if let Some(lease) = summed.filter(|lease| self.parts.core.lease(*lease).is_none()) {
+                    self.crcs.remove(&lease);
                 }
+            }
+            Work::Undo(request, answer) => {
+                self.undo(request, answer);
+                self.settle();
             }
             Work::CloseFile { file, closed } => {
                 self.step(Input::FileClosed { file });
-                let _gone = closed.send(self.parts.core.file_size(file).is_none());
+                let _gone = closed.send(!self.parts.core.knows_file(file));
             }
             Work::Request { id, input, asker, detail } => {
                 if let Input::Commit { session, lease, .. } | Input::Release { session, lease, .. } = &input
@@ -286,6 +306,7 @@ impl State {
                 }
                 self.stopping = Some(done);
             }
+            Work::Quit => {} // seen by `run`
         }
     }
 
@@ -326,6 +347,10 @@ impl State {
     /// Steps the core, and again with the answers to what could be done at once.
     fn step(&mut self, input: Input) {
         self.inputs.push_back(input);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
         while let Some(input) = self.inputs.pop_front() {
             let mut outputs = std::mem::take(&mut self.outputs);
             self.parts.core.step(self.clock.now(), input, &mut outputs);
@@ -360,6 +385,7 @@ impl State {
                 self.fence(session, lease);
             }
             Output::Forget { lease, session } => {
+                self.crcs.remove(&lease);
                 if let Some(session) = self.session(session)
                     && let (Some(endpoint), Some(tag)) = (session.endpoint(), session.forget_key(lease))
                 {
@@ -461,11 +487,34 @@ impl State {
                     self.undo(request, answer);
                 }
             }
-            Asker::Peer { endpoint, request } => {
+            Asker::Write { call, session, data } => match granted.first() {
+                Some(lease) => self.fill_and_commit(call, session, lease, &data),
+                None => drop(call.send(Answer { reply, granted })),
+            },
+            Asker::Peer { endpoint, request, .. } => {
                 let Reply::Commit(result) = reply else { unreachable!("peers ask only for commits") };
                 send_committed(&endpoint, committed(request, result));
             }
         }
+    }
+
+    /// The lease of a local write was granted in this very step, and nothing else has happened since.
+    fn fill_and_commit(
+        &mut self,
+        call: oneshot::Sender<Answer>,
+        session: SessionId,
+        granted: &Granted,
+        data: &[u8],
+    ) {
+        // SAFETY: the frames are leased to the call's own session, for which no key was made; they can be taken away
+        // only by a later output.
+        let frames = unsafe { self.parts.arena.bytes_mut(granted.run) };
+        frames[usize::from(granted.skip)..][..data.len()].copy_from_slice(data);
+        let (request, lease) = (self.driver.next_request(), granted.lease);
+        let asker = Asker::Call(call);
+        let pending = Pending { asker, detail: Detail::None, since: Instant::now(), summed: None };
+        self.replies.insert(request, pending);
+        self.inputs.push_back(Input::Commit { request, session, lease });
     }
 
     /// Gives back what was granted to a caller that has gone.

@@ -11,8 +11,9 @@ use crate::event::Event;
 use crate::metrics::Counters;
 use crate::open_files::{OpenFiles, Pinned};
 use crate::path::StorePath;
-use crate::session::{Sessions, TokenGate};
+use crate::session::{LINGERING_MAX, Sessions, TokenGate};
 use crate::storage::{Detail, Mismatch, NamespaceError, OpenError, Opened, Storage, StorageConfig};
+use bytes::Bytes;
 use leasehold_core::identity::Identity;
 use leasehold_core::ids::{LeaseId, RequestId, SessionId};
 use leasehold_core::input::{Access, Input, OnConflict, Want};
@@ -233,6 +234,26 @@ pub enum AcquireError {
     /// The file could not be opened.
     #[error(transparent)]
     Path(#[from] NamespaceError),
+    /// More ranges than one acquire may have.
+    #[error(
+        "limit reached: acquire_ranges_max is {max}; ask for less at once, or raise it in the server's configuration"
+    )]
+    TooManyRanges {
+        /// The limit.
+        max: usize,
+    },
+    /// No file on this filesystem can have these bytes.
+    #[error(
+        "{path}: bytes {range} end past {max}, the longest file that this store can hold; check the range"
+    )]
+    BadRange {
+        /// The file.
+        path: StorePath,
+        /// The bytes.
+        range: ByteRange,
+        /// The longest file.
+        max: u64,
+    },
     /// The core refused.
     #[error("{path}: {source}")]
     Refused {
@@ -265,8 +286,11 @@ pub enum CommitError {
     Refused(#[from] output::CommitError),
 }
 
-/// The core's thread has ended: the engine stops.
+/// The core's thread has ended, or takes no new work: the engine stops.
 pub(crate) struct Ended;
+
+/// No file on the store's filesystem can have these bytes.
+pub(crate) struct BadRange;
 
 impl Engine {
     /// Opens or creates the store, recovers it, and listens for data connections. Blocks.
@@ -423,16 +447,25 @@ impl Engine {
         on_conflict: OnConflict,
         wait: Duration,
     ) -> Result<Vec<Grant>, AcquireError> {
+        let max = self.0.config.limits.acquire_ranges_max;
+        if wanted.len() > max {
+            return Err(AcquireError::TooManyRanges { max });
+        }
         let mut pins = Vec::with_capacity(wanted.len());
         let mut wants = Vec::with_capacity(wanted.len());
         for Wanted { path, range, access } in &wanted {
+            self.check(*range).map_err(|BadRange| AcquireError::BadRange {
+                path: path.clone(),
+                range: *range,
+                max: self.0.storage.file_bytes_max(),
+            })?;
             let pinned = self.pin(path).await?;
             wants.push(Want { file: pinned.file(), range: *range, access: *access });
             pins.push(pinned);
         }
         let deadline = self.0.driver.clock.now().after_ms(wait.as_millis().try_into().unwrap_or(u64::MAX));
         let input = |request| Input::Acquire { request, session, wants, on_conflict, deadline };
-        let answer = self.call(input, Detail::None).await.map_err(|Ended| AcquireError::Stopping)?;
+        let answer = self.begin(input, Detail::None).await.map_err(|Ended| AcquireError::Stopping)?;
         let Reply::Acquire(result) = answer.reply else { unreachable!("an acquire's reply is one") };
         match result {
             Ok(_) => {
@@ -514,6 +547,11 @@ impl Engine {
         self.look(|view| view.core.stats()).await
     }
 
+    /// Whether a file can have these bytes: what is committed must be possible to write back.
+    pub(crate) fn check(&self, range: ByteRange) -> Result<(), BadRange> {
+        if range.end() <= self.0.storage.file_bytes_max() { Ok(()) } else { Err(BadRange) }
+    }
+
     /// Sends a request to the core and awaits its reply. Dropping the future cancels it.
     pub(crate) async fn call(
         &self,
@@ -521,10 +559,43 @@ impl Engine {
         detail: Detail,
     ) -> Result<Answer, Ended> {
         let (reply, answer) = oneshot::channel();
-        let request = self.0.driver.request(input, Asker::Call(reply), detail);
-        let mut call = Call { driver: &self.0.driver, request: Some(request) };
-        let answer = answer.await.map_err(|_| Ended);
-        call.request = None;
+        self.await_answer(input, Asker::Call(reply), detail, answer).await
+    }
+
+    /// [`Engine::call`] for what is not begun any more once the engine is stopping.
+    pub(crate) async fn begin(
+        &self,
+        input: impl FnOnce(RequestId) -> Input,
+        detail: Detail,
+    ) -> Result<Answer, Ended> {
+        if self.0.stopping.load(Ordering::SeqCst) { Err(Ended) } else { self.call(input, detail).await }
+    }
+
+    /// Acquires for a session of the server's own, fills the frames, and commits.
+    pub(crate) async fn fill(
+        &self,
+        session: SessionId,
+        input: impl FnOnce(RequestId) -> Input,
+        data: Bytes,
+    ) -> Result<Answer, Ended> {
+        if self.0.stopping.load(Ordering::SeqCst) {
+            return Err(Ended);
+        }
+        let (call, answer) = oneshot::channel();
+        self.await_answer(input, Asker::Write { call, session, data }, Detail::None, answer).await
+    }
+
+    async fn await_answer(
+        &self,
+        input: impl FnOnce(RequestId) -> Input,
+        asker: Asker,
+        detail: Detail,
+        answer: oneshot::Receiver<Answer>,
+    ) -> Result<Answer, Ended> {
+        let request = self.0.driver.request(input, asker, detail);
+        let mut call = Call { driver: &self.0.driver, request, answer: Some(answer) };
+        let answer = call.answer.as_mut().expect("just put there").await.map_err(|_| Ended);
+        call.answer = None;
         answer
     }
 
@@ -550,8 +621,8 @@ fn fabric_config(config: &Config) -> iwarp::Config {
     let Limits { leases_per_session_max, remembered_per_session_max, sessions_max, .. } = config.limits;
     iwarp::Config {
         strict: config.strict_placement,
-        tags_max: leases_per_session_max + remembered_per_session_max + 1,
-        discarding_max: leases_per_session_max + remembered_per_session_max + 1,
+        tags_max: leases_per_session_max + remembered_per_session_max + LINGERING_MAX + 1,
+        discarding_max: leases_per_session_max + remembered_per_session_max + LINGERING_MAX + 1,
         connections_max: sessions_max + 64, // and some that are setting up
         ..iwarp::Config::default()
     }
@@ -560,14 +631,25 @@ fn fabric_config(config: &Config) -> iwarp::Config {
 /// A request that is cancelled if its caller goes away.
 struct Call<'a> {
     driver: &'a Driver,
-    request: Option<RequestId>,
+    request: RequestId,
+    /// `None` once it has come.
+    answer: Option<oneshot::Receiver<Answer>>,
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        if let Some(request) = self.request {
-            self.driver.send(Work::Cancel(request));
-        }
+        let Some(mut answer) = self.answer.take() else { return };
+        answer.close();
+        self.driver.send(match answer.try_recv() {
+            Ok(answer) => Work::Undo(self.request, answer), // it was on its way
+            Err(_) => Work::Cancel(self.request),
+        });
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.driver.send(Work::Quit);
     }
 }
 

@@ -48,15 +48,18 @@ pub enum FileError {
         /// How many.
         length: u64,
     },
-    /// The range ends past the last offset that a file can have.
+    /// The range is empty, or ends past the longest file.
     #[error(
-        "the range at {offset} with {length} bytes is empty, or ends past 2^63; check the offset and the length"
+        "the range at {offset} with {length} bytes is empty, or ends past {max}, the longest file that this store can \
+         hold; check the offset and the length"
     )]
     BadRange {
         /// Where it begins.
         offset: u64,
         /// How long it is.
         length: u64,
+        /// The longest file.
+        max: u64,
     },
     /// A change was refused or failed.
     #[error("{path}: {source}")]
@@ -106,16 +109,6 @@ impl From<Ended> for FileError {
     }
 }
 
-/// A range of a file as callers give it, checked.
-///
-/// # Errors
-/// [`FileError::BadRange`] if it is empty or ends past 2^63.
-pub fn range(offset: u64, length: u64) -> Result<ByteRange, FileError> {
-    ByteRange::at(offset, length)
-        .filter(|range| i64::try_from(range.end()).is_ok())
-        .ok_or(FileError::BadRange { offset, length })
-}
-
 impl Engine {
     /// Creates the file unless it exists.
     ///
@@ -158,6 +151,14 @@ impl Engine {
             match self.stat(&name).await {
                 Ok(stat) => stats.push(stat),
                 Err(FileError::Path(NamespaceError::NotFound { .. })) => {} // removed in the meantime
+                // Not ours to follow, but there.
+                Err(FileError::Path(NamespaceError::Link { .. })) => stats.push(Stat {
+                    path: name,
+                    kind: Kind::Other,
+                    size: 0,
+                    links: 1,
+                    modified: SystemTime::UNIX_EPOCH,
+                }),
                 Err(error) => return Err(error),
             }
         }
@@ -181,8 +182,13 @@ impl Engine {
         let (inner, a, b) = (self.0.clone(), from.clone(), to.clone());
         let renamed = blocking(move || inner.files.rename(|storage| storage.rename(&a, &b))).await;
         match renamed {
-            Err(NamespaceError::Exists { .. }) if from != to => {}
+            Err(NamespaceError::Exists { .. }) if from == to => return Ok(()), // as rename(2) has it
+            Err(NamespaceError::Exists { .. }) => {}
             other => return Ok(other?),
+        }
+        // Before any lease on the target is broken for nothing.
+        if self.stat(from).await?.kind != Kind::File {
+            return Err(NamespaceError::NotAFile { path: from.clone() }.into());
         }
         let target = self.pin(to).await?;
         if target.opened().links > 1 {
@@ -222,11 +228,8 @@ impl Engine {
         detail: Detail,
         breaker: Identity,
     ) -> Result<(), FileError> {
-        let file = pinned.file();
-        self.change(path, pinned, Change::Remove, detail, breaker).await?;
-        let inner = self.0.clone();
-        blocking(move || inner.files.removed(file)).await;
-        Ok(())
+        self.0.files.leaving(pinned.file());
+        self.change(path, pinned, Change::Remove, detail, breaker).await
     }
 
     /// Sets the file's size. Shrinking breaks every lease beyond the new size, past the old end of file too.
@@ -234,8 +237,9 @@ impl Engine {
     /// # Errors
     /// [`FileError`].
     pub async fn truncate(&self, path: &StorePath, size: u64, breaker: Identity) -> Result<(), FileError> {
-        if i64::try_from(size).is_err() {
-            return Err(FileError::BadRange { offset: 0, length: size });
+        let max = self.0.storage.file_bytes_max();
+        if size > max {
+            return Err(FileError::BadRange { offset: 0, length: size, max });
         }
         let pinned = self.pin(path).await?;
         self.change(path, pinned, Change::Truncate { size }, Detail::None, breaker).await
@@ -251,6 +255,13 @@ impl Engine {
         range: ByteRange,
         breaker: Identity,
     ) -> Result<(), FileError> {
+        // "All bytes from here on" is a fair thing to say; what no file can have needs no punching.
+        let max = self.0.storage.file_bytes_max();
+        let range = ByteRange::new(range.start(), range.end().min(max)).ok_or(FileError::BadRange {
+            offset: range.start(),
+            length: range.len(),
+            max,
+        })?;
         let pinned = self.pin(path).await?;
         self.change(path, pinned, Change::Punch { range }, Detail::None, breaker).await
     }
@@ -265,7 +276,7 @@ impl Engine {
     ) -> Result<(), FileError> {
         let (file, breaker) = (pinned.file(), Arc::new(breaker));
         let input = |request| Input::Change { request, file, change, breaker };
-        let Reply::Change(result) = self.call(input, detail).await?.reply else {
+        let Reply::Change(result) = self.begin(input, detail).await?.reply else {
             unreachable!("a change's reply is one")
         };
         result.map_err(|source| FileError::Change { path: path.clone(), source })
@@ -279,7 +290,7 @@ impl Engine {
         let pinned = self.pin(path).await?;
         let file = pinned.file();
         let Reply::Sync(result) =
-            self.call(|request| Input::Sync { request, file }, Detail::None).await?.reply
+            self.begin(|request| Input::Sync { request, file }, Detail::None).await?.reply
         else {
             unreachable!("a sync's reply is one")
         };
@@ -303,7 +314,7 @@ impl Engine {
             id = Some(request);
             Input::Read { request, file, range, deadline }
         };
-        let Reply::Read(result) = self.call(input, Detail::None).await?.reply else {
+        let Reply::Read(result) = self.begin(input, Detail::None).await?.reply else {
             unreachable!("a read's reply is one")
         };
         let ready = match result {
@@ -338,7 +349,10 @@ impl Engine {
         if data.len() as u64 > CALL_BYTES_MAX {
             return Err(FileError::TooLong { length: data.len() as u64 });
         }
-        let range = range(offset, data.len() as u64)?;
+        let (length, max) = (data.len() as u64, self.0.storage.file_bytes_max());
+        let range = ByteRange::at(offset, length)
+            .filter(|range| range.end() <= max)
+            .ok_or(FileError::BadRange { offset, length, max })?;
         let pinned = self.pin(path).await?;
         let session = OwnSession::open(self, breaker);
         let wants = vec![Want { file: pinned.file(), range, access: Access::Overwrite }];
@@ -352,20 +366,12 @@ impl Engine {
             on_conflict: OnConflict::Break,
             deadline,
         };
-        let answer = self.call(input, Detail::None).await?;
-        if let Reply::Acquire(Err(source)) = answer.reply {
-            return Err(FileError::Acquire { path: path.clone(), source });
+        match self.fill(id, input, data).await?.reply {
+            Reply::Commit(Ok(done)) => Ok(done.size),
+            Reply::Commit(Err(source)) => Err(FileError::Commit { path: path.clone(), source }),
+            Reply::Acquire(Err(source)) => Err(FileError::Acquire { path: path.clone(), source }),
+            other => unreachable!("a write is answered by its commit, or its refused acquire: {other:?}"),
         }
-        let granted = answer.granted.first().expect("an acquire of one range grants one lease");
-        // SAFETY: the frames are leased to this call's own session, for which no key was made.
-        let frames = unsafe { self.0.arena.bytes_mut(granted.run) };
-        frames[usize::from(granted.skip)..][..data.len()].copy_from_slice(&data);
-        let lease = granted.lease;
-        let input = |request| Input::Commit { request, session: id, lease };
-        let Reply::Commit(result) = self.call(input, Detail::None).await?.reply else {
-            unreachable!("a commit's reply is one")
-        };
-        result.map(|done| done.size).map_err(|source| FileError::Commit { path: path.clone(), source })
     }
 }
 

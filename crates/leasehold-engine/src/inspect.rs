@@ -6,12 +6,13 @@ use crate::engine::{Engine, blocking};
 use crate::files::{CALL_BYTES_MAX, FileError};
 use crate::path::StorePath;
 use crate::storage::{Kind, Mismatch, NamespaceError};
-use leasehold_core::input::Access;
+use leasehold_core::input::{Access, Fault};
 use leasehold_core::output::ReadError;
 use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange};
 use leasehold_core::view::{LeaseState, WaitKind, WaitOn};
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::broadcast::error::TryRecvError;
+use tokio::sync::{broadcast, mpsc};
 
 /// One lease.
 #[derive(Clone, Debug, Serialize)]
@@ -236,17 +237,12 @@ impl Engine {
                     break;
                 }
             }
+            // At once, since the channel holds only so many.
+            found_bad(path, &mut mismatches, &mut scrubbed);
             offset += CALL_BYTES_MAX;
         }
         let after = self.unknown_blocks(path).await.unwrap_or(before);
         scrubbed.adopted = before.saturating_sub(after);
-        while let Ok(mismatch) = mismatches.try_recv() {
-            let Mismatch { path: of, block, committed, found, .. } = mismatch;
-            let bad = BadBlock { block, committed, found };
-            if of == *path && !scrubbed.mismatches.contains(&bad) {
-                scrubbed.mismatches.push(bad);
-            }
-        }
         scrubbed.mismatches.sort_by_key(|bad| bad.block);
         scrubbed
     }
@@ -258,6 +254,8 @@ impl Engine {
             match self.read(path, range).await {
                 Ok(bytes) if bytes.is_empty() => break,
                 Ok(_) => read += 1,
+                // The block itself is announced.
+                Err(FileError::Read { source: ReadError::Fault(Fault::Checksum), .. }) => read += 1,
                 Err(why) => {
                     read += 1;
                     error.get_or_insert_with(|| why.to_string());
@@ -265,6 +263,24 @@ impl Engine {
             }
         }
         read
+    }
+}
+
+/// Takes what loads have announced about this file.
+fn found_bad(path: &StorePath, announced: &mut broadcast::Receiver<Mismatch>, scrubbed: &mut Scrubbed) {
+    loop {
+        match announced.try_recv() {
+            Ok(Mismatch { path: of, block, committed, found, .. }) => {
+                let bad = BadBlock { block, committed, found };
+                if of == *path && !scrubbed.mismatches.contains(&bad) {
+                    scrubbed.mismatches.push(bad);
+                }
+            }
+            Err(TryRecvError::Lagged(missed)) => {
+                scrubbed.error = Some(format!("{missed} bad blocks were found too fast to be listed"));
+            }
+            Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+        }
     }
 }
 

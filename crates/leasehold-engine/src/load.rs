@@ -86,7 +86,7 @@ impl Inner {
             match file.judge(&mut sums, &*self.disk, block, *crc) {
                 Ok(()) => {}
                 Err(JudgeError::Mismatch(mismatch)) => {
-                    result = Err(Fault::Io);
+                    result = Err(Fault::Checksum);
                     if let Some(observer) = &self.config.mismatches {
                         observer(mismatch);
                     }

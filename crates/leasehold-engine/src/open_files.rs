@@ -10,6 +10,7 @@ use crate::storage::{NamespaceError, OpenedFile, Storage};
 use leasehold_core::ids::FileId;
 use leasehold_core::input::Input;
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 /// How many files are tried at most when one has to be closed.
@@ -23,7 +24,7 @@ pub(crate) enum Missing {
 }
 
 pub(crate) struct OpenFiles {
-    table: Arc<Mutex<Table>>,
+    table: Mutex<Table>,
     storage: Arc<Storage>,
     driver: Driver,
     max: usize,
@@ -31,21 +32,23 @@ pub(crate) struct OpenFiles {
 
 #[derive(Default)]
 struct Table {
-    /// How many calls are using each open file.
-    pins: HashMap<FileId, u32>,
+    /// How many calls are using each open file. Counted up under the lock only.
+    pins: HashMap<FileId, Arc<AtomicU32>>,
     /// Open files, longest unused first, roughly: a file that is in use when its turn comes goes to the back.
     order: VecDeque<FileId>,
+    /// Files that are being removed, to be closed soon: until then their space is not free.
+    leaving: Vec<FileId>,
 }
 
 /// A file that stays open as long as this lives.
 pub(crate) struct Pinned {
     opened: OpenedFile,
-    table: Arc<Mutex<Table>>,
+    pins: Arc<AtomicU32>,
 }
 
 impl OpenFiles {
     pub(crate) fn new(storage: Arc<Storage>, driver: Driver, max: usize) -> OpenFiles {
-        OpenFiles { table: Arc::default(), storage, driver, max }
+        OpenFiles { table: Mutex::default(), storage, driver, max }
     }
 
     /// Opens the file, tells the core, and keeps it open as long as the result lives. Blocks.
@@ -55,18 +58,21 @@ impl OpenFiles {
             Missing::Refuse => self.storage.open_file(path)?,
             Missing::Create => self.storage.create(path)?,
         };
-        if let Some(pins) = table.pins.get_mut(&opened.file) {
-            *pins += 1;
-        } else {
-            table.pins.insert(opened.file, 1);
+        let pins = table.pins.entry(opened.file).or_default().clone();
+        if pins.fetch_add(1, Ordering::Relaxed) == 0 && !table.order.contains(&opened.file) {
             table.order.push_back(opened.file);
             let (file, size) = (opened.file, opened.size);
             self.driver.send(Work::Input(Input::FileOpened { file, size }));
         }
+        for file in std::mem::take(&mut table.leaving) {
+            if table.pins.contains_key(&file) && !self.close(&mut table, file) {
+                table.leaving.push(file);
+            }
+        }
         if table.order.len() > self.max {
             self.close_one(&mut table);
         }
-        Ok(Pinned { opened, table: self.table.clone() })
+        Ok(Pinned { opened, pins })
     }
 
     /// Runs `change`, which changes names, while no file is being opened or closed. Blocks.
@@ -75,10 +81,9 @@ impl OpenFiles {
         change(&self.storage)
     }
 
-    /// Forgets a file that was removed. Blocks.
-    pub(crate) fn removed(&self, file: FileId) {
-        let mut table = lock(&self.table);
-        self.close(&mut table, file);
+    /// The file is about to lose its last name: close it as soon as nobody needs it.
+    pub(crate) fn leaving(&self, file: FileId) {
+        lock(&self.table).leaving.push(file);
     }
 
     fn close_one(&self, table: &mut Table) {
@@ -94,7 +99,7 @@ impl OpenFiles {
     /// Closes the file unless somebody needs it. The core's thread never takes the table's lock, so waiting for it here
     /// cannot deadlock.
     fn close(&self, table: &mut Table, file: FileId) -> bool {
-        if table.pins.get(&file).is_none_or(|pins| *pins > 0) {
+        if table.pins.get(&file).is_none_or(|pins| pins.load(Ordering::Acquire) > 0) {
             return false;
         }
         let (closed, answer) = mpsc::channel();
@@ -121,9 +126,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if let Some(pins) = lock(&self.table).pins.get_mut(&self.opened.file) {
-            *pins -= 1;
-        }
+        self.pins.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -11,15 +11,19 @@ use bytes::Bytes;
 use leasehold_core::ids::{LeaseId, SessionId};
 use leasehold_core::input::{Access, Input};
 use leasehold_fabric::message::{Committed, Fetched, Message, Status};
-use leasehold_fabric::{Admitted, CloseReason, Endpoint, Gate, Handler, Remote, Source, Tag};
+use leasehold_fabric::{Admitted, CloseReason, Endpoint, Gate, Handler, OperationError, Remote, Source, Tag};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// How many tags of leases that were committed or released by the control plane go on swallowing late bytes, a session.
-const LINGERING_MAX: usize = 256;
+pub(crate) const LINGERING_MAX: usize = 256;
+
+/// How many commits of one session may wait for their answers. A peer that has more is flooding, and is dropped.
+const IN_FLIGHT_MAX: usize = 16_384;
 
 /// What a peer shows when it connects to the data port.
 pub type Token = [u8; 16];
@@ -48,6 +52,8 @@ struct Ticket {
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     events: mpsc::Sender<Event>,
+    /// Requests of its data stream that are not answered.
+    in_flight: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -90,7 +96,8 @@ impl Sessions {
             keys: HashMap::new(),
             lingering: VecDeque::new(),
         };
-        let session = Arc::new(Session { id, events, state: Mutex::new(state) });
+        let session =
+            Arc::new(Session { id, events, in_flight: AtomicUsize::new(0), state: Mutex::new(state) });
         table.sessions.insert(id, session.clone());
         Some(session)
     }
@@ -260,18 +267,20 @@ impl Handler for DataHandler {
         match Message::parse(message) {
             Ok(Message::Commit(commit)) => {
                 let Some(endpoint) = self.endpoint.clone() else { return };
+                let Some(in_flight) = InFlight::begin(&self.session) else {
+                    tracing::warn!(session = %self.session.id, max = IN_FLIGHT_MAX, "too many commits at once");
+                    return endpoint.close();
+                };
                 let (session, lease) = (self.session.id, LeaseId(commit.lease));
                 self.driver.request(
                     |request| Input::Commit { request, session, lease },
-                    Asker::Peer { endpoint, request: commit.request },
+                    Asker::Peer { endpoint, request: commit.request, _in_flight: in_flight },
                     Detail::Crc(commit.crc32c),
                 );
             }
             Ok(Message::Fetch(fetch)) => self.fetch(fetch),
-            Ok(other) => {
-                tracing::warn!(session = %self.session.id, ?other, "message for a client, from a client")
-            }
-            Err(error) => tracing::warn!(session = %self.session.id, %error, "message not understood"),
+            Ok(other) => self.misspoke(&format!("a message for clients: {other:?}")),
+            Err(error) => self.misspoke(&error.to_string()),
         }
     }
 
@@ -286,6 +295,14 @@ impl Handler for DataHandler {
 }
 
 impl DataHandler {
+    /// A peer that speaks another language is better told so by the end of its stream than by silence.
+    fn misspoke(&self, what: &str) {
+        tracing::warn!(session = %self.session.id, what, "message not understood; the connection is closed");
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.close();
+        }
+    }
+
     /// Serves a read lease's bytes by RDMA Write and a message behind it, without troubling the core: the key's
     /// existence is the right to read, and a fence stops the write between two segments.
     fn fetch(&self, fetch: leasehold_fabric::message::Fetch) {
@@ -315,7 +332,10 @@ impl DataHandler {
             Box::new(move |result| {
                 let (status, text) = match result {
                     Ok(()) => (Status::Ok, String::new()),
-                    Err(_) => (Status::Revoked, "the lease was revoked before all of it was sent".to_owned()),
+                    Err(OperationError::Revoked(_)) => {
+                        (Status::Revoked, "the lease was revoked before all of it was sent".to_owned())
+                    }
+                    Err(error) => (Status::Io, error.to_string()),
                 };
                 send_fetched(&answer, Fetched { request, status, text });
             }),
@@ -325,10 +345,38 @@ impl DataHandler {
 
 /// Answers a fetch. If the connection is gone there is nobody to tell.
 fn send_fetched(endpoint: &Arc<dyn Endpoint>, answer: Fetched) {
-    endpoint.send(Message::Fetched(answer).encode(), None, Box::new(|_| ()));
+    send(endpoint, Message::Fetched(answer));
 }
 
 /// Answers a commit. If the connection is gone there is nobody to tell: the session's end follows.
 pub(crate) fn send_committed(endpoint: &Arc<dyn Endpoint>, answer: Committed) {
-    endpoint.send(Message::Committed(answer).encode(), None, Box::new(|_| ()));
+    send(endpoint, Message::Committed(answer));
+}
+
+/// A peer that takes no answers is dropped, so that nobody waits for one for ever.
+fn send(endpoint: &Arc<dyn Endpoint>, answer: Message) {
+    let full = endpoint.clone();
+    let done = move |result| {
+        if let Err(OperationError::QueueFull { .. }) = result {
+            full.close();
+        }
+    };
+    endpoint.send(answer.encode(), None, Box::new(done));
+}
+
+/// One request of a data stream that is not answered yet.
+pub(crate) struct InFlight(Arc<Session>);
+
+impl InFlight {
+    /// `None`: there are too many.
+    fn begin(session: &Arc<Session>) -> Option<InFlight> {
+        let in_flight = InFlight(session.clone());
+        (session.in_flight.fetch_add(1, Ordering::Relaxed) < IN_FLIGHT_MAX).then_some(in_flight)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
 }

@@ -51,8 +51,8 @@ struct Command {
 /// What every command understands.
 #[derive(Clone, Debug, clap::Args)]
 struct Common {
-    /// The server's unix socket: it knows for certain who calls. For `serve`: where to make it [default:
-    /// DIR/.leasehold/control.sock]
+    /// Use the server's unix socket, where it knows for certain who calls (`serve` makes it there; by default at
+    /// DIR/.leasehold/control.sock)
     #[arg(long, global = true, value_name = "PATH", env = "LEASEHOLD_SOCKET", hide_env_values = true)]
     socket: Option<PathBuf>,
     /// Print data as JSON: one document, or one a line where it comes bit by bit

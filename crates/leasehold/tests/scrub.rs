@@ -48,6 +48,6 @@ async fn a_byte_changed_behind_its_back_is_named_by_block_and_sums_and_never_ser
     assert_eq!((totals.files, totals.blocks, totals.mismatched), (2, 11, 1));
 
     let mut pieces = Box::pin(session.client().read("/a", 0, None).await.unwrap());
-    assert_eq!(pieces.next().await.unwrap().unwrap_err().reason, Reason::Io);
+    assert_eq!(pieces.next().await.unwrap().unwrap_err().reason, Reason::Mismatch);
     assert_eq!(content(session.client(), "/b").await, pattern(2, 4096));
 }

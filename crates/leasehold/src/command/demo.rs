@@ -12,16 +12,20 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a holder has to answer in the demo.
 const GRACE: Duration = Duration::from_millis(500);
 /// No step takes longer, unless something is wrong.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// See it all work, on a throw-away store (30 seconds)
+/// What the demo's truncates cut off must have been transferred.
+const SIZE_MIN: u64 = 64 << 20;
+
+/// See it all work, on a throw-away store (some seconds)
 #[derive(Debug, clap::Args)]
 pub(crate) struct Demo {
-    /// How much to transfer
+    /// How much to transfer; at least 64MiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     size: Size,
     /// Where to make the throw-away store [default: the system's temporary directory]
@@ -30,7 +34,24 @@ pub(crate) struct Demo {
 }
 
 impl Demo {
+    /// Plays it. On a signal, too, the store is thrown away and the children are stopped: they go with the play.
     pub(crate) async fn run(self) -> Outcome {
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            played = self.play() => played,
+            _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Failed, "stopped; the store is thrown away").into()),
+            _ = terminate.recv() => Err(Failure::new(Exit::Failed, "stopped; the store is thrown away").into()),
+        }
+    }
+
+    async fn play(self) -> Outcome {
+        if self.size.0 < SIZE_MIN {
+            return Err(Failure::new(
+                Exit::Usage,
+                "--size is too small to be cut in the middle; give 64MiB or more",
+            )
+            .into());
+        }
         let began = Instant::now();
         let parent = self.directory.unwrap_or_else(std::env::temp_dir);
         let scratch =

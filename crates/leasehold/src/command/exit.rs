@@ -123,6 +123,7 @@ fn of_reason(reason: Reason) -> Exit {
             Exit::Lease
         }
         Reason::Mismatch => Exit::Checksum,
+        Reason::Invalid => Exit::Usage,
         Reason::Unreachable | Reason::Stopping | Reason::NoSession => Exit::Unreachable,
         _ => Exit::Failed,
     }

@@ -42,6 +42,11 @@ impl Get {
                 format!("{path} is a directory; list it with `leasehold ls`, and get its files one by one");
             return Err(Failure::new(Exit::Failed, text).into());
         }
+        if found.kind() != proto::file::Kind::File {
+            return Err(
+                Failure::new(Exit::Failed, format!("{path} is not an ordinary file; name one")).into()
+            );
+        }
         let mut sink = Sink::open(&self.file)?;
         let session = Session::open(&client).await?;
         let started = Instant::now();

@@ -122,9 +122,14 @@ struct Broken {
 
 impl Put {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
+        if self.rate.is_some_and(|rate| rate.0 == 0) {
+            return Err(
+                Failure::new(Exit::Usage, "--rate 0 would never end; leave it out for no limit").into()
+            );
+        }
+        let (source, length) = open_source(&self.file)?;
         let (client, path) = place::open(common, &self.to).await?;
         place::must_name_a_file(&path)?;
-        let (source, length) = open_source(&self.file)?;
         let existing = client.create(&path).await?;
         if length.is_some_and(|length| length < existing.size) {
             client.truncate(&path, length.unwrap_or_default()).await?;

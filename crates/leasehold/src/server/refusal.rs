@@ -81,6 +81,7 @@ fn fault(fault: Fault) -> Reason {
         Fault::NoSpace => Reason::NoSpace,
         Fault::NoKey => Reason::Limit,
         Fault::Io => Reason::Io,
+        Fault::Checksum => Reason::Mismatch,
     }
 }
 
@@ -146,6 +147,8 @@ impl Refusal for output::AcquireError {
 impl Refusal for AcquireError {
     fn reason(&self) -> Reason {
         match self {
+            AcquireError::TooManyRanges { .. } => Reason::Limit,
+            AcquireError::BadRange { .. } => Reason::Invalid,
             AcquireError::Stopping => Reason::Stopping,
             AcquireError::Path(error) => error.reason(),
             AcquireError::Refused { source, .. } => source.reason(),
