@@ -274,6 +274,14 @@ impl Storage {
         self.inner.unlink_extra(path)
     }
 
+    /// The longest that a file of this store can be, a multiple of the block size: what the filesystem holds, or what a
+    /// sidecar describes if that is less. A range that ends later is to be refused before anything is acknowledged of it:
+    /// its `Record` fails.
+    #[must_use]
+    pub fn file_bytes_max(&self) -> u64 {
+        self.inner.store.file_bytes_max
+    }
+
     /// The last known path of an open file.
     #[must_use]
     pub fn path_of(&self, file: FileId) -> Option<StorePath> {

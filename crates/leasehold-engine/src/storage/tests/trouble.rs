@@ -190,3 +190,27 @@ fn a_failed_write_that_is_tried_again_in_parts_leaves_nothing_of_itself_behind()
     driver.stop();
     assert!(!Driver::open(&root).opened.recovered, "no record was left open");
 }
+
+/// Such a write once panicked on a worker that held the file's sums, after the commit was acknowledged.
+#[test]
+fn a_write_too_far_for_a_sidecar_fails_and_the_last_block_that_fits_works() {
+    for (name, directory) in places() {
+        let driver = Driver::open(directory.path());
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 4096));
+        let max = driver.storage().file_bytes_max();
+        assert!(max.is_multiple_of(4096) && max > 1 << 40, "{name}: {max}");
+        assert_eq!(driver.try_write(file, (1 << 32) * 960 * 4096, &pattern(2, 4096)), Err(Fault::Io));
+        assert!(driver.try_write(file, max, &pattern(2, 4096)).is_err(), "{name}: {max}");
+        driver.write(file, max - 4096, &pattern(3, 4096));
+        driver.storage().checkpoint().unwrap();
+        assert!(driver.read(file, 0, 4096) == pattern(1, 4096));
+        assert!(driver.read(file, max - 4096, 4096) == pattern(3, 4096));
+        assert!(!directory.path().join(".leasehold/probe").exists());
+        driver.truncate(file, 4096);
+        driver.stop();
+        let driver = Driver::open(directory.path());
+        let file = driver.open_file("a");
+        assert!(driver.content(file) == pattern(1, 4096));
+    }
+}
