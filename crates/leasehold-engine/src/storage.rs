@@ -173,8 +173,8 @@ impl Storage {
         match output {
             Output::Load { by, file, blocks, size, into } => inner.load(by, file, blocks, size, into),
             Output::Zero { lease, into } => inner.work(move |inner| inner.zero(lease, into)),
-            Output::Verify { lease, file: _, range, run } => {
-                inner.work(move |inner| inner.verify(lease, range, run, &detail));
+            Output::Verify { lease, file, range, run } => {
+                inner.work(move |inner| inner.verify(lease, file, range, run, &detail));
             }
             Output::Merge { lease, file, range, size, run } => {
                 inner.work(move |inner| inner.merge(lease, file, range, size, run));
