@@ -13,7 +13,7 @@ use crate::disk::{self, Disk, DiskFile};
 use crate::identity::Identity;
 use crate::path::StorePath;
 use crate::record::Body;
-use crate::sidecar::{BLOCKS_PER_PAGE, BlockState, FormatError, Header, PAGE, Page};
+use crate::sidecar::{BLOCKS_PER_PAGE, BlockState, FormatError, Header, PAGE, PAGES_MAX, Page};
 use crate::storage::Mismatch;
 use leasehold_core::ids::FileId;
 use leasehold_core::range::BlockRange;
@@ -65,6 +65,11 @@ pub(crate) enum SumsError {
     System(#[from] io::Error),
     #[error("page {number} of its sidecar is damaged: {source}")]
     Damaged { number: u32, source: FormatError },
+    #[error(
+        "block {block} lies past block {}, the last that a sidecar has room for; use a lower offset",
+        PAGES_MAX * BLOCKS_PER_PAGE - 1
+    )]
+    TooFar { block: u64 },
 }
 
 impl StoreFile {
@@ -162,7 +167,7 @@ impl Sums {
     }
 
     fn page(&mut self, disk: &dyn Disk, block: u64) -> Result<&mut Cached, SumsError> {
-        let number = u32::try_from(block / BLOCKS_PER_PAGE).expect("files end far below 2^52 blocks");
+        let number = u32::try_from(block / BLOCKS_PER_PAGE).map_err(|_| SumsError::TooFar { block })?;
         if !self.pages.contains_key(&number) {
             let page = match &self.sidecar {
                 None => Page::fresh(number, &self.header),
@@ -199,9 +204,9 @@ impl Sums {
         let mut end = blocks.end();
         if end == u64::MAX {
             end = blocks.start().next_multiple_of(BLOCKS_PER_PAGE);
-            let first_gone = u32::try_from(end / BLOCKS_PER_PAGE).expect("files end far below 2^52 blocks");
             self.header_dirty |= self.header.adopted_blocks > blocks.start();
             self.header.adopted_blocks = self.header.adopted_blocks.min(blocks.start());
+            let Ok(first_gone) = u32::try_from(end / BLOCKS_PER_PAGE) else { return Ok(()) };
             // Not dropped: a checkpoint may be about to write an older copy in place.
             for (number, cached) in self.pages.range_mut(first_gone..) {
                 *cached = Cached { page: Page::fresh(*number, &self.header), dirty: true };

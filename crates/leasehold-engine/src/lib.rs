@@ -51,6 +51,7 @@ mod sidecar;
 pub mod storage;
 mod store;
 mod threads;
+mod verified;
 mod workers;
 mod writeback;
 

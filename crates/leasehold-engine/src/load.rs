@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 impl Inner {
     pub(crate) fn zero(&self, lease: LeaseId, into: Run) {
+        self.verified().touch(into);
         // SAFETY: the frames are the lease's, not exposed yet, and nothing else uses them.
         unsafe { self.arena.bytes_mut(into) }.fill(0);
         self.answer(Input::LeaseLoaded { lease, result: Ok(()) });
@@ -28,6 +29,7 @@ impl Inner {
         into: Run,
     ) {
         let file = self.file(file);
+        self.verified().touch(into);
         let (inner, disk_file) = (Arc::clone(self), Arc::clone(&file.disk));
         let frames = (self.arena.disk(into), into.bytes() as usize);
         let done = move |result: io::Result<usize>| {

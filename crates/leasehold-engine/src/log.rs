@@ -35,7 +35,7 @@ pub(crate) struct Log {
     disk: Arc<dyn Disk>,
     segments: [Arc<DiskFile>; 2],
     state: Mutex<State>,
-    /// Told when a batch has landed.
+    /// Told when a batch has landed, and when a cancellation is over.
     landed: Condvar,
 }
 
@@ -47,6 +47,8 @@ struct State {
     next_sequence: u64,
     waiting: VecDeque<Waiting>,
     in_flight: bool,
+    /// Cancellations whose outcome is not known here yet.
+    cancelling: usize,
     /// Begin no batch: the segments are being switched.
     held: bool,
     /// Whether the other segment is still needed.
@@ -98,6 +100,7 @@ impl Log {
             next_sequence,
             waiting: VecDeque::new(),
             in_flight: false,
+            cancelling: 0,
             held: false,
             unretired,
             undecided,
@@ -149,21 +152,23 @@ impl Log {
     pub(crate) fn cancel(self: &Arc<Log>, identity: Identity, sequence: u64) {
         let mut state = self.state();
         let epoch = state.epoch;
+        state.cancelling += 1;
         let bytes = Record { sequence: 0, identity, body: Body::Cancel { sequence } }.encode().into();
         let log = Arc::clone(self);
         let durable: Durable = Box::new(move |result| {
-            // After a failure it stays open, which is as safe and keeps the record long.
-            if result.is_err() {
-                return;
-            }
             let mut state = log.state();
-            if state.epoch == epoch {
-                state.open.remove(&sequence);
-            } else {
+            if result.is_ok() && state.epoch != epoch {
                 // The segments were switched, and the record repeated, meanwhile.
                 drop(state);
                 log.cancel(identity, sequence);
+                state = log.state();
+            } else if result.is_ok() {
+                state.open.remove(&sequence);
             }
+            // After a failure it stays open, which is as safe and keeps the record long.
+            state.cancelling -= 1;
+            drop(state);
+            log.landed.notify_all();
         });
         state.waiting.push_back(Waiting { bytes, durable: Some(durable) });
         self.begin_batch(state);
@@ -276,11 +281,18 @@ impl Log {
     }
 
     /// Nothing in the active segment is needed any more either: a clean end. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// If the disk fails, and if a record is still open because its cancellation failed: then it stays for the next open.
     pub(crate) fn retire_all(&self) -> io::Result<()> {
         self.retire()?;
-        let state =
-            self.landed.wait_while(self.state(), |state| state.in_flight).expect("no panic while held");
-        assert!(state.open.is_empty() && state.waiting.is_empty(), "the record is still in use");
+        // A batch has landed a moment before those who wait for it hear so: a cancellation is over only then.
+        let busy = |state: &mut State| state.in_flight || state.cancelling > 0 || !state.waiting.is_empty();
+        let state = self.landed.wait_while(self.state(), busy).expect("no panic while held");
+        if !state.open.is_empty() {
+            return Err(io::Error::other("a failed write or change is still recorded"));
+        }
         let (active, epoch, first_batch) = (state.active, state.epoch, state.next_batch);
         drop(state);
         self.write_retired(active, epoch, first_batch)
@@ -314,3 +326,6 @@ pub(crate) struct LogStart {
     /// The first record that recovery must decide about: until it has, no batch may say that its data is durable.
     pub(crate) undecided: Option<u64>,
 }
+
+#[cfg(test)]
+mod tests;

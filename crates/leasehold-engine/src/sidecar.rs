@@ -14,6 +14,8 @@ use crate::identity::Identity;
 
 pub(crate) const PAGE: usize = 4096;
 pub(crate) const BLOCKS_PER_PAGE: u64 = 960;
+/// A page's number has 32 bits.
+pub(crate) const PAGES_MAX: u64 = 1 << 32;
 const VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"LHSUMS\0\0";
 const STATES: usize = 16;

@@ -173,8 +173,8 @@ impl Storage {
         match output {
             Output::Load { by, file, blocks, size, into } => inner.load(by, file, blocks, size, into),
             Output::Zero { lease, into } => inner.work(move |inner| inner.zero(lease, into)),
-            Output::Verify { lease, file: _, range, run } => {
-                inner.work(move |inner| inner.verify(lease, range, run, &detail));
+            Output::Verify { lease, file, range, run } => {
+                inner.work(move |inner| inner.verify(lease, file, range, run, &detail));
             }
             Output::Merge { lease, file, range, size, run } => {
                 inner.work(move |inner| inner.merge(lease, file, range, size, run));
@@ -272,6 +272,14 @@ impl Storage {
     /// [`NamespaceError`].
     pub fn unlink_extra(&self, path: &StorePath) -> Result<(), NamespaceError> {
         self.inner.unlink_extra(path)
+    }
+
+    /// The longest that a file of this store can be, a multiple of the block size: what the filesystem holds, or what a
+    /// sidecar describes if that is less. A range that ends later is to be refused before anything is acknowledged of it:
+    /// its `Record` fails.
+    #[must_use]
+    pub fn file_bytes_max(&self) -> u64 {
+        self.inner.store.file_bytes_max
     }
 
     /// The last known path of an open file.

@@ -12,6 +12,7 @@ use crate::buffer::Buffer;
 use crate::disk::{self, Disk, DiskFile};
 use crate::identity::Identity;
 use crate::log::SEGMENT_BYTES;
+use crate::sidecar::{BLOCKS_PER_PAGE, PAGE, PAGES_MAX};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -72,6 +73,8 @@ pub(crate) struct Store {
     pub(crate) files: File,
     /// Whether the filesystem takes O_DIRECT.
     pub(crate) direct: bool,
+    /// The longest that a file can be for the filesystem and for its sidecar, in whole blocks.
+    pub(crate) file_bytes_max: u64,
     /// Its kind, as `statfs` says.
     pub(crate) kind: rustix::fs::FsWord,
     lock: File,
@@ -103,7 +106,8 @@ impl Store {
         let kind =
             rustix::fs::fstatfs(&files).map_err(io::Error::from).map_err(at("look at", &files_path))?.f_type;
         let direct = kind != TMPFS && takes_direct(&own.join("probe"))?;
-        let store = Store { own, files, direct, kind, lock };
+        let file_bytes_max = file_bytes_max(&own.join("probe"))?;
+        let store = Store { own, files, direct, file_bytes_max, kind, lock };
         if made {
             // The format goes last: a store that has one is complete.
             let new = store.own.join("format.new");
@@ -266,6 +270,33 @@ fn takes_direct(probe: &Path) -> Result<bool, OpenError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", probe)(error)),
         _ => Ok(takes),
     }
+}
+
+/// See [`Store`]. The filesystem is asked, since what `ftruncate` takes depends on its kind, its block size and its
+/// features (ext4: 16 TiB less a block). A process's own limit comes before: to pass it is a signal (SIGXFSZ).
+fn file_bytes_max(probe: &Path) -> Result<u64, OpenError> {
+    use rustix::io::Errno;
+    use rustix::process::{Resource, getrlimit};
+    const BLOCK: u64 = PAGE as u64;
+    let file = File::create(probe).map_err(at("create", probe))?;
+    fs::remove_file(probe).map_err(at("remove", probe))?;
+    let holds = |blocks: u64| match rustix::fs::ftruncate(&file, blocks * BLOCK) {
+        Ok(()) => Ok(true),
+        Err(Errno::FBIG | Errno::INVAL | Errno::OVERFLOW | Errno::NOSPC) => Ok(false),
+        Err(error) => Err(at("find the longest file with", probe)(error.into())),
+    };
+    let limit = getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX).min(i64::MAX.cast_unsigned());
+    // `enough` blocks fit, `over` blocks do not.
+    let (mut enough, mut over) = (0, limit / BLOCK + 1);
+    while over - enough > 1 {
+        // From the top: most filesystems take it all.
+        let next =
+            if enough == 0 && over == limit / BLOCK + 1 { over - 1 } else { enough + (over - enough) / 2 };
+        if holds(next)? { enough = next } else { over = next }
+    }
+    // Its sidecar is such a file too: a header, then pages.
+    let pages = enough.saturating_sub(1).min(PAGES_MAX);
+    Ok(enough.min(pages * BLOCKS_PER_PAGE) * BLOCK)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {

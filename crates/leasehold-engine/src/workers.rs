@@ -1,7 +1,11 @@
 //! Threads for checksums and for system calls that block.
+//!
+//! A job that panics ends the process: it may have held a lock, and its output would never be answered, so the store
+//! would be half dead. The next start recovers, as after any crash.
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -66,7 +70,13 @@ impl Shared {
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
-                job();
+                // Nothing is looked at afterwards: that what it leaves is consistent need not be so.
+                if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                    tracing::error!(
+                        "a storage thread panicked: the process ends, and the next start recovers"
+                    );
+                    std::process::abort();
+                }
                 state = self.state.lock().expect("no panic while held");
             } else if state.closed {
                 return;
@@ -74,5 +84,32 @@ impl Shared {
                 state = self.filled.wait(state).expect("no panic while held");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    const CHILD: &str = "LEASEHOLD_TEST_WORKER_PANICS";
+
+    /// A write far past what a sidecar can describe once panicked on a worker that held the file's sums: everything else
+    /// went on, and that file's requests waited for ever.
+    #[test]
+    fn a_job_that_panics_ends_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            let workers = Workers::start(1).unwrap();
+            workers.run(|| panic!("on purpose"));
+            workers.finish();
+            return;
+        }
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "workers::tests::a_job_that_panics_ends_the_process", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert_eq!(child.status.signal(), Some(libc::SIGABRT), "{child:?}");
     }
 }

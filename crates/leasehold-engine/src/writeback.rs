@@ -29,12 +29,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 const AHEAD_STEP_BYTES: u64 = 64 << 20;
 const AHEAD_STEP_BYTES_MAX: u64 = 1 << 30;
 
-/// The sums of a range that was verified, until it is recorded.
-pub(crate) struct Verified {
-    range: ByteRange,
-    blocks: Vec<u32>,
-}
-
 /// A writeback between `Record` and `Written`.
 pub(crate) struct PendingWrite {
     id: WriteId,
@@ -81,7 +75,7 @@ pub(crate) fn fault_of(error: &io::Error) -> Fault {
 }
 
 impl Inner {
-    pub(crate) fn verify(&self, lease: LeaseId, range: ByteRange, run: Run, detail: &Detail) {
+    pub(crate) fn verify(&self, lease: LeaseId, file: FileId, range: ByteRange, run: Run, detail: &Detail) {
         let expected = match detail {
             Detail::Crc(expected) => *expected,
             Detail::None => None,
@@ -91,8 +85,9 @@ impl Inner {
         let sums = sum_range(range, unsafe { self.arena.bytes(run) });
         let agrees = expected.is_none_or(|crc| crc == sums.whole);
         if agrees {
-            let verified = Verified { range, blocks: sums.blocks };
-            self.verified.lock().expect("no panic while held").insert(run.first, verified);
+            self.verified().insert(file, range, run, sums.blocks);
+        } else {
+            self.verified().touch(run);
         }
         self.answer(Input::Verified { lease, agrees });
     }
@@ -127,7 +122,7 @@ impl Inner {
         size: u64,
         run: Run,
     ) -> Result<Option<Arc<PendingWrite>>, JudgeError> {
-        let crcs = self.block_sums(range, run);
+        let crcs = self.block_sums(file.id, range, run);
         let mut sums = file.sums();
         // Under the lock, so that a checkpoint does not take the file for clean in between.
         self.mark_dirty(file);
@@ -166,13 +161,12 @@ impl Inner {
     }
 
     /// CRCs of all the range's blocks as they stand in the frames: those at unaligned edges anew, since bytes were merged in.
-    fn block_sums(&self, range: ByteRange, run: Run) -> Vec<u32> {
-        let verified = self.verified.lock().expect("no panic while held").remove(&run.first);
+    fn block_sums(&self, file: FileId, range: ByteRange, run: Run) -> Vec<u32> {
+        let verified = self.verified().take(file, range, run);
         // SAFETY: the frames are the writeback's, fenced, and only read until it is over.
         let frames = unsafe { self.arena.bytes(run) };
         let blocks = frames.as_chunks::<PAGE>().0;
-        let Some(Verified { blocks: mut crcs, .. }) = verified.filter(|verified| verified.range == range)
-        else {
+        let Some(mut crcs) = verified else {
             return blocks.iter().map(|block| crc32c(block)).collect();
         };
         if !range.start().is_multiple_of(BLOCK_BYTES) {

@@ -14,9 +14,10 @@ use crate::ring::{Ring, View};
 use crate::storage::{Answers, Backend, OpenError, Opened, StorageConfig};
 use crate::store::{BTRFS, Store, at};
 use crate::threads::Threads;
+use crate::verified::Verified;
 use crate::workers::Workers;
-use crate::writeback::{PendingWrite, Verified};
-use leasehold_core::ids::{FileId, FrameId, WriteId};
+use crate::writeback::PendingWrite;
+use leasehold_core::ids::{FileId, WriteId};
 use leasehold_core::input::Input;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -39,8 +40,7 @@ pub(crate) struct Inner {
     pub(crate) log: Arc<Log>,
     workers: Workers,
     files: Mutex<Files>,
-    /// By the first frame of the run.
-    pub(crate) verified: Mutex<HashMap<FrameId, Verified>>,
+    verified: Mutex<Verified>,
     pub(crate) writes: Mutex<HashMap<WriteId, Arc<PendingWrite>>>,
     /// Files with something to write back at the next checkpoint.
     dirty: Mutex<BTreeMap<Identity, Arc<StoreFile>>>,
@@ -177,6 +177,10 @@ impl Inner {
     pub(crate) fn file(&self, id: FileId) -> Arc<StoreFile> {
         let file = self.files().by_id.get(&id).cloned();
         file.unwrap_or_else(|| panic!("{id} is not open"))
+    }
+
+    pub(crate) fn verified(&self) -> MutexGuard<'_, Verified> {
+        self.verified.lock().expect("no panic while held")
     }
 
     pub(crate) fn dirty(&self) -> MutexGuard<'_, BTreeMap<Identity, Arc<StoreFile>>> {

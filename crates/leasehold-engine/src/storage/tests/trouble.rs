@@ -190,3 +190,61 @@ fn a_failed_write_that_is_tried_again_in_parts_leaves_nothing_of_itself_behind()
     driver.stop();
     assert!(!Driver::open(&root).opened.recovered, "no record was left open");
 }
+
+/// Such a write once panicked on a worker that held the file's sums, after the commit was acknowledged.
+#[test]
+fn a_write_too_far_for_a_sidecar_fails_and_the_last_block_that_fits_works() {
+    for (name, directory) in places() {
+        let driver = Driver::open(directory.path());
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 4096));
+        let max = driver.storage().file_bytes_max();
+        assert!(max.is_multiple_of(4096) && max > 1 << 40, "{name}: {max}");
+        assert_eq!(driver.try_write(file, (1 << 32) * 960 * 4096, &pattern(2, 4096)), Err(Fault::Io));
+        assert!(driver.try_write(file, max, &pattern(2, 4096)).is_err(), "{name}: {max}");
+        driver.write(file, max - 4096, &pattern(3, 4096));
+        driver.storage().checkpoint().unwrap();
+        assert!(driver.read(file, 0, 4096) == pattern(1, 4096));
+        assert!(driver.read(file, max - 4096, 4096) == pattern(3, 4096));
+        assert!(!directory.path().join(".leasehold/probe").exists());
+        driver.truncate(file, 4096);
+        driver.stop();
+        let driver = Driver::open(directory.path());
+        let file = driver.open_file("a");
+        assert!(driver.content(file) == pattern(1, 4096));
+    }
+}
+
+/// A commit that was verified and then failed left its sums behind; a later write in parts took them for its own.
+#[test]
+fn sums_of_a_commit_that_failed_are_not_taken_for_those_of_a_later_one() {
+    for (_, directory) in places() {
+        let driver = Driver::open(directory.path());
+        let file = driver.create("a");
+        let verify = |first: u32, offset: u64, bytes: &[u8]| {
+            let range = ByteRange::at(offset, bytes.len() as u64).unwrap();
+            let run = driver.fill(first, range, bytes);
+            let lease = LeaseId(driver.number());
+            let answer = driver.ask(Output::Verify { lease, file, range, run }, Detail::Crc(None));
+            assert_eq!(answer, Input::Verified { lease, agrees: true });
+            (range, run)
+        };
+        // Never recorded.
+        let (part, part_run) = verify(10, 5 * 4096, &pattern(1, 4096));
+        let bytes = pattern(2, 10 * 4096);
+        let (range, run) = verify(5, 0, &bytes);
+        // Written as two parts, as after a failure.
+        for (range, run) in [(part, part_run), (range, run)] {
+            let (write, size) = (WriteId(driver.number()), range.end());
+            let answer = driver.ask(Output::Record { write, file, range, size, run }, Detail::None);
+            assert_eq!(answer, Input::Recorded { write, result: Ok(()) });
+            let output = Output::Write { write, file, blocks: range.blocks(), size, run };
+            assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Ok(()) });
+            if range == part {
+                assert!(driver.read(file, part.start(), 4096) == bytes[5 * 4096..6 * 4096]);
+                driver.fill(5, ByteRange::at(0, bytes.len() as u64).unwrap(), &bytes);
+            }
+        }
+        assert!(driver.content(file) == bytes);
+    }
+}
