@@ -3,7 +3,7 @@
 mod harness;
 
 use bytes::Bytes;
-use harness::{Store, content, fill, lease, mismatches, or_wait, pattern, range, want};
+use harness::{Store, content, fill, lease, mismatches, or_wait, pattern, range};
 use leasehold::server::settings::Settings;
 use leasehold_client::{Access, Reason};
 use std::time::{Duration, Instant};

@@ -110,7 +110,7 @@ async fn broken_in_mid_transfer(stage: &mut Stage, source: &Path) -> Outcome {
     let slow = ["put", &source, "/data.bin", "--rate", "48MiB", "--chunk", "8MiB", "--depth", "4"];
     let mut put = stage.start("put", &slow)?;
     stage.until_leased("/data.bin", 4, PATIENCE).await?;
-    say("The put holds 4 leases of 8 MiB. A truncate to 16 MiB needs two of them to go.")?;
+    say("The put holds 4 leases of 8 MiB. A truncate to 16 MiB breaks two of them.")?;
     let (mut breaker, began) = start_truncate(stage, "16MiB")?;
     breaker.end(PATIENCE).await?.succeed()?;
     let took = began.elapsed();
@@ -133,7 +133,7 @@ async fn unresponsive_holder(stage: &mut Stage) -> Outcome {
     let took = began.elapsed();
     holder.end(PATIENCE).await?.expect(Exit::Lease)?;
     let (took, grace) = (took.as_millis(), GRACE.as_millis());
-    say(&format!("The truncate came back after {took} ms: the grace of {grace} ms, and the fence."))?;
+    say(&format!("The truncate returned after {took} ms: {grace} ms grace, revoke, fence."))?;
     say("Whatever the holder had sent by then can land nowhere any more.")
 }
 

@@ -331,7 +331,7 @@ impl Transfer<'_> {
         lease.release().await?;
         if broken.fate == "released" {
             let (written, all) = (rough(written as u64), rough(range.len()));
-            self.say(&format!("lease {id}: {written} of {all} written, released; they leave no trace"));
+            self.say(&format!("lease {id}: released with {written} of {all} written"));
         }
         Ok((0, Some(broken)))
     }
@@ -339,8 +339,9 @@ impl Transfer<'_> {
     fn say_notice(&self, notice: &BreakNotice) {
         let BreakNotice { lease, path, range, breaker, operation, grace, .. } = notice;
         let (who, range, grace) = (show::who(breaker), show::range(*range), show::duration(*grace));
-        self.say(&format!("lease {lease} on {range} of {path} is broken, {grace} to answer:"));
-        self.say(&format!("  {who}: {operation}"));
+        self.say(&format!("break of lease {lease}: {range} of {path}"));
+        self.say(&format!("  {operation}, {grace} to answer"));
+        self.say(&format!("  by {who}"));
     }
 
     fn say_revoke(&self, notice: &RevokeNotice, range: ByteRange) -> Broken {
