@@ -144,6 +144,16 @@ pub enum SettingsError {
     /// A file, a variable or a flag is wrong.
     #[error("{0}; see `leasehold serve --print-config` for every setting and its default")]
     Wrong(#[from] ConfigError),
+    /// A value with which nothing could be served.
+    #[error("{setting} is {value}, with which nothing could be served; give at least {least}")]
+    TooSmall {
+        /// Which.
+        setting: &'static str,
+        /// Its value.
+        value: u64,
+        /// The smallest that makes sense.
+        least: u64,
+    },
 }
 
 impl Settings {
@@ -169,7 +179,31 @@ impl Settings {
             let origin = format!("the flag --{}", name.replace('_', "-"));
             builder = builder.set_override(*name, Value::new(Some(&origin), value.clone()))?;
         }
-        Ok(builder.build()?.try_deserialize()?)
+        let settings: Settings = builder.build()?.try_deserialize()?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        let limits = &self.limits;
+        for (setting, value, least) in [
+            ("arena", self.arena.0, 1 << 20),
+            ("session_ttl_ms", self.session_ttl_ms, 1000),
+            ("token_ttl_ms", self.token_ttl_ms, 100),
+            ("open_files_max", self.open_files_max as u64, 1),
+            ("limits.sessions_max", limits.sessions_max as u64, 1),
+            ("limits.files_max", limits.files_max as u64, 1),
+            ("limits.leases_max", limits.leases_max as u64, 1),
+            ("limits.leases_per_session_max", limits.leases_per_session_max as u64, 1),
+            ("limits.requests_max", limits.requests_max as u64, 1),
+            ("limits.acquire_ranges_max", limits.acquire_ranges_max as u64, 1),
+            ("limits.lease_bytes_max", limits.lease_bytes_max.0, 4096),
+        ] {
+            if value < least {
+                return Err(SettingsError::TooSmall { setting, value, least });
+            }
+        }
+        Ok(())
     }
 
     /// The engine's part.
@@ -248,6 +282,14 @@ mod tests {
 
     fn environment(pairs: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
         pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect::<Vec<_>>().into_iter()
+    }
+
+    #[test]
+    fn a_value_with_which_nothing_could_be_served_is_refused() {
+        for (name, value) in [("arena", "4K"), ("session_ttl_ms", "0"), ("limits.sessions_max", "0")] {
+            let error = Settings::load(None, environment(&[]), &[(name, value.to_owned())]).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
     }
 
     #[test]
