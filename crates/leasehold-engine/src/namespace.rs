@@ -179,6 +179,7 @@ impl Inner {
         }
         let failed = || refused(if create { "create" } else { "open" }, path);
         let (descriptor, created) = if create {
+            let _names = self.names.hold();
             self.names.create(&self.store, path).map_err(failed())?
         } else {
             // O_NONBLOCK would not hang on a pipe, but O_DIRECT on one means something else: look first.
@@ -321,6 +322,7 @@ impl Inner {
         if path.is_root() {
             return Err(NamespaceError::Root);
         }
+        let _names = self.names.hold();
         self.names.make_directory(&self.store, path).map_err(refused("make", path))
     }
 
@@ -328,6 +330,7 @@ impl Inner {
         if from.is_root() || to.is_root() {
             return Err(NamespaceError::Root);
         }
+        let _names = self.names.hold();
         self.names.rename(&self.store, from, to, false).map_err(|error| match error {
             Errno::EXIST | Errno::NOTEMPTY => NamespaceError::Exists { path: to.clone() },
             error => refused("rename", from)(error),
@@ -337,6 +340,7 @@ impl Inner {
     }
 
     pub(crate) fn rename_over_extra(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
+        let _names = self.names.hold();
         let target = self.stat(to)?;
         match (target.kind, target.links) {
             (Kind::File, 1) => return Err(NamespaceError::LastName { path: to.clone() }),
@@ -372,10 +376,12 @@ impl Inner {
         if path.is_root() {
             return Err(NamespaceError::Root);
         }
+        let _names = self.names.hold();
         self.names.unlink(&self.store, path, AtFlags::REMOVEDIR).map_err(refused("remove", path))
     }
 
     pub(crate) fn unlink_extra(&self, path: &StorePath) -> Result<(), NamespaceError> {
+        let _names = self.names.hold();
         let stat = self.stat(path)?;
         match (stat.kind, stat.links) {
             (Kind::File, 1) => Err(NamespaceError::LastName { path: path.clone() }),

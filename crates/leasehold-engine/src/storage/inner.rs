@@ -26,7 +26,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const DISK_THREADS: usize = 8;
 
-/// Locks are taken in this order: admitting, files, a file's sums, writes, one write's progress, the log; `dirty` and
+/// Locks are taken in this order: names, admitting, files, a file's sums, writes, one write's progress, the log; `dirty` and
 /// `verified` last. The core's thread takes `files`: nobody waits for the disk, or for a file's sums, while holding it.
 pub(crate) struct Inner {
     pub(crate) config: StorageConfig,
