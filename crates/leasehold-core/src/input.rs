@@ -139,6 +139,9 @@ pub enum Fault {
     /// The disk.
     #[error("the store could not read or write; see the server's log for the file, the range and the cause")]
     Io,
+    /// The name that was to go stands for another file by now, or for none.
+    #[error("the name stands for something else by now; look at it again, then retry")]
+    Moved,
     /// The bytes on disk are not what was committed.
     #[error(
         "bytes on disk do not match their checksum: damaged, or changed by another tool; `leasehold scrub` names them, \

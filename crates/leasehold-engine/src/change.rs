@@ -2,10 +2,13 @@
 //!
 //! A truncate or punch is recorded durably before it touches the file, with its boundary blocks as they will be, so that
 //! recovery can do it again: record, change, flush, sums, answer.
+//!
+//! A removal may have waited long for its leases: what its name stands for is looked at again before anything is touched.
 
 use crate::checksum::crc32c;
 use crate::disk;
 use crate::file::{JudgeError, StoreFile, SumsError};
+use crate::identity::Identity;
 use crate::log::Entry;
 use crate::path::StorePath;
 use crate::record::{Body, ChangeBody};
@@ -15,7 +18,8 @@ use crate::writeback::fault_of;
 use leasehold_core::ids::{FileId, RequestId};
 use leasehold_core::input::{Change, Fault, Input};
 use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange};
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, FileType, OFlags};
+use rustix::io::Errno;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -32,6 +36,8 @@ enum ChangeFailed {
     Block(#[from] JudgeError),
     #[error(transparent)]
     System(#[from] io::Error),
+    #[error("the name {path} {what}; look at it again, then retry")]
+    Moved { path: StorePath, what: &'static str },
 }
 
 impl ChangeFailed {
@@ -43,6 +49,7 @@ impl ChangeFailed {
             }
             ChangeFailed::Block(JudgeError::Mismatch(_)) => Fault::Checksum,
             ChangeFailed::Block(_) => Fault::Io,
+            ChangeFailed::Moved { .. } => Fault::Moved,
         }
     }
 }
@@ -59,10 +66,8 @@ impl Inner {
         let result = match (change, detail) {
             (Change::Truncate { size }, Detail::None) => self.truncate(&file, size),
             (Change::Punch { range }, Detail::None) => self.punch(&file, range),
-            (Change::Remove, Detail::Unlink { path }) => {
-                self.remove(&file, || self.names.unlink(&self.store, path, AtFlags::empty()))
-            }
-            (Change::Remove, Detail::RenameOver { from, to }) => self.remove_over(&file, from, to),
+            (Change::Remove, Detail::Unlink { path }) => self.remove(&file, path, None),
+            (Change::Remove, Detail::RenameOver { from, to }) => self.remove(&file, to, Some(from)),
             (change, detail) => panic!("{detail:?} makes no sense for {change:?}"),
         };
         let result = result.map_err(|error| {
@@ -198,14 +203,28 @@ impl Inner {
         result
     }
 
-    /// The last name goes, by `unlink`.
+    /// The last name goes, to nobody or to the file that was called `heir`.
     fn remove(
         self: &Arc<Inner>,
         file: &Arc<StoreFile>,
-        unlink: impl FnOnce() -> rustix::io::Result<()>,
+        name: &StorePath,
+        heir: Option<&StorePath>,
     ) -> Result<(), ChangeFailed> {
-        self.log.note(file.identity, Body::Remove, Box::new(|_| {}));
-        unlink().map_err(io::Error::from)?;
+        {
+            let _names = self.names.hold();
+            self.check_last_name(file, name)?;
+            if let Some(heir) = heir {
+                self.check_heir(file, heir)?;
+            }
+            self.log.note(file.identity, Body::Remove, Box::new(|_| {}));
+            match heir {
+                None => self.names.unlink(&self.store, name, AtFlags::empty()).map_err(io::Error::from)?,
+                Some(heir) => {
+                    self.names.rename(&self.store, heir, name, true).map_err(io::Error::from)?;
+                    self.moved(heir, name);
+                }
+            }
+        }
         self.names.sync()?;
         if rustix::fs::fstat(&file.disk.file).map_err(io::Error::from)?.st_nlink > 0 {
             return Ok(());
@@ -219,17 +238,39 @@ impl Inner {
         Ok(())
     }
 
-    fn remove_over(
-        self: &Arc<Inner>,
-        file: &Arc<StoreFile>,
-        from: &StorePath,
-        to: &StorePath,
-    ) -> Result<(), ChangeFailed> {
-        self.remove(file, || {
-            self.names.rename(&self.store, from, to, true)?;
-            self.moved(from, to);
-            Ok(())
-        })
+    /// That the name is the file's, and its only one: else the wrong file would go, or the core would take for gone what
+    /// another name still stands for.
+    fn check_last_name(&self, file: &StoreFile, name: &StorePath) -> Result<(), ChangeFailed> {
+        let moved = |what| ChangeFailed::Moved { path: name.clone(), what };
+        match self.names.open(&self.store, name, OFlags::PATH) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Err(moved("stands for nothing any more")),
+            Err(error) => return Err(io::Error::from(error).into()),
+            Ok(found) if Identity::of(&found)? != file.identity => {
+                return Err(moved("stands for something else by now"));
+            }
+            Ok(_) => {}
+        }
+        if rustix::fs::fstat(&file.disk.file).map_err(io::Error::from)?.st_nlink > 1 {
+            return Err(moved("is not the last one of its file any more"));
+        }
+        Ok(())
+    }
+
+    /// That what is to take the name is an ordinary file, and another one.
+    fn check_heir(&self, file: &StoreFile, heir: &StorePath) -> Result<(), ChangeFailed> {
+        let moved = |what| ChangeFailed::Moved { path: heir.clone(), what };
+        let found = match self.names.open(&self.store, heir, OFlags::PATH) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Err(moved("stands for nothing any more")),
+            other => other.map_err(io::Error::from)?,
+        };
+        let mode = rustix::fs::fstat(&found).map_err(io::Error::from)?.st_mode;
+        if FileType::from_raw_mode(mode) != FileType::RegularFile {
+            return Err(moved("is not that of an ordinary file"));
+        }
+        if Identity::of(&found)? == file.identity {
+            return Err(moved("stands for the file that is to be removed"));
+        }
+        Ok(())
     }
 
     pub(crate) fn flush(self: &Arc<Inner>, request: RequestId, file: FileId) {

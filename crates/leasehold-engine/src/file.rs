@@ -13,10 +13,13 @@ use crate::disk::{self, Disk, DiskFile};
 use crate::identity::Identity;
 use crate::path::StorePath;
 use crate::record::Body;
+use crate::scrub::Survey;
 use crate::sidecar::{BLOCKS_PER_PAGE, BlockState, FormatError, Header, PAGE, PAGES_MAX, Page};
 use crate::storage::Mismatch;
 use leasehold_core::ids::FileId;
 use leasehold_core::range::BlockRange;
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -169,18 +172,17 @@ impl Sums {
     fn page(&mut self, disk: &dyn Disk, block: u64) -> Result<&mut Cached, SumsError> {
         let number = u32::try_from(block / BLOCKS_PER_PAGE).map_err(|_| SumsError::TooFar { block })?;
         if !self.pages.contains_key(&number) {
-            let page = match &self.sidecar {
-                None => Page::fresh(number, &self.header),
-                Some(sidecar) => {
-                    let bytes = disk::read(disk, sidecar, page_offset(Some(number)), PAGE)?;
-                    let bytes = bytes.first_chunk().expect("a page was asked for");
-                    Page::decode(bytes, number, &self.header)
-                        .map_err(|source| SumsError::Damaged { number, source })?
-                }
-            };
+            let page = self.read_page(disk, number)?;
             self.pages.insert(number, Cached { page, dirty: false });
         }
         Ok(self.pages.get_mut(&number).expect("inserted above"))
+    }
+
+    fn read_page(&self, disk: &dyn Disk, number: u32) -> Result<Page, SumsError> {
+        let Some(sidecar) = &self.sidecar else { return Ok(Page::fresh(number, &self.header)) };
+        let bytes = disk::read(disk, sidecar, page_offset(Some(number)), PAGE)?;
+        let bytes = bytes.first_chunk().expect("a page was asked for");
+        Page::decode(bytes, number, &self.header).map_err(|source| SumsError::Damaged { number, source })
     }
 
     /// What is committed in a block. Reads its page if that is not in memory.
@@ -198,27 +200,93 @@ impl Sums {
         Ok(())
     }
 
-    /// The blocks hold nothing any more. A range without end forgets whole pages, on disk too: the record must say so
-    /// durably before.
+    /// The blocks hold nothing any more. Whole pages are forgotten on disk too, so the record must say durably before that
+    /// the range is cleared. Takes as long as there are pages, not blocks.
+    ///
+    /// In the middle of what was adopted, pages that are only on disk become unknown: the zeros that are there now are
+    /// adopted by the next read, as they would be in a page never written.
     pub(crate) fn clear(&mut self, disk: &dyn Disk, blocks: BlockRange) -> Result<(), SumsError> {
-        let mut end = blocks.end();
-        if end == u64::MAX {
-            end = blocks.start().next_multiple_of(BLOCKS_PER_PAGE);
-            self.header_dirty |= self.header.adopted_blocks > blocks.start();
-            self.header.adopted_blocks = self.header.adopted_blocks.min(blocks.start());
-            let Ok(first_gone) = u32::try_from(end / BLOCKS_PER_PAGE) else { return Ok(()) };
-            // Not dropped: a checkpoint may be about to write an older copy in place.
-            for (number, cached) in self.pages.range_mut(first_gone..) {
-                *cached = Cached { page: Page::fresh(*number, &self.header), dirty: true };
-            }
-            if let Some(sidecar) = &self.sidecar {
-                let length = page_offset(Some(first_gone));
-                if sidecar.file.metadata()?.len() > length {
-                    disk.truncate(sidecar, length)?;
-                }
-            }
+        let (start, end) = (blocks.start(), blocks.end().min(PAGES_MAX * BLOCKS_PER_PAGE));
+        if (start..blocks.end()).contains(&self.header.adopted_blocks)
+            || blocks.end() == self.header.adopted_blocks
+        {
+            self.header_dirty |= self.header.adopted_blocks > start;
+            self.header.adopted_blocks = start;
         }
-        (blocks.start()..end).try_for_each(|block| self.set(disk, block, BlockState::Hole))
+        let (first, last) = (start.div_ceil(BLOCKS_PER_PAGE), end / BLOCKS_PER_PAGE);
+        if first < last {
+            self.clear_pages(disk, first, last)?;
+        }
+        let head_end = end.min(first * BLOCKS_PER_PAGE);
+        let tail_start = head_end.max(last * BLOCKS_PER_PAGE);
+        (start..head_end).chain(tail_start..end).try_for_each(|block| self.set(disk, block, BlockState::Hole))
+    }
+
+    /// The pages from `first` to before `last` hold nothing any more.
+    fn clear_pages(&mut self, disk: &dyn Disk, first: u64, last: u64) -> Result<(), SumsError> {
+        let numbers = first as u32..=(last - 1) as u32;
+        // Not dropped: a checkpoint may be about to write an older copy in place.
+        for (number, cached) in self.pages.range_mut(numbers) {
+            *cached = Cached { page: Page::holes(*number, &self.header), dirty: true };
+        }
+        let Some(sidecar) = &self.sidecar else { return Ok(()) };
+        let length = sidecar.file.metadata()?.len();
+        let (from, to) = ((first + 1) * PAGE as u64, (last + 1) * PAGE as u64);
+        if to >= length && from < length {
+            disk.truncate(sidecar, from)?;
+        } else if from < length {
+            disk.punch(sidecar, from, to - from)?;
+        }
+        Ok(())
+    }
+
+    /// Counts the blocks from `from` on, up to the end of their page, or of the pages that were never written. Where it
+    /// stopped. Keeps nothing in memory.
+    pub(crate) fn survey(&self, disk: &dyn Disk, from: u64, end: u64) -> Result<(u64, Survey), SumsError> {
+        let number = from / BLOCKS_PER_PAGE;
+        let written = self.next_written(number)?.unwrap_or(u64::MAX);
+        let mut survey = Survey::default();
+        if written > number {
+            let end = end.min(written.saturating_mul(BLOCKS_PER_PAGE));
+            survey.unknown = self.header.adopted_blocks.clamp(from, end) - from;
+            survey.holes = end - from - survey.unknown;
+            return Ok((end, survey));
+        }
+        let read;
+        let number = u32::try_from(number).map_err(|_| SumsError::TooFar { block: from })?;
+        let page = match self.pages.get(&number) {
+            Some(cached) => &cached.page,
+            None => {
+                read = self.read_page(disk, number)?;
+                &read
+            }
+        };
+        let end = end.min((u64::from(number) + 1) * BLOCKS_PER_PAGE);
+        for block in from..end {
+            *match page.get((block % BLOCKS_PER_PAGE) as usize) {
+                BlockState::Hole => &mut survey.holes,
+                BlockState::Known(_) => &mut survey.known,
+                BlockState::Unknown => &mut survey.unknown,
+                BlockState::Torn => &mut survey.torn,
+            } += 1;
+        }
+        Ok((end, survey))
+    }
+
+    /// The first page, `from` on, that is in memory or may have been written.
+    fn next_written(&self, from: u64) -> io::Result<Option<u64>> {
+        let Ok(first) = u32::try_from(from) else { return Ok(None) };
+        let in_memory = self.pages.range(first..).next().map(|(number, _)| u64::from(*number));
+        let on_disk = match &self.sidecar {
+            None => None,
+            Some(sidecar) => match seek(&sidecar.file, SeekFrom::Data(page_offset(Some(first)))) {
+                Ok(offset) => Some(offset / PAGE as u64 - 1),
+                // Past the end, or nothing but holes up to it.
+                Err(Errno::NXIO) => None,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        Ok(in_memory.into_iter().chain(on_disk).min())
     }
 
     pub(crate) fn set_size(&mut self, size: u64) {

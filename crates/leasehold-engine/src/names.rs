@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 /// See the module.
 #[derive(Default)]
@@ -19,9 +19,16 @@ pub(crate) struct Names {
     /// By device and inode, since directories may be renamed meanwhile.
     unsynced: Mutex<BTreeMap<(u64, u64), OwnedFd>>,
     no_openat2: AtomicBool,
+    changing: Mutex<()>,
 }
 
 impl Names {
+    /// Until drop, nobody else changes what a name stands for: to be held from a look at a name to the change that rests on
+    /// it.
+    pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().expect("no panic while held")
+    }
+
     /// Opens what `path` names.
     pub(crate) fn open(&self, store: &Store, path: &StorePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let name = if path.is_root() { "." } else { path.as_str() };

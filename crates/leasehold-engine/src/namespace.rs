@@ -179,6 +179,7 @@ impl Inner {
         }
         let failed = || refused(if create { "create" } else { "open" }, path);
         let (descriptor, created) = if create {
+            let _names = self.names.hold();
             self.names.create(&self.store, path).map_err(failed())?
         } else {
             // O_NONBLOCK would not hang on a pipe, but O_DIRECT on one means something else: look first.
@@ -193,17 +194,19 @@ impl Inner {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(NamespaceError::NotAFile { path: path.clone() });
         }
-        let file = self.admit(descriptor, path, stat.st_size.cast_unsigned(), created)?;
+        let file = self.admit(descriptor, path, created)?;
         let size = file.sums().header.size;
         Ok(OpenedFile { file: file.id, size, links: stat.st_nlink as u64, created })
     }
 
     /// The open file behind a descriptor: the one that is open already, or a new one.
-    pub(crate) fn admit(
+    ///
+    /// The core's thread looks up files, so nothing is read while they are locked. That one file is admitted at a time
+    /// means that nobody opens, changes and closes it between the reading and the insertion.
+    fn admit(
         self: &Arc<Inner>,
         descriptor: OwnedFd,
         path: &StorePath,
-        length: u64,
         created: bool,
     ) -> Result<Arc<StoreFile>, NamespaceError> {
         let system = |operation| {
@@ -211,13 +214,18 @@ impl Inner {
             move |source| NamespaceError::System { operation, path, source }
         };
         let identity = Identity::of(&descriptor).map_err(system("identify"))?;
-        let mut files = self.files();
-        if let Some(file) = files.by_identity.get(&identity) {
-            let file = Arc::clone(file);
-            file.set_path(path.clone());
-            files.by_id.insert(file.id, Arc::clone(&file));
-            return Ok(file);
+        let _one = self.admitting.lock().expect("no panic while held");
+        {
+            let mut files = self.files();
+            if let Some(file) = files.by_identity.get(&identity) {
+                let file = Arc::clone(file);
+                file.set_path(path.clone());
+                files.by_id.insert(file.id, Arc::clone(&file));
+                return Ok(file);
+            }
         }
+        // Only now: as long as it was open, it may have been longer than what is committed.
+        let length = rustix::fs::fstat(&descriptor).map_err(refused("open", path))?.st_size.cast_unsigned();
         let sidecar = self.store.sidecar(identity).map_err(system("open the sidecar of"))?;
         let found = match &sidecar {
             None => Ok(None),
@@ -245,9 +253,8 @@ impl Inner {
                 sums.recorded_size = length;
             }
         }
-        let file = files.insert(File::from(descriptor), identity, path, sums);
+        let file = self.files().insert(File::from(descriptor), identity, path, sums);
         file.unsynced.store(created, Ordering::Relaxed);
-        drop(files);
         // A file that is only read may be adopted block by block; one that was just created is to be remembered as empty.
         if created {
             self.mark_dirty(&file);
@@ -315,6 +322,7 @@ impl Inner {
         if path.is_root() {
             return Err(NamespaceError::Root);
         }
+        let _names = self.names.hold();
         self.names.make_directory(&self.store, path).map_err(refused("make", path))
     }
 
@@ -322,6 +330,7 @@ impl Inner {
         if from.is_root() || to.is_root() {
             return Err(NamespaceError::Root);
         }
+        let _names = self.names.hold();
         self.names.rename(&self.store, from, to, false).map_err(|error| match error {
             Errno::EXIST | Errno::NOTEMPTY => NamespaceError::Exists { path: to.clone() },
             error => refused("rename", from)(error),
@@ -331,6 +340,7 @@ impl Inner {
     }
 
     pub(crate) fn rename_over_extra(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
+        let _names = self.names.hold();
         let target = self.stat(to)?;
         match (target.kind, target.links) {
             (Kind::File, 1) => return Err(NamespaceError::LastName { path: to.clone() }),
@@ -347,7 +357,9 @@ impl Inner {
 
     /// The paths of open files that `from` led to now begin with `to`.
     pub(crate) fn moved(&self, from: &StorePath, to: &StorePath) {
-        for file in self.files().by_identity.values() {
+        // Not while the files are locked: sums may be locked for as long as a read takes.
+        let files: Vec<Arc<StoreFile>> = self.files().by_identity.values().cloned().collect();
+        for file in files {
             let path = file.path();
             let below = path.as_str().strip_prefix(from.as_str());
             if let Some(rest) = below.filter(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -364,10 +376,12 @@ impl Inner {
         if path.is_root() {
             return Err(NamespaceError::Root);
         }
+        let _names = self.names.hold();
         self.names.unlink(&self.store, path, AtFlags::REMOVEDIR).map_err(refused("remove", path))
     }
 
     pub(crate) fn unlink_extra(&self, path: &StorePath) -> Result<(), NamespaceError> {
+        let _names = self.names.hold();
         let stat = self.stat(path)?;
         match (stat.kind, stat.links) {
             (Kind::File, 1) => Err(NamespaceError::LastName { path: path.clone() }),

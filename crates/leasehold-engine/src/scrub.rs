@@ -11,7 +11,6 @@
 use crate::file::SumsError;
 use crate::namespace::{Kind, NamespaceError};
 use crate::path::StorePath;
-use crate::sidecar::BlockState;
 use crate::storage::Inner;
 use leasehold_core::range::BlockRange;
 
@@ -69,15 +68,13 @@ impl Inner {
         blocks: BlockRange,
     ) -> Result<Survey, SumsError> {
         let mut survey = Survey::default();
-        let mut sums = file.sums();
-        let end = blocks.end().min(sums.header.size.div_ceil(4096));
-        for block in blocks.start()..end {
-            match sums.get(&*self.disk, block)? {
-                BlockState::Hole => survey.holes += 1,
-                BlockState::Known(_) => survey.known += 1,
-                BlockState::Unknown => survey.unknown += 1,
-                BlockState::Torn => survey.torn += 1,
-            }
+        let end = blocks.end().min(file.sums().header.size.div_ceil(4096));
+        let mut block = blocks.start();
+        while block < end {
+            // Others get their turn in between.
+            let (next, counted) = file.sums().survey(&*self.disk, block, end)?;
+            survey += counted;
+            block = next;
         }
         Ok(survey)
     }

@@ -90,11 +90,17 @@ impl Header {
 }
 
 impl Page {
-    /// A page never written.
-    pub(crate) fn fresh(number: u32, header: &Header) -> Page {
+    /// A page whose blocks hold nothing.
+    pub(crate) fn holes(number: u32, header: &Header) -> Page {
         let mut page = Page { bytes: Box::new([0; PAGE]) };
         page.bytes[4..8].copy_from_slice(&number.to_le_bytes());
         page.bytes[8..16].copy_from_slice(&header.identity.hash().to_le_bytes());
+        page
+    }
+
+    /// A page never written.
+    pub(crate) fn fresh(number: u32, header: &Header) -> Page {
+        let mut page = Page::holes(number, header);
         let first = u64::from(number) * BLOCKS_PER_PAGE;
         for index in 0..header.adopted_blocks.saturating_sub(first).min(BLOCKS_PER_PAGE) {
             page.set(index as usize, BlockState::Unknown);

@@ -281,7 +281,7 @@ impl Inner {
                 }
             }
             RecordState::Failed(fault) => {
-                let (owes, landed) = (progress.owes_recorded, progress.landed.take());
+                let (owes, landed) = (std::mem::take(&mut progress.owes_recorded), progress.landed.take());
                 drop(progress);
                 if owes {
                     self.drop_write(pending.id, |log, sequence| log.cancel(pending.file.identity, sequence));

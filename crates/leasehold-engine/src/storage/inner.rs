@@ -26,7 +26,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const DISK_THREADS: usize = 8;
 
-/// Locks are taken in this order: files, a file's sums, writes, one write's progress, the log; `dirty` and `verified` last.
+/// Locks are taken in this order: names, admitting, files, a file's sums, writes, one write's progress, the log; `dirty` and
+/// `verified` last. The core's thread takes `files`: nobody waits for the disk, or for a file's sums, while holding it.
 pub(crate) struct Inner {
     pub(crate) config: StorageConfig,
     pub(crate) arena: Arc<Arena>,
@@ -40,6 +41,8 @@ pub(crate) struct Inner {
     pub(crate) log: Arc<Log>,
     workers: Workers,
     files: Mutex<Files>,
+    /// A file is being admitted.
+    pub(crate) admitting: Mutex<()>,
     verified: Mutex<Verified>,
     pub(crate) writes: Mutex<HashMap<WriteId, Arc<PendingWrite>>>,
     /// Files with something to write back at the next checkpoint.
@@ -110,6 +113,7 @@ impl Inner {
             disk,
             log,
             files: Mutex::default(),
+            admitting: Mutex::default(),
             verified: Mutex::default(),
             writes: Mutex::default(),
             dirty: Mutex::default(),

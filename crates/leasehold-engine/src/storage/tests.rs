@@ -1,6 +1,7 @@
 //! The storage as the core drives it, on real directories: ext4 with O_DIRECT, and tmpfs without.
 
 mod crash;
+mod gate;
 mod model;
 mod namespace;
 mod recovery;

@@ -82,6 +82,7 @@ fn fault(fault: Fault) -> Reason {
         Fault::NoKey => Reason::Limit,
         Fault::Io => Reason::Io,
         Fault::Checksum => Reason::Mismatch,
+        Fault::Moved => Reason::NotFound,
     }
 }
 

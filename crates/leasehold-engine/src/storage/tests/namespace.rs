@@ -170,3 +170,44 @@ fn a_newer_format_and_a_directory_of_other_things_are_refused() {
     let missing = StorageConfig::new("/proc/leasehold");
     assert!(matches!(Driver::try_open_with(missing).err(), Some(OpenError::System { .. })));
 }
+
+/// A removal waits for its leases to be broken. What it then unlinked was whatever had the name by that time.
+#[test]
+fn a_removal_spares_what_took_the_name_meanwhile() {
+    for (_, directory) in places() {
+        let driver = Driver::open(directory.path());
+        let (storage, remove) =
+            (driver.storage(), |file, detail| driver.change_with(file, Change::Remove, detail));
+        let (a, b, over) = (driver.create("a"), driver.create("b"), driver.create("over"));
+        for (file, bytes) in [(a, b"from a"), (b, b"from b"), (over, b"overed")] {
+            driver.write(file, 0, bytes);
+        }
+        storage.rename(&path("a"), &path("c")).unwrap();
+        let unlink = |name| Detail::Unlink { path: path(name) };
+        assert!(remove(a, unlink("a")).is_err(), "nothing has the name");
+        storage.rename(&path("b"), &path("a")).unwrap();
+        assert!(remove(a, unlink("a")).is_err(), "b has the name");
+        assert!(
+            remove(a, Detail::RenameOver { from: path("over"), to: path("a") }).is_err(),
+            "b has the name"
+        );
+        std::fs::hard_link(directory.path().join("files/c"), directory.path().join("files/d")).unwrap();
+        assert!(remove(a, unlink("c")).is_err(), "it has another name");
+        storage.unlink_extra(&path("d")).unwrap();
+        // Who takes the name is looked at too.
+        storage.make_directory(&path("e")).unwrap();
+        for from in ["e", "nothing", "c"] {
+            let detail = Detail::RenameOver { from: path(from), to: path("c") };
+            assert!(remove(a, detail).is_err(), "{from}");
+        }
+        // Nothing was noted either: the record is replayed for all of them.
+        driver.kill();
+        let driver = Driver::open(directory.path());
+        assert_eq!(driver.opened.damage, []);
+        for (name, bytes) in [("c", b"from a"), ("a", b"from b"), ("over", b"overed")] {
+            assert_eq!(driver.content(driver.open_file(name)), bytes);
+        }
+        driver.change_with(driver.open_file("c"), Change::Remove, unlink("c")).unwrap();
+        assert!(!directory.path().join("files/c").exists());
+    }
+}

@@ -201,3 +201,82 @@ fn many_writes_in_flight_are_all_answered_and_survive_checkpoints() {
         }
     }
 }
+
+fn pages_in_memory(driver: &Driver, file: FileId) -> usize {
+    driver.storage().inner.file(file).sums().pages_in_memory()
+}
+
+/// A punch once made a page of checksums of every hole in a huge sparse file, with the file locked.
+#[test]
+fn a_punch_and_a_survey_of_a_huge_file_take_as_long_as_there_is_data() {
+    const GIB: u64 = 1 << 30;
+    const END: u64 = 64 * GIB;
+    for in_memory in [true, false] {
+        for (_, directory) in places() {
+            let config = StorageConfig { sidecar_bytes_max: 0, ..StorageConfig::new(directory.path()) };
+            let driver = Driver::open_with(config);
+            let file = driver.create("a");
+            for (seed, offset) in [(1, 0), (2, 5 * GIB), (3, 20 * GIB), (4, END - 8192)] {
+                driver.write(file, offset, &pattern(seed, 8192));
+            }
+            if !in_memory {
+                // The pages are on disk, and only there.
+                driver.storage().checkpoint().unwrap();
+                driver.flush(file);
+                driver.storage().checkpoint().unwrap();
+                assert_eq!(pages_in_memory(&driver, file), 0);
+            }
+            driver.punch(file, 4096, END - 4096);
+            let all = BlockRange::new(0, u64::MAX).unwrap();
+            let counts = Survey { known: 2, holes: END / 4096 - 2, ..Survey::default() };
+            assert_eq!(driver.storage().survey(file, all).unwrap(), counts);
+            assert!(pages_in_memory(&driver, file) <= 4, "{}", pages_in_memory(&driver, file));
+            let check = |driver: &Driver, file| {
+                assert_eq!(driver.storage().survey(file, all).unwrap(), counts);
+                assert!(driver.read(file, 0, 4096) == pattern(1, 8192)[..4096]);
+                assert!(driver.read(file, END - 4096, 4096) == pattern(4, 8192)[4096..]);
+                for offset in [4096, 5 * GIB, 20 * GIB, END - 8192] {
+                    assert!(driver.read(file, offset, 4096) == [0; 4096], "{offset}");
+                }
+            };
+            check(&driver, file);
+            driver.kill();
+            let driver = Driver::open(directory.path());
+            let file = driver.open_file("a");
+            check(&driver, file);
+            driver.stop();
+            let driver = Driver::open(directory.path());
+            check(&driver, driver.open_file("a"));
+        }
+    }
+}
+
+#[test]
+fn a_punch_of_an_adopted_file_leaves_the_rest_of_it_to_be_adopted() {
+    // Pages of checksums describe 960 blocks.
+    const BLOCKS: u64 = 5000;
+    for (_, directory) in places() {
+        Driver::open(directory.path()).stop();
+        let name = directory.path().join("files/a");
+        std::fs::write(&name, vec![7; BLOCKS as usize * 4096]).unwrap();
+        let driver = Driver::open(directory.path());
+        let file = driver.open_file("a");
+        let survey = || driver.storage().survey(file, BlockRange::new(0, BLOCKS).unwrap()).unwrap();
+        assert_eq!(survey(), Survey { unknown: BLOCKS, ..Survey::default() });
+        driver.punch(file, 4000 * 4096, BLOCKS * 4096);
+        assert_eq!(survey(), Survey { unknown: 4000, holes: 1000, ..Survey::default() });
+        driver.punch(file, 500 * 4096, 3000 * 4096);
+        assert!(driver.read(file, 499 * 4096, 4096) == [7; 4096]);
+        for block in [500, 959, 960, 1500, 2999, 4000, 4999] {
+            assert!(driver.read(file, block * 4096, 4096) == [0; 4096], "{block}");
+        }
+        assert!(driver.read(file, 3000 * 4096, 4096) == [7; 4096]);
+        driver.kill();
+        let driver = Driver::open(directory.path());
+        let file = driver.open_file("a");
+        assert!(driver.read(file, 0, 500 * 4096).iter().all(|byte| *byte == 7));
+        assert!(driver.read(file, 500 * 4096, 2000 * 4096).iter().all(|byte| *byte == 0));
+        assert!(driver.read(file, 3000 * 4096, 1000 * 4096).iter().all(|byte| *byte == 7));
+        assert!(driver.read(file, 4000 * 4096, 1000 * 4096).iter().all(|byte| *byte == 0));
+    }
+}

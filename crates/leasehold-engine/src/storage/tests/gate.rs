@@ -1,0 +1,144 @@
+//! Who waits for a slow disk, and who must not.
+
+use super::*;
+use crate::disk::{DiskFile, Done, Transfer, Verb};
+use std::io;
+use std::sync::mpsc::Sender;
+use std::thread;
+
+/// Reads of files whose names begin with `closed` wait until it opens.
+struct Gate {
+    disk: Arc<dyn Disk>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    closed: Option<&'static str>,
+    held: Vec<(Transfer, Done)>,
+    /// Told of each read that is held.
+    arrived: Option<Sender<()>>,
+}
+
+impl Disk for Gate {
+    fn submit(&self, transfer: Transfer, done: Done) {
+        let mut state = self.state.lock().unwrap();
+        let held = |name| transfer.verb == Verb::Read && transfer.file.name.starts_with(name);
+        if state.closed.is_some_and(held) {
+            state.held.push((transfer, done));
+            // The test may have seen enough.
+            let _ = state.arrived.as_ref().expect("set with `closed`").send(());
+            return;
+        }
+        drop(state);
+        self.disk.submit(transfer, done);
+    }
+
+    fn finish(&self) {
+        self.disk.finish();
+    }
+
+    fn sync(&self, file: &DiskFile) -> io::Result<()> {
+        self.disk.sync(file)
+    }
+
+    fn truncate(&self, file: &DiskFile, size: u64) -> io::Result<()> {
+        self.disk.truncate(file, size)
+    }
+
+    fn punch(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+        self.disk.punch(file, offset, length)
+    }
+}
+
+/// A store with a gate, and how to open it.
+fn gated(directory: &Path) -> (Driver, Arc<Mutex<State>>, impl FnOnce()) {
+    let state = Arc::<Mutex<State>>::default();
+    let inside = Arc::<Mutex<Option<Arc<dyn Disk>>>>::default();
+    let (shared, disk_inside) = (Arc::clone(&state), Arc::clone(&inside));
+    let wrap: WrapDisk = Arc::new(move |disk| {
+        *disk_inside.lock().unwrap() = Some(Arc::clone(&disk));
+        Arc::new(Gate { disk, state: Arc::clone(&shared) })
+    });
+    let driver = Driver::open_with(StorageConfig { wrap_disk: Some(wrap), ..StorageConfig::new(directory) });
+    let opens = Arc::clone(&state);
+    let open = move || {
+        let held = {
+            let mut state = opens.lock().unwrap();
+            state.closed = None;
+            std::mem::take(&mut state.held)
+        };
+        let disk = inside.lock().unwrap().clone().expect("the store is open");
+        held.into_iter().for_each(|(transfer, done)| disk.submit(transfer, done));
+    };
+    (driver, state, open)
+}
+
+fn close(state: &Mutex<State>, name: &'static str) -> Receiver<()> {
+    let (arrived, arrives) = channel();
+    let mut state = state.lock().unwrap();
+    (state.closed, state.arrived) = (Some(name), Some(arrived));
+    arrives
+}
+
+/// What the core's thread asks; `None` if it has to wait.
+fn path_soon<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    driver: &'scope Driver,
+    file: FileId,
+) -> Option<StorePath> {
+    let (found, finds) = channel();
+    let storage = driver.storage();
+    scope.spawn(move || found.send(storage.path_of(file)));
+    finds.recv_timeout(Duration::from_secs(5)).ok().flatten()
+}
+
+#[test]
+fn looking_up_a_path_does_not_wait_for_a_sidecar_that_is_being_read() {
+    let (_, directory) = places().remove(0);
+    let driver = Driver::open(directory.path());
+    let file = driver.create("b");
+    driver.write(file, 0, &pattern(1, 9000));
+    driver.stop();
+    let (driver, gate, open) = gated(directory.path());
+    let a = driver.create("a");
+    let arrives = close(&gate, ".leasehold/sums");
+    thread::scope(|scope| {
+        let storage = driver.storage();
+        let opening = scope.spawn(|| storage.open_file(&path("b")).unwrap());
+        arrives.recv().unwrap();
+        let found = path_soon(scope, &driver, a);
+        open();
+        assert_eq!(found, Some(path("a")));
+        assert_eq!(opening.join().unwrap().size, 9000);
+    });
+}
+
+#[test]
+fn looking_up_a_path_does_not_wait_for_a_rename_that_waits_for_a_file() {
+    let (_, directory) = places().remove(0);
+    let (driver, gate, open) = gated(directory.path());
+    let file = driver.create("a");
+    let other = driver.create("b");
+    driver.write(file, 0, &pattern(1, 9000));
+    let arrives = close(&gate, "files/a");
+    let (lease, range) = (LeaseId(driver.number()), ByteRange::new(100, 200).unwrap());
+    let run = driver.fill(0, range, &pattern(2, 100));
+    let merge = Output::Merge { lease, file, range, size: 9000, run };
+    // It reads the block with the file's sums locked.
+    driver.storage().perform(merge, Detail::None);
+    arrives.recv().unwrap();
+    thread::scope(|scope| {
+        let storage = driver.storage();
+        let renaming = scope.spawn(|| storage.rename(&path("a"), &path("c")).unwrap());
+        while !directory.path().join("files/c").exists() {
+            thread::yield_now();
+        }
+        let found = path_soon(scope, &driver, other);
+        open();
+        assert_eq!(found, Some(path("b")));
+        renaming.join().unwrap();
+    });
+    assert_eq!(driver.answers.recv().unwrap(), Input::Merged { lease, result: Ok(()) });
+    assert_eq!(driver.storage().path_of(file), Some(path("c")));
+}
