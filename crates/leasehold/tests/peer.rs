@@ -3,15 +3,12 @@
 mod harness;
 
 use bytes::Bytes;
-use harness::{Store, content, fill, mismatches, pattern};
-use leasehold_client::proto;
-use leasehold_client::proto::leasehold_client::LeaseholdClient;
+use harness::{Control, Store, content, fill, mismatches, pattern};
 use leasehold_fabric::iwarp::{self, Iwarp};
 use leasehold_fabric::message::{Commit, Committed, Message, Status};
 use leasehold_fabric::{CloseReason, Endpoint, Fabric, Handler, Remote, Source, Tag};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tonic::transport::Channel;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -35,8 +32,7 @@ impl Handler for Ears {
 }
 
 struct Peer {
-    calls: LeaseholdClient<Channel>,
-    session: Bytes,
+    control: Control,
     endpoint: Arc<dyn Endpoint>,
     heard: mpsc::Receiver<Heard>,
     _fabric: Iwarp,
@@ -44,33 +40,12 @@ struct Peer {
 
 impl Peer {
     async fn connect(store: &Store) -> Peer {
-        let address = format!("http://{}", store.server.control_address());
-        let mut calls = LeaseholdClient::connect(address).await.unwrap();
-        let caller = proto::Identity {
-            host: "elsewhere".into(),
-            pid: 7,
-            program: "peer".into(),
-            ..Default::default()
-        };
-        let open = proto::OpenSessionRequest { caller: Some(caller) };
-        let opened = calls.open_session(open).await.unwrap().into_inner();
+        let control = Control::open(store).await;
         let (send, heard) = mpsc::channel();
         let fabric = Iwarp::new(iwarp::Config::default()).unwrap();
         let data = store.server.data_address();
-        let (endpoint, _) = fabric.connect(data, &opened.token, Box::new(Ears(send)), PATIENCE).unwrap();
-        Peer { calls, session: opened.session, endpoint, heard, _fabric: fabric }
-    }
-
-    async fn acquire(&mut self, path: &str, start: u64, end: u64) -> (u64, Tag) {
-        let want = proto::Want {
-            path: path.to_owned(),
-            range: Some(proto::Range { start, end }),
-            access: proto::Access::Overwrite.into(),
-        };
-        let request =
-            proto::AcquireRequest { session: self.session.clone(), wants: vec![want], ..Default::default() };
-        let grant = self.calls.acquire(request).await.unwrap().into_inner().grants.remove(0);
-        (grant.lease, Tag(grant.tag))
+        let (endpoint, _) = fabric.connect(data, &control.token, Box::new(Ears(send)), PATIENCE).unwrap();
+        Peer { control, endpoint, heard, _fabric: fabric }
     }
 
     fn write(&self, tag: Tag, offset: u64, bytes: Bytes) {
@@ -98,17 +73,16 @@ async fn a_commit_that_overtakes_its_data_never_commits_unwritten_bytes() {
     fill(&session, "/a", pattern(1, 100_000)).await;
     let mut peer = Peer::connect(&store).await;
     let bytes = pattern(2, 100_000);
-    let (lease, tag) = peer.acquire("/a", 0, 100_000).await;
+    let (lease, tag) = peer.control.acquire("/a", 0, 100_000).await;
     // By the control plane, before the last bytes were sent: the commit is there first.
     peer.write(tag, 0, bytes.slice(..60_000));
-    let request = proto::CommitRequest { session: peer.session.clone(), lease, crc32c: crc32c(&bytes) };
-    let refused = peer.calls.commit(request).await.unwrap_err();
+    let refused = peer.control.commit(lease, crc32c(&bytes)).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::DataLoss, "{refused}");
     peer.write(tag, 60_000, bytes.slice(60_000..));
     assert_eq!(content(session.client(), "/a").await, pattern(1, 100_000));
 
     // Behind its data, on the same stream, it takes effect; the late bytes above have harmed nobody.
-    let (lease, tag) = peer.acquire("/a", 0, 100_000).await;
+    let (lease, tag) = peer.control.acquire("/a", 0, 100_000).await;
     peer.write(tag, 0, bytes.clone());
     assert_eq!(peer.commit(lease, Some(crc32c(&bytes))).status, Status::Ok);
     assert_eq!(content(session.client(), "/a").await, bytes);
@@ -121,7 +95,7 @@ async fn a_commit_with_a_wrong_crc_leaves_the_file_as_it_was() {
     let session = store.session().await;
     fill(&session, "/a", pattern(1, 5000)).await;
     let mut peer = Peer::connect(&store).await;
-    let (lease, tag) = peer.acquire("/a", 0, 5000).await;
+    let (lease, tag) = peer.control.acquire("/a", 0, 5000).await;
     peer.write(tag, 0, pattern(2, 5000));
     assert_eq!(peer.commit(lease, Some(7)).status, Status::Mismatch);
     assert_eq!(peer.commit(lease, None).status, Status::NoLease);
@@ -134,7 +108,7 @@ async fn another_sessions_tag_and_lease_are_useless_and_its_user_loses_only_its_
     let session = store.session().await;
     fill(&session, "/a", pattern(1, 5000)).await;
     let (mut victim, thief) = (Peer::connect(&store).await, Peer::connect(&store).await);
-    let (lease, tag) = victim.acquire("/a", 0, 5000).await;
+    let (lease, tag) = victim.control.acquire("/a", 0, 5000).await;
     assert_eq!(thief.commit(lease, None).status, Status::NoLease);
     thief.write(tag, 0, pattern(9, 5000));
     assert!(matches!(thief.heard.recv_timeout(PATIENCE), Ok(Heard::Closed(CloseReason::Terminated(_)))));
@@ -147,9 +121,7 @@ async fn another_sessions_tag_and_lease_are_useless_and_its_user_loses_only_its_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_works_once_and_a_guess_not_at_all() {
     let store = Store::start().await;
-    let address = format!("http://{}", store.server.control_address());
-    let mut calls = LeaseholdClient::connect(address).await.unwrap();
-    let opened = calls.open_session(proto::OpenSessionRequest::default()).await.unwrap().into_inner();
+    let opened = Control::open(&store).await;
     let fabric = Iwarp::new(iwarp::Config::default()).unwrap();
     let data = store.server.data_address();
     let connect = |token: &[u8]| {
@@ -167,7 +139,7 @@ async fn a_session_whose_connection_breaks_loses_its_leases_and_others_go_on() {
     let session = store.session().await;
     fill(&session, "/a", pattern(1, 5000)).await;
     let mut peer = Peer::connect(&store).await;
-    let (_lease, tag) = peer.acquire("/a", 0, 5000).await;
+    let (_lease, tag) = peer.control.acquire("/a", 0, 5000).await;
     peer.write(tag, 0, pattern(2, 5000));
     peer.endpoint.close();
     let wants = [harness::want("/a", 0, 5000, leasehold_client::Access::Overwrite)];

@@ -6,38 +6,19 @@ mod harness;
 mod raw;
 
 use bytes::Bytes;
-use harness::{Store, content, fill, mismatches, pattern};
-use leasehold_client::proto;
-use leasehold_client::proto::leasehold_client::LeaseholdClient;
-use leasehold_fabric::Tag;
+use harness::{Control, Store, content, fill, mismatches, pattern};
 use raw::Raw;
-use tonic::transport::Channel;
 
 struct Hostile {
-    calls: LeaseholdClient<Channel>,
-    session: Bytes,
+    control: Control,
     stream: Raw,
 }
 
 impl Hostile {
     async fn connect(store: &Store) -> Hostile {
-        let address = format!("http://{}", store.server.control_address());
-        let mut calls = LeaseholdClient::connect(address).await.unwrap();
-        let opened = calls.open_session(proto::OpenSessionRequest::default()).await.unwrap().into_inner();
-        let stream = Raw::connect(store.server.data_address(), &opened.token);
-        Hostile { calls, session: opened.session, stream }
-    }
-
-    async fn acquire(&mut self, path: &str, start: u64, end: u64) -> (u64, Tag) {
-        let want = proto::Want {
-            path: path.to_owned(),
-            range: Some(proto::Range { start, end }),
-            access: proto::Access::Overwrite.into(),
-        };
-        let request =
-            proto::AcquireRequest { session: self.session.clone(), wants: vec![want], ..Default::default() };
-        let grant = self.calls.acquire(request).await.unwrap().into_inner().grants.remove(0);
-        (grant.lease, Tag(grant.tag))
+        let control = Control::open(store).await;
+        let stream = Raw::connect(store.server.data_address(), &control.token);
+        Hostile { control, stream }
     }
 }
 
@@ -61,7 +42,7 @@ async fn a_bad_crc_poisons_the_stream_so_nothing_of_it_is_committed_and_others_g
     let other = harness::lease(&session, "/b", 0, 4096).await;
 
     let mut hostile = Hostile::connect(&store).await;
-    let (lease, tag) = hostile.acquire("/a", 0, 8192).await;
+    let (lease, tag) = hostile.control.acquire("/a", 0, 8192).await;
     let bytes = pattern(2, 4096);
     hostile.stream.put(&raw::write(tag, 0, &bytes));
     let mut bad = raw::write(tag, 4096, &bytes);
@@ -72,8 +53,7 @@ async fn a_bad_crc_poisons_the_stream_so_nothing_of_it_is_committed_and_others_g
 
     // All of its bytes are in the frames, and a commit with their true CRC comes by another path: too late.
     let crc32c = raw::crc32c(&[bytes.clone(), bytes].concat());
-    let request = proto::CommitRequest { session: hostile.session.clone(), lease, crc32c };
-    hostile.calls.commit(request).await.unwrap_err();
+    hostile.control.commit(lease, crc32c).await.unwrap_err();
     assert_eq!(content(session.client(), "/a").await, pattern(1, 8192));
 
     other.write(0, pattern(3, 4096)).await.unwrap();
@@ -90,7 +70,7 @@ async fn a_peer_that_stops_in_the_middle_of_a_message_holds_up_no_truncate_and_l
     let session = store.session().await;
     fill(&session, "/a", pattern(1, 40_960)).await;
     let mut hostile = Hostile::connect(&store).await;
-    let (_lease, tag) = hostile.acquire("/a", 0, 40_960).await;
+    let (_lease, tag) = hostile.control.acquire("/a", 0, 40_960).await;
     let message = raw::write(tag, 0, &pattern(2, 40_960));
     hostile.stream.put(&message[..20_000]);
     session.client().truncate("/a", 100).await.unwrap(); // the grace, and the fence

@@ -5,11 +5,15 @@ use bytes::Bytes;
 use leasehold::server::Server;
 use leasehold::server::settings::Settings;
 use leasehold::size::Size;
+use leasehold_client::proto;
+use leasehold_client::proto::leasehold_client::LeaseholdClient;
 use leasehold_client::{Access, AcquireOptions, ByteRange, Client, Lease, OnConflict, Session, Want};
+use leasehold_fabric::Tag;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use tonic::transport::Channel;
 
 /// On the same filesystem as the build, so that O_DIRECT is what is tested.
 pub fn directory() -> TempDir {
@@ -206,4 +210,46 @@ pub async fn mismatches(client: &Client) -> u64 {
         }
     }
     bad
+}
+
+/// A session on the control plane, by gRPC alone: for peers that are not our client.
+pub struct Control {
+    pub calls: LeaseholdClient<Channel>,
+    pub session: Bytes,
+    pub token: Bytes,
+}
+
+impl Control {
+    pub async fn open(store: &Store) -> Control {
+        let address = format!("http://{}", store.server.control_address());
+        let mut calls = LeaseholdClient::connect(address).await.expect("a control connection");
+        let caller = proto::Identity {
+            host: "elsewhere".into(),
+            pid: 7,
+            program: "peer".into(),
+            ..Default::default()
+        };
+        let open = proto::OpenSessionRequest { caller: Some(caller) };
+        let opened = calls.open_session(open).await.expect("a session").into_inner();
+        Control { calls, session: opened.session, token: opened.token }
+    }
+
+    /// A lease for overwriting, and its tag.
+    pub async fn acquire(&mut self, path: &str, start: u64, end: u64) -> (u64, Tag) {
+        let want = proto::Want {
+            path: path.to_owned(),
+            range: Some(proto::Range { start, end }),
+            access: proto::Access::Overwrite.into(),
+        };
+        let request =
+            proto::AcquireRequest { session: self.session.clone(), wants: vec![want], ..Default::default() };
+        let grant = self.calls.acquire(request).await.expect("a lease").into_inner().grants.remove(0);
+        (grant.lease, Tag(grant.tag))
+    }
+
+    /// A commit by the control plane.
+    pub async fn commit(&mut self, lease: u64, crc32c: u32) -> Result<u64, tonic::Status> {
+        let request = proto::CommitRequest { session: self.session.clone(), lease, crc32c };
+        self.calls.commit(request).await.map(|answer| answer.into_inner().size)
+    }
 }
