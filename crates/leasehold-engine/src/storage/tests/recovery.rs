@@ -93,11 +93,11 @@ fn a_torn_overwrite_is_reported_by_path_and_range_and_fails_to_read_until_it_is_
         let (driver, file) = reopened(directory.path());
         let [damage] = &driver.opened.damage[..] else { panic!("{:?}", driver.opened.damage) };
         assert_eq!((damage.path.clone(), damage.blocks), (Some(path("a")), BlockRange::new(1, 2)));
-        assert_eq!(driver.try_read(file, 0, 8192), Err(Fault::Io));
+        assert_eq!(driver.try_read(file, 0, 8192), Err(Fault::Checksum));
         assert!(driver.read(file, 0, 4096) == old[..4096], "its neighbours can be read");
         driver.stop();
         let (driver, file) = reopened(directory.path());
-        assert_eq!(driver.try_read(file, 4096, 1), Err(Fault::Io), "still, after a clean stop");
+        assert_eq!(driver.try_read(file, 4096, 1), Err(Fault::Checksum), "still, after a clean stop");
         driver.write(file, 4096, &new);
         assert!(driver.read(file, 4096, new.len() as u64) == new);
     }

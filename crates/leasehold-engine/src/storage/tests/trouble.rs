@@ -18,7 +18,7 @@ fn a_byte_changed_behind_our_back_fails_the_read_and_names_the_block() {
         driver.write(file, 0, &pattern(1, 5 * 4096));
         driver.flush(file);
         poke(&directory.path().join("files/a"), 2 * 4096 + 7, b"x");
-        assert_eq!(driver.try_read(file, 0, 5 * 4096), Err(Fault::Io));
+        assert_eq!(driver.try_read(file, 0, 5 * 4096), Err(Fault::Checksum));
         let seen = driver.mismatches.lock().unwrap().clone();
         assert_eq!(seen.len(), 1);
         assert_eq!((seen[0].file, &seen[0].path, seen[0].block), (file, &path("a"), 2));
@@ -28,7 +28,7 @@ fn a_byte_changed_behind_our_back_fails_the_read_and_names_the_block() {
         // A hole that is one no more.
         driver.truncate(file, 1 << 20);
         poke(&directory.path().join("files/a"), 512 << 10, b"x");
-        assert_eq!(driver.try_read(file, 512 << 10, 1), Err(Fault::Io));
+        assert_eq!(driver.try_read(file, 512 << 10, 1), Err(Fault::Checksum));
     }
 }
 
@@ -46,7 +46,7 @@ fn a_size_changed_behind_our_back_fails_the_reads_concerned() {
         let file = driver.open_file("a");
         assert_eq!(driver.size(file), 5 * 4096, "what was committed is missed");
         assert!(driver.read(file, 0, 8192) == bytes[..8192]);
-        assert_eq!(driver.try_read(file, 8192, 4096), Err(Fault::Io));
+        assert_eq!(driver.try_read(file, 8192, 4096), Err(Fault::Checksum));
         driver.write(file, 8192, &bytes[8192..]);
         assert!(driver.content(file) == bytes);
         driver.stop();
@@ -55,7 +55,7 @@ fn a_size_changed_behind_our_back_fails_the_reads_concerned() {
         let file = driver.open_file("a");
         assert_eq!(driver.size(file), 5 * 4096 + 4);
         assert!(driver.read(file, 0, 5 * 4096) == bytes);
-        assert_eq!(driver.try_read(file, 5 * 4096, 4), Err(Fault::Io));
+        assert_eq!(driver.try_read(file, 5 * 4096, 4), Err(Fault::Checksum));
     }
 }
 
