@@ -224,8 +224,8 @@ struct State {
 }
 
 impl State {
+    /// Runs until [`Work::Stop`] is done, or [`Work::Quit`].
     fn run(mut self, work: &mpsc::Receiver<Work>) {
-        // Until `Stop` is done, or `Quit`.
         let mut reap_at = Instant::now() + REAP_EVERY;
         loop {
             let now = self.clock.now();

@@ -70,7 +70,7 @@ pub struct Entry {
 #[expect(missing_docs, reason = "the messages name every field")]
 pub enum NamespaceError {
     /// Nothing is there.
-    #[error("{path} does not exist; create it first, or check the name")]
+    #[error("{path} does not exist, or a directory on the way to it; check the name, or make it first")]
     NotFound { path: StorePath },
     /// Something is there already.
     #[error("{path} exists already; remove it first, or choose another name")]
@@ -333,6 +333,7 @@ impl Inner {
         let _names = self.names.hold();
         self.names.rename(&self.store, from, to, false).map_err(|error| match error {
             Errno::EXIST | Errno::NOTEMPTY => NamespaceError::Exists { path: to.clone() },
+            Errno::NOENT if self.stat(from).is_ok() => NamespaceError::NotFound { path: to.clone() },
             error => refused("rename", from)(error),
         })?;
         self.moved(from, to);
