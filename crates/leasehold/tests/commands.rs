@@ -113,7 +113,10 @@ async fn each_kind_of_failure_has_its_code_and_says_what_to_do() {
     let (code, says) = shell.fails(&["get", "/missing", "-"]);
     assert_eq!(
         (code, says.as_str()),
-        (3, "leasehold: /missing does not exist, or a directory on the way to it; check the name, or make it first\n")
+        (
+            3,
+            "leasehold: /missing does not exist, or a directory on the way to it; check the name, or make it first\n"
+        )
     );
     let (code, says) = shell.fails(&["put", "/missing/local", "/file"]);
     assert_eq!((code, says.contains("/missing/local")), (3, true), "{says}");
