@@ -72,7 +72,7 @@ pub struct Scrubbed {
 }
 
 /// A block that is not what was committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct BadBlock {
     /// Its number: its first byte is at 4096 times that.
     pub block: u64,
@@ -243,7 +243,9 @@ impl Engine {
         }
         let after = self.unknown_blocks(path).await.unwrap_or(before);
         scrubbed.adopted = before.saturating_sub(after);
-        scrubbed.mismatches.sort_by_key(|bad| bad.block);
+        // Each was announced by the read of many blocks, and again by that of the one.
+        scrubbed.mismatches.sort_unstable();
+        scrubbed.mismatches.dedup();
         scrubbed
     }
 
@@ -271,9 +273,8 @@ fn found_bad(path: &StorePath, announced: &mut broadcast::Receiver<Mismatch>, sc
     loop {
         match announced.try_recv() {
             Ok(Mismatch { path: of, block, committed, found, .. }) => {
-                let bad = BadBlock { block, committed, found };
-                if of == *path && !scrubbed.mismatches.contains(&bad) {
-                    scrubbed.mismatches.push(bad);
+                if of == *path {
+                    scrubbed.mismatches.push(BadBlock { block, committed, found });
                 }
             }
             Err(TryRecvError::Lagged(missed)) => {
