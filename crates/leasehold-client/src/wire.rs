@@ -73,7 +73,7 @@ pub(crate) fn answer(message: &[u8]) -> Result<(u64, Answer), NoAnswer> {
 
 fn status(number: u8) -> Option<Status> {
     use Status::*;
-    [Ok, NoLease, WrongAccess, Revoked, Mismatch, Poisoned, Unproven, Removed, NoSpace, Io, OutOfBounds]
+    [Ok, NoLease, WrongAccess, Revoked, Mismatch, Poisoned, Unproven, Removed, NoSpace, Io, OutOfBounds, Full]
         .into_iter()
         .find(|status| *status as u8 == number)
 }

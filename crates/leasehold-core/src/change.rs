@@ -147,14 +147,22 @@ impl Core {
         out.push(Output::Perform { request: id, file, change });
     }
 
-    pub(crate) fn performed(&mut self, id: RequestId, result: Result<(), Fault>, out: &mut Vec<Output>) {
+    pub(crate) fn performed(
+        &mut self,
+        id: RequestId,
+        result: Result<Option<u64>, Fault>,
+        out: &mut Vec<Output>,
+    ) {
         let Some(Kind::Change(request)) = self.requests.get(&id).map(|request| &request.kind) else { return };
         let (file, change, takes) = (request.file, request.change, request.takes);
         let (true, Some(phase)) = (request.performing, request.phase) else { return };
-        if let Err(fault) = result {
-            self.leave_phase_undone(file, phase, out);
-            return self.finish_change(id, Err(ChangeError::Fault(fault)), out);
-        }
+        let found = match result {
+            Ok(found) => found,
+            Err(fault) => {
+                self.leave_phase_undone(file, phase, out);
+                return self.finish_change(id, Err(ChangeError::Fault(fault)), out);
+            }
+        };
         let replaced = self.phase_mut(file, phase).replaces;
         if let Some(takes) = takes {
             self.detach(file, takes);
@@ -166,7 +174,9 @@ impl Core {
         let state = self.file_mut(file);
         match change {
             Change::Truncate { size } => state.size = size,
-            Change::Punch { .. } => {}
+            Change::Punch { .. } | Change::Zero { .. } | Change::Clone => {}
+            Change::Collapse { range } => state.size -= range.len(),
+            Change::Adopt { .. } => state.size = found.unwrap_or(state.size),
             Change::Remove => (state.size, state.removed) = (0, true),
         }
         self.leave_phase(file, phase);
@@ -245,8 +255,10 @@ fn takes(change: Change, size: u64) -> Option<ByteRange> {
     match change {
         Change::Truncate { size: new } if new >= size => None,
         Change::Truncate { size: new } => Some(ByteRange::from(new)),
-        Change::Punch { range } => Some(range),
+        Change::Punch { range } | Change::Zero { range } => Some(range),
+        Change::Collapse { range } => Some(ByteRange::from(range.start())),
         Change::Remove => Some(ByteRange::ALL),
+        Change::Clone | Change::Adopt { .. } => None,
     }
 }
 
@@ -254,7 +266,10 @@ fn takes(change: Change, size: u64) -> Option<ByteRange> {
 fn affects(change: Change, size: u64) -> ByteRange {
     match change {
         Change::Truncate { size: new } => ByteRange::from(new.min(size)),
-        Change::Punch { range } => range,
-        Change::Remove => ByteRange::ALL,
+        Change::Punch { range } | Change::Zero { range } => range,
+        Change::Collapse { range } => ByteRange::from(range.start()),
+        Change::Adopt { range } if range.end() > size => ByteRange::from(range.start().min(size)),
+        Change::Adopt { range } => range,
+        Change::Remove | Change::Clone => ByteRange::ALL,
     }
 }

@@ -190,6 +190,7 @@ impl Core {
             Input::Written { write, result } => self.written(write, result, out),
             Input::Performed { request, result } => self.performed(request, result, out),
             Input::Flushed { request, result } => self.flushed(request, result, out),
+            Input::Capture { .. } | Input::Captured { .. } => todo!("captures"),
         }
     }
 

@@ -42,11 +42,15 @@ pub enum Input {
     Commit { request: RequestId, session: SessionId, lease: LeaseId },
     /// The holder lets go without committing: its bytes leave no trace. Also the answer to a break.
     Release { request: RequestId, session: SessionId, lease: LeaseId },
+    /// The holder of a write lease wants what it has placed so far in `range`, a part of the leased one, to be committed,
+    /// and goes on writing. Bytes placed before this are captured; later ones are, or are not, byte by byte. The deadline
+    /// is for the wait for frames.
+    Capture { request: RequestId, session: SessionId, lease: LeaseId, range: ByteRange, deadline: Tick },
     /// A read of committed bytes, without a lease, into frames that are lent until `ReadFinished`.
     Read { request: RequestId, file: FileId, range: ByteRange, deadline: Tick },
     /// The reader is done with the frames of `Reply::Read`. Nothing else gives them back, `Cancel` neither.
     ReadFinished { request: RequestId },
-    /// A truncate, punch or removal.
+    /// A change, or what must have a file to itself in the same way.
     Change { request: RequestId, file: FileId, change: Change, breaker: Arc<Identity> },
     /// fsync: reply once every commit acknowledged before now is durable.
     Sync { request: RequestId, file: FileId },
@@ -68,12 +72,14 @@ pub enum Input {
     Verified { lease: LeaseId, agrees: bool },
     /// `Output::Merge` is done: the boundary frames hold the file's bytes outside the lease.
     Merged { lease: LeaseId, result: Result<(), Fault> },
+    /// `Output::Capture` is done: the frames hold what was under the key, and it is summed up.
+    Captured { lease: LeaseId },
     /// `Output::Record` is done: the data may be written.
     Recorded { write: WriteId, result: Result<(), Fault> },
     /// `Output::Write` is done: data, record and checksums are durable.
     Written { write: WriteId, result: Result<(), Fault> },
-    /// `Output::Perform` is done.
-    Performed { request: RequestId, result: Result<(), Fault> },
+    /// `Output::Perform` is done. `Some` size, as found: the answer to a `Change::Adopt` that reaches past the end of file.
+    Performed { request: RequestId, result: Result<Option<u64>, Fault> },
     /// `Output::Flush` is done.
     Flushed { request: RequestId, result: Result<(), Fault> },
 }
@@ -119,13 +125,22 @@ pub enum OnConflict {
     Break,
 }
 
-/// A change of a file's layout.
+/// What changes a file's layout, or must have the file to itself in the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Change {
     /// Set the size, up or down.
     Truncate { size: u64 },
     /// Free the range; it reads as zeros, the size stays.
     Punch { range: ByteRange },
+    /// The range reads as zeros and stays allocated, the size stays.
+    Zero { range: ByteRange },
+    /// Take the range out: what is behind it moves to the front. It is of whole blocks, and ends before the end of file.
+    Collapse { range: ByteRange },
+    /// Take a copy of the file: all that is committed, at one moment. It takes nothing from leases.
+    Clone,
+    /// Take the bytes on disk for what was committed, whoever wrote them; a range that reaches past the end of file, the
+    /// size too. It takes nothing from leases.
+    Adopt { range: ByteRange },
     /// The last name goes: an unlink, or a rename over it.
     Remove,
 }

@@ -38,6 +38,9 @@ pub enum Output {
     /// Fill the bytes of the run's first and last block that lie outside `range` with the file's committed bytes, zeros
     /// past `size`. Answer: `Merged`.
     Merge { lease: LeaseId, file: FileId, range: ByteRange, size: u64, run: Run },
+    /// Copy the blocks of `range` from `from`, which lie under a live key, to `into`, and compute the CRCs of the copies.
+    /// `lease` is the capture's own number, by which `Merge` will call it. Answer: `Captured`.
+    Capture { lease: LeaseId, file: FileId, range: ByteRange, from: Run, into: Run },
     /// Make durable what recovery needs to know before these blocks are overwritten. `range` is what was committed.
     ///
     /// `size`, here and in `Write`: how long the file is at least once these blocks are in it. It never reaches past the
@@ -69,6 +72,8 @@ pub enum Reply {
     Acquire(Result<Vec<LeaseId>, AcquireError>),
     /// To `Commit`: visible from now on, not yet durable. `size` is the file's.
     Commit(Result<Committed, CommitError>),
+    /// To `Capture`: as to a commit, but the lease goes on.
+    Capture(Result<Committed, CommitError>),
     /// To `Release`.
     Release(Result<(), NoSuchLease>),
     /// To `Read`: the frames hold the blocks of `range` (cut at the end of file) until `ReadFinished`.
@@ -172,6 +177,18 @@ pub enum CommitError {
     /// The file was removed.
     #[error("the file of lease {0} was removed")]
     Removed(LeaseId),
+    /// A capture of bytes that are not all under the lease.
+    #[error("{range} is not all within lease {lease}; capture what is leased")]
+    OutOfLease { lease: LeaseId, range: ByteRange },
+    /// No frames came free for a capture.
+    #[error(
+        "the arena was full until the deadline, so nothing of lease {0} was captured; capture a shorter range, or serve \
+         with a larger arena"
+    )]
+    ArenaFull(LeaseId),
+    /// A capture for which a limit of the server leaves no room.
+    #[error("limit reached: {limit} is {max}; raise it in the server's configuration")]
+    Limit { limit: &'static str, max: u64 },
     /// The boundary blocks could not be read.
     #[error(transparent)]
     Fault(#[from] Fault),

@@ -74,7 +74,7 @@ impl Inner {
             tracing::error!(path = %file.path(), ?change, %error, "cannot change the file");
             error.fault()
         });
-        self.answer(Input::Performed { request, result });
+        self.answer(Input::Performed { request, result: result.map(|()| None) });
     }
 
     fn truncate(self: &Arc<Inner>, file: &Arc<StoreFile>, size: u64) -> Result<(), ChangeFailed> {

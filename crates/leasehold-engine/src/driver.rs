@@ -413,6 +413,7 @@ impl State {
             }
             Output::Load { .. }
             | Output::Zero { .. }
+            | Output::Capture { .. }
             | Output::Merge { .. }
             | Output::Record { .. }
             | Output::Write { .. }
@@ -570,7 +571,7 @@ impl State {
                 counters.sync(since.elapsed());
                 Vec::new()
             }
-            Reply::Release(_) | Reply::Read(_) => Vec::new(),
+            Reply::Capture(_) | Reply::Release(_) | Reply::Read(_) => Vec::new(),
         }
     }
 
@@ -683,6 +684,8 @@ fn committed(request: u64, result: Result<leasehold_core::output::Committed, Com
                 CommitError::Poisoned(_) => Status::Poisoned,
                 CommitError::Unproven(_) => Status::Unproven,
                 CommitError::Removed(_) => Status::Removed,
+                CommitError::OutOfLease { .. } => Status::OutOfBounds,
+                CommitError::ArenaFull(_) | CommitError::Limit { .. } => Status::Full,
                 CommitError::Fault(Fault::NoSpace) => Status::NoSpace,
                 CommitError::Fault(_) => Status::Io,
             };
@@ -696,6 +699,10 @@ pub(crate) fn describe(operation: Operation) -> String {
     match operation {
         Operation::Change(Change::Truncate { size }) => format!("truncate to {size}"),
         Operation::Change(Change::Punch { range }) => format!("punch {range}"),
+        Operation::Change(Change::Zero { range }) => format!("zero {range}"),
+        Operation::Change(Change::Collapse { range }) => format!("collapse {range}"),
+        Operation::Change(Change::Clone) => "clone".to_owned(),
+        Operation::Change(Change::Adopt { range }) => format!("adopt {range}"),
         Operation::Change(Change::Remove) => "remove".to_owned(),
         Operation::Acquire { range, access } => match access {
             Access::Read => format!("acquire {range} for reading"),

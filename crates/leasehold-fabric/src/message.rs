@@ -43,6 +43,8 @@ pub enum Status {
     Io = 9,
     /// Outside the leased range.
     OutOfBounds = 10,
+    /// A full arena, or a limit of the server.
+    Full = 11,
 }
 
 /// The longest text that an answer carries; longer ones are cut.
@@ -271,6 +273,7 @@ impl TryFrom<u8> for Status {
             8 => Status::NoSpace,
             9 => Status::Io,
             10 => Status::OutOfBounds,
+            11 => Status::Full,
             _ => return Err(ParseError::Status(byte)),
         })
     }

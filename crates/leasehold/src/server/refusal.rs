@@ -171,7 +171,8 @@ impl Refusal for output::CommitError {
         use output::CommitError::*;
         match self {
             NoLease(_) => Reason::NoLease,
-            ReadOnly(_) => Reason::Invalid,
+            ReadOnly(_) | OutOfLease { .. } => Reason::Invalid,
+            ArenaFull(_) | Limit { .. } => Reason::Limit,
             Revoked { .. } => Reason::Revoked,
             Mismatch(_) | Poisoned(_) => Reason::Mismatch,
             Unproven(_) => Reason::Unproven,
