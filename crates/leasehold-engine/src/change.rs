@@ -8,7 +8,6 @@
 use crate::checksum::crc32c;
 use crate::disk;
 use crate::file::{JudgeError, StoreFile, SumsError};
-use crate::identity::Identity;
 use crate::log::Entry;
 use crate::path::StorePath;
 use crate::record::{Body, ChangeBody};
@@ -21,6 +20,7 @@ use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange};
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
@@ -225,7 +225,7 @@ impl Inner {
                 }
             }
         }
-        self.names.sync()?;
+        self.names.sync(&*self.disk)?;
         if rustix::fs::fstat(&file.disk.file).map_err(io::Error::from)?.st_nlink > 0 {
             return Ok(());
         }
@@ -245,7 +245,7 @@ impl Inner {
         match self.names.open(&self.store, name, OFlags::PATH) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(moved("stands for nothing any more")),
             Err(error) => return Err(io::Error::from(error).into()),
-            Ok(found) if Identity::of(&found)? != file.identity => {
+            Ok(found) if self.disk.identify(found.as_fd())? != file.identity => {
                 return Err(moved("stands for something else by now"));
             }
             Ok(_) => {}
@@ -267,7 +267,7 @@ impl Inner {
         if FileType::from_raw_mode(mode) != FileType::RegularFile {
             return Err(moved("is not that of an ordinary file"));
         }
-        if Identity::of(&found)? == file.identity {
+        if self.disk.identify(found.as_fd())? == file.identity {
             return Err(moved("stands for the file that is to be removed"));
         }
         Ok(())
@@ -291,7 +291,7 @@ impl Inner {
             file.unsynced.store(true, Ordering::Release);
             return Err(error);
         }
-        self.names.sync()
+        self.names.sync(&*self.disk)
     }
 
     /// Sets the file's length on disk to the committed size, if no write is under way.

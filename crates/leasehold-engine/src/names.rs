@@ -3,13 +3,14 @@
 //! Directories whose entries changed are remembered and made durable by the next flush of any file: one fsync of a
 //! directory then covers every name made in it meanwhile.
 
+use crate::disk::{Disk, NameChange};
 use crate::path::StorePath;
 use crate::store::Store;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
@@ -86,7 +87,8 @@ impl Names {
                 Err(Errno::NOENT) => {}
                 other => return Ok((other?, false)),
             }
-            match self.open(store, path, store.data_flags() | OFlags::CREATE | OFlags::EXCL) {
+            let flags = store.data_flags() | OFlags::CREATE | OFlags::EXCL;
+            match change_name(store, NameChange::Create(&below(path)), || self.open(store, path, flags)) {
                 // Somebody was faster.
                 Err(Errno::EXIST) => {}
                 other => {
@@ -100,7 +102,9 @@ impl Names {
 
     pub(crate) fn make_directory(&self, store: &Store, path: &StorePath) -> rustix::io::Result<()> {
         let (directory, name) = self.parent(store, path)?;
-        rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o777))?;
+        change_name(store, NameChange::MakeDirectory(&below(path)), || {
+            rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o777))
+        })?;
         self.changed(directory)
     }
 
@@ -115,36 +119,62 @@ impl Names {
         let (from_directory, from_name) = self.parent(store, from)?;
         let (to_directory, to_name) = self.parent(store, to)?;
         let flags = if over { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        match rustix::fs::renameat_with(&from_directory, from_name, &to_directory, to_name, flags) {
-            // Filesystems without NOREPLACE: the store is ours, so nobody takes the name between look and rename.
-            Err(Errno::INVAL) if !over => {
-                match rustix::fs::statat(&to_directory, to_name, AtFlags::SYMLINK_NOFOLLOW) {
-                    Err(Errno::NOENT) => {
-                        rustix::fs::renameat(&from_directory, from_name, &to_directory, to_name)?;
+        let perform =
+            || match rustix::fs::renameat_with(&from_directory, from_name, &to_directory, to_name, flags) {
+                // Filesystems without NOREPLACE: the store is ours, so nobody takes the name between look and rename.
+                Err(Errno::INVAL) if !over => {
+                    match rustix::fs::statat(&to_directory, to_name, AtFlags::SYMLINK_NOFOLLOW) {
+                        Err(Errno::NOENT) => {
+                            rustix::fs::renameat(&from_directory, from_name, &to_directory, to_name)
+                        }
+                        Ok(_) => Err(Errno::EXIST),
+                        Err(error) => Err(error),
                     }
-                    Ok(_) => return Err(Errno::EXIST),
-                    Err(error) => return Err(error),
                 }
-            }
-            other => other?,
-        }
+                other => other,
+            };
+        change_name(store, NameChange::Rename { from: &below(from), to: &below(to) }, perform)?;
         self.changed(from_directory)?;
         self.changed(to_directory)
     }
 
     pub(crate) fn unlink(&self, store: &Store, path: &StorePath, flags: AtFlags) -> rustix::io::Result<()> {
         let (directory, name) = self.parent(store, path)?;
-        rustix::fs::unlinkat(&directory, name, flags)?;
+        change_name(store, NameChange::Remove(&below(path)), || {
+            rustix::fs::unlinkat(&directory, name, flags)
+        })?;
         self.changed(directory)
     }
 
     /// Makes durable all names that changed. Blocks; whoever comes meanwhile waits and finds the work done.
-    pub(crate) fn sync(&self) -> io::Result<()> {
+    pub(crate) fn sync(&self, disk: &dyn Disk) -> io::Result<()> {
         let mut unsynced = self.unsynced.lock().expect("no panic while held");
         while let Some(directory) = unsynced.first_entry() {
-            rustix::fs::fsync(directory.get())?;
+            disk.sync_directory(directory.get().as_fd())?;
             directory.remove();
         }
         Ok(())
+    }
+}
+
+/// As the disk calls it.
+fn below(path: &StorePath) -> String {
+    format!("files/{}", path.as_str())
+}
+
+fn change_name<T>(
+    store: &Store,
+    change: NameChange<'_>,
+    mut perform: impl FnMut() -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
+    let mut performed = None;
+    let changed = store.disk.change_name(change, &mut || {
+        performed = Some(perform()?);
+        Ok(())
+    });
+    match (changed, performed) {
+        (Ok(()), Some(done)) => Ok(done),
+        (Err(error), _) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+        (Ok(()), None) => Err(Errno::IO),
     }
 }

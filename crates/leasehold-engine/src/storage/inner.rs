@@ -60,9 +60,16 @@ impl Inner {
         answers: Answers,
     ) -> Result<(Arc<Inner>, Opened), OpenError> {
         let directory = config.directory.clone();
-        let store = Store::open(&directory)?;
-        let mut opened = Opened { zero_copy: store.direct, ..Opened::default() };
+        let mut opened = Opened::default();
         opened.notes.extend(arena.notes().iter().cloned());
+        let disk =
+            start_disk(&config, &arena, &mut opened.notes).map_err(at("start threads for", &directory))?;
+        let disk = match &config.wrap_disk {
+            Some(wrap) => wrap(disk),
+            None => disk,
+        };
+        let store = Store::open(Arc::clone(&disk), &directory)?;
+        opened.zero_copy = store.direct;
         if !store.direct {
             opened.notes.push(format!(
                 "the filesystem of {directory:?} has no O_DIRECT: data is copied through the page cache (copying, not zero copy); \
@@ -75,13 +82,8 @@ impl Inner {
                  zero copy); use ext4, XFS, or chattr +C on an empty files/"
             ));
         }
-        let disk =
-            start_disk(&config, &arena, &mut opened.notes).map_err(at("start threads for", &directory))?;
-        let disk = match &config.wrap_disk {
-            Some(wrap) => wrap(disk),
-            None => disk,
-        };
-        let segments = [store.segment(&*disk, 0)?, store.segment(&*disk, 1)?];
+        let segment = |number| store.segment(number, config.segment_bytes);
+        let segments = [segment(0)?, segment(1)?];
         let scans = segments.iter().map(|segment| scan(&*disk, segment)).collect::<io::Result<Vec<_>>>();
         let scans: [Scan; 2] =
             scans.map_err(at("read the write-ahead record of", &directory))?.try_into().expect("two");
@@ -216,7 +218,7 @@ impl Inner {
         let outstanding = self.outstanding.lock().expect("no panic while held");
         drop(self.answered.wait_while(outstanding, |count| *count > 0).expect("no panic while held"));
         self.checkpointer.finish();
-        self.names.sync()?;
+        self.names.sync(&*self.disk)?;
         self.checkpoint()?;
         // Writes that failed and were not retried keep their records, for the next open.
         if self.dirty().is_empty() && self.writes.lock().expect("no panic while held").is_empty() {
