@@ -216,7 +216,6 @@ impl Inner {
             if let Some(heir) = heir {
                 self.check_heir(file, heir)?;
             }
-            self.log.note(file.identity, Body::Remove, Box::new(|_| {}));
             match heir {
                 None => self.names.unlink(&self.store, name, AtFlags::empty()).map_err(io::Error::from)?,
                 Some(heir) => {
@@ -229,6 +228,8 @@ impl Inner {
         if rustix::fs::fstat(&file.disk.file).map_err(io::Error::from)?.st_nlink > 0 {
             return Ok(());
         }
+        // Not before: until the removal is durable, recovery must search for the file, under whatever name is left of it.
+        self.log.note(file.identity, Body::Remove, Box::new(|_| {}));
         if let Some(all) = BlockRange::new(0, u64::MAX) {
             self.drop_writes(file, all);
         }
