@@ -10,7 +10,7 @@ use crate::disk;
 use crate::file::{JudgeError, StoreFile, SumsError};
 use crate::log::Entry;
 use crate::path::StorePath;
-use crate::record::{Body, ChangeBody};
+use crate::record::{Body, ChangeBody, SIZE_STAYS};
 use crate::sidecar::{BlockState, PAGE};
 use crate::storage::{Detail, Inner};
 use crate::writeback::fault_of;
@@ -118,7 +118,7 @@ impl Inner {
             let (from, to) = (range.start().max(start) - start, range.end().min(start + BLOCK_BYTES) - start);
             images.extend(self.zeroed_part(file, block, from as usize..to as usize)?);
         }
-        self.recorded(file, ChangeBody { size, hole, images }, |body| {
+        self.recorded(file, ChangeBody { size: SIZE_STAYS, hole, images }, |body| {
             if let Some(hole) = body.hole {
                 self.disk.punch(&file.disk, hole.start() * BLOCK_BYTES, hole.len() * BLOCK_BYTES)?;
             }

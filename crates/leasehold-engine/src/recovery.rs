@@ -15,7 +15,7 @@ use crate::identity::Identity;
 use crate::log::Scan;
 use crate::namespace::{adopted, read_header};
 use crate::path::StorePath;
-use crate::record::{Body, ChangeBody, Old, WriteBody};
+use crate::record::{Body, ChangeBody, Old, SIZE_STAYS, WriteBody};
 use crate::sidecar::{BlockState, Header, PAGE, Page};
 use crate::storage::Inner;
 use leasehold_core::range::{BLOCK_BYTES, BlockRange};
@@ -309,6 +309,7 @@ impl Judge<'_> {
         let mut size = sums.header.size;
         for (index, step) in steps.iter().enumerate() {
             match &step.what {
+                What::Change(change) if change.size == SIZE_STAYS => {}
                 What::Change(change) => size = change.size,
                 What::Write(write) => {
                     // What no candidate was left of was overwritten or removed later, so it had been on disk.
@@ -336,7 +337,7 @@ fn proven_over(change: &ChangeBody, later: &[Step]) -> bool {
         .into_iter()
         .chain(change.images.iter().filter_map(|(block, ..)| BlockRange::new(*block, block + 1)));
     let touched: Vec<BlockRange> = blocks.collect();
-    let truncates = |change: &ChangeBody| change.hole.is_none_or(|hole| hole.end() == u64::MAX);
+    let truncates = |change: &ChangeBody| change.size != SIZE_STAYS;
     later.iter().any(|step| match &step.what {
         What::Write(write) => {
             let blocks = BlockRange::new(write.first_block, write.first_block + write.blocks.len() as u64);
