@@ -678,7 +678,7 @@ fn committed(request: u64, result: Result<leasehold_core::output::Committed, Com
         Err(error) => {
             let status = match &error {
                 CommitError::NoLease(NoSuchLease(_)) => Status::NoLease,
-                CommitError::ReadOnly(_) => Status::WrongAccess,
+                CommitError::ReadOnly(_) | CommitError::NotPreloaded(_) => Status::WrongAccess,
                 CommitError::Revoked { .. } => Status::Revoked,
                 CommitError::Mismatch(_) => Status::Mismatch,
                 CommitError::Poisoned(_) => Status::Poisoned,

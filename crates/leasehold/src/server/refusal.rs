@@ -171,7 +171,7 @@ impl Refusal for output::CommitError {
         use output::CommitError::*;
         match self {
             NoLease(_) => Reason::NoLease,
-            ReadOnly(_) | OutOfLease { .. } => Reason::Invalid,
+            ReadOnly(_) | NotPreloaded(_) | OutOfLease { .. } => Reason::Invalid,
             ArenaFull(_) | Limit { .. } => Reason::Limit,
             Revoked { .. } => Reason::Revoked,
             Mismatch(_) | Poisoned(_) => Reason::Mismatch,
@@ -200,6 +200,7 @@ impl Refusal for FileError {
             FileError::Change { source, .. } => match source {
                 output::ChangeError::NoFile => Reason::NotFound,
                 output::ChangeError::Limit { .. } => Reason::Limit,
+                output::ChangeError::CannotCollapse { .. } => Reason::Invalid,
                 output::ChangeError::Fault(kind) => fault(*kind),
             },
             FileError::Read { source, .. } => match source {
