@@ -311,7 +311,9 @@ impl Message {
                 }
                 let request = fields.get_u64();
                 Ok(match kind {
-                    COMMITTED => Message::Committed(Committed { request, status, size: fields.get_u64(), text }),
+                    COMMITTED => {
+                        Message::Committed(Committed { request, status, size: fields.get_u64(), text })
+                    }
                     CAPTURED => Message::Captured(Captured { request, status, size: fields.get_u64(), text }),
                     _ => Message::Fetched(Fetched { request, status, text }),
                 })
