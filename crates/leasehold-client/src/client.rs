@@ -150,7 +150,7 @@ impl Client {
 
     /// fsync: returns once every commit that was acknowledged before is durable.
     pub async fn sync(&self, path: &str) -> Result<(), CallError> {
-        self.calls().sync(proto::SyncRequest { path: path.to_owned() }).await?;
+        self.calls().sync(proto::SyncRequest { path: path.to_owned(), lease: None }).await?;
         Ok(())
     }
 

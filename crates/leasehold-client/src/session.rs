@@ -232,6 +232,14 @@ impl Shared {
         Ok(())
     }
 
+    /// fsync of the file of a lease, whatever it is called by now.
+    pub(crate) async fn sync(&self, lease: LeaseId) -> Result<(), CallError> {
+        let of = proto::LeaseOfSession { session: self.secret.clone(), lease: lease.0 };
+        let request = proto::SyncRequest { path: String::new(), lease: Some(of) };
+        self.client.calls().sync(request).await?;
+        Ok(())
+    }
+
     /// [`Shared::release`] in the background, for leases that are dropped.
     pub(crate) fn release_later(&self, lease: LeaseId, wrote: bool) {
         // If the session's tasks are gone, so is the lease.

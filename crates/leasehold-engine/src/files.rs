@@ -8,9 +8,9 @@ use crate::path::StorePath;
 use crate::storage::{Detail, Kind, NamespaceError};
 use bytes::Bytes;
 use leasehold_core::identity::Identity;
-use leasehold_core::ids::SessionId;
+use leasehold_core::ids::{FileId, LeaseId, SessionId};
 use leasehold_core::input::{Access, Change, Input, OnConflict, Want};
-use leasehold_core::output::{self, Reply};
+use leasehold_core::output::{self, NoSuchLease, Reply};
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -42,6 +42,9 @@ pub enum FileError {
     /// The name.
     #[error(transparent)]
     Path(#[from] NamespaceError),
+    /// The lease.
+    #[error(transparent)]
+    NoLease(#[from] NoSuchLease),
     /// More than one call may carry.
     #[error("{length} bytes in one call are more than {CALL_BYTES_MAX}; use several calls, or a lease")]
     TooLong {
@@ -288,7 +291,25 @@ impl Engine {
     /// [`FileError`]; the committed bytes are kept, and tried again.
     pub async fn sync(&self, path: &StorePath) -> Result<(), FileError> {
         let pinned = self.pin(path).await?;
-        let file = pinned.file();
+        self.sync_file(pinned.file(), path).await
+    }
+
+    /// [`Engine::sync`] of the file of a lease, whatever it is called by now: for captures.
+    ///
+    /// # Errors
+    /// [`FileError`]; if the lease is over, what it captured may be durable or not.
+    pub async fn sync_lease(&self, session: SessionId, lease: LeaseId) -> Result<(), FileError> {
+        let held = move |view: &driver::View<'_>| {
+            let found = view.core.lease(lease).filter(|found| found.session == session)?;
+            Some((found.file, view.storage.path_of(found.file)))
+        };
+        let found = self.look(held).await.ok_or(FileError::Stopping)?;
+        let (file, path) = found.ok_or(FileError::NoLease(NoSuchLease(lease)))?;
+        // The lease keeps the file open. If it ends now, so that the file is closed, the core knows no such file.
+        self.sync_file(file, &path.unwrap_or(StorePath::ROOT)).await
+    }
+
+    async fn sync_file(&self, file: FileId, path: &StorePath) -> Result<(), FileError> {
         let Reply::Sync(result) =
             self.begin(|request| Input::Sync { request, file }, Detail::None).await?.reply
         else {

@@ -319,7 +319,14 @@ impl Leasehold for Calls {
     }
 
     async fn sync(&self, request: Request<proto::SyncRequest>) -> Answer<proto::SyncResponse> {
-        or_refuse(self.engine().sync(&parse_path(&request.get_ref().path)?).await)?;
+        let proto::SyncRequest { path, lease } = request.into_inner();
+        match lease {
+            Some(proto::LeaseOfSession { session, lease }) => {
+                let session = self.session(&session)?;
+                or_refuse(self.engine().sync_lease(session, LeaseId(lease)).await)?;
+            }
+            None => or_refuse(self.engine().sync(&parse_path(&path)?).await)?,
+        }
         answer(proto::SyncResponse {})
     }
 

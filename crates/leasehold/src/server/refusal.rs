@@ -196,6 +196,7 @@ impl Refusal for FileError {
         match self {
             FileError::Stopping => Reason::Stopping,
             FileError::Path(error) => error.reason(),
+            FileError::NoLease(_) => Reason::NoLease,
             FileError::TooLong { .. } | FileError::BadRange { .. } => Reason::Invalid,
             FileError::Change { source, .. } => match source {
                 output::ChangeError::NoFile => Reason::NotFound,
