@@ -8,7 +8,7 @@
 use crate::checksum::crc32c;
 use crate::collapse::CollapseRefused;
 use crate::disk;
-use crate::file::{JudgeError, StoreFile, SumsError};
+use crate::file::{JudgeError, StoreFile};
 use crate::identity::Identity;
 use crate::log::Entry;
 use crate::path::StorePath;
@@ -16,6 +16,7 @@ use crate::record::{Body, ChangeBody};
 use crate::sidecar::{BlockState, PAGE};
 use crate::staging::Staged;
 use crate::storage::{Detail, Inner};
+use crate::sums::SumsError;
 use crate::writeback::fault_of;
 use leasehold_core::ids::{FileId, RequestId};
 use leasehold_core::input::{Change, Fault, Input};
@@ -192,7 +193,7 @@ impl Inner {
         Ok(Some((block, crc32c(&bytes[..]), bytes)))
     }
 
-    fn apply(&self, sums: &mut crate::file::Sums, body: &ChangeBody) -> Result<(), ChangeFailed> {
+    fn apply(&self, sums: &mut crate::sums::Sums, body: &ChangeBody) -> Result<(), ChangeFailed> {
         if let Some(hole) = body.hole {
             sums.clear(&*self.disk, hole).map_err(JudgeError::from)?;
         }

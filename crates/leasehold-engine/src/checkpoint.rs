@@ -8,10 +8,11 @@
 
 use crate::buffer::Buffer;
 use crate::disk;
-use crate::file::{StoreFile, page_offset};
+use crate::file::StoreFile;
 use crate::record::Body;
 use crate::sidecar::PAGE;
 use crate::storage::Inner;
+use crate::sums::page_offset;
 use std::io;
 use std::sync::{Arc, mpsc};
 

@@ -14,7 +14,7 @@
 //! ```text
 //! perform --> load, writeback, change      one output each: what must be durable before what
 //!                |         |
-//!              file      log               sums of a file's blocks (sidecar) | the write-ahead record (record)
+//!          file, sums     log               sums of a file's blocks (sidecar) | the write-ahead record (record)
 //!                |         |
 //!               disk (ring, threads)       the seam to the kernel
 //! open    --> store, recovery              checkpoint: sums back to their sidecars, the record anew
@@ -59,6 +59,7 @@ mod sidecar;
 mod staging;
 pub mod storage;
 mod store;
+mod sums;
 mod threads;
 mod verified;
 mod workers;

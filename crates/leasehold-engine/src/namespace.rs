@@ -1,11 +1,12 @@
 //! The store's names: what opening, creating, listing and renaming mean for files with committed sizes.
 
 use crate::disk::{self, Disk, DiskFile};
-use crate::file::{StoreFile, Sums, page_offset};
+use crate::file::StoreFile;
 use crate::identity::Identity;
 use crate::path::StorePath;
 use crate::sidecar::{FormatError, Header, PAGE};
 use crate::storage::Inner;
+use crate::sums::{Sums, page_offset};
 use leasehold_core::ids::FileId;
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
