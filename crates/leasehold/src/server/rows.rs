@@ -27,7 +27,7 @@ pub(crate) fn file(stat: Stat) -> proto::File {
     let kind = match stat.kind {
         Kind::File => proto::file::Kind::File,
         Kind::Directory => proto::file::Kind::Directory,
-        Kind::Other => proto::file::Kind::Other,
+        Kind::Link | Kind::Other => proto::file::Kind::Other,
     };
     proto::File {
         path: stat.path.to_string(),
