@@ -695,7 +695,7 @@ fn outcome(result: &Result<Done, CommitError>) -> (Status, u64, String) {
     };
     let status = match error {
         CommitError::NoLease(NoSuchLease(_)) => Status::NoLease,
-        CommitError::ReadOnly(_) => Status::WrongAccess,
+        CommitError::ReadOnly(_) | CommitError::NotPreloaded(_) => Status::WrongAccess,
         CommitError::Revoked { .. } => Status::Revoked,
         CommitError::Mismatch(_) => Status::Mismatch,
         CommitError::Poisoned(_) => Status::Poisoned,

@@ -13,7 +13,9 @@ use leasehold_core::range::ByteRange;
 use leasehold_engine::engine::{Engine, Wanted};
 use leasehold_engine::files;
 use leasehold_engine::path::StorePath;
+use leasehold_engine::scrubber::ScrubOptions;
 use leasehold_engine::storage::NamespaceError;
+use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -318,6 +320,64 @@ impl Leasehold for Calls {
         answer(proto::PunchResponse {})
     }
 
+    async fn zero(&self, request: Request<proto::ZeroRequest>) -> Answer<proto::ZeroResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        let range = parse_range(message.range)?;
+        or_refuse(self.engine().zero(&parse_path(&message.path)?, range, breaker).await)?;
+        answer(proto::ZeroResponse {})
+    }
+
+    async fn collapse(&self, request: Request<proto::CollapseRequest>) -> Answer<proto::CollapseResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        let range = parse_range(message.range)?;
+        or_refuse(self.engine().collapse(&parse_path(&message.path)?, range, breaker).await)?;
+        answer(proto::CollapseResponse {})
+    }
+
+    async fn clone_file(&self, request: Request<proto::CloneFileRequest>) -> Answer<proto::CloneFileResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        let (from, to) = (parse_path(&message.from)?, parse_path(&message.to)?);
+        or_refuse(self.engine().clone_file(&from, &to, message.replace, breaker).await)?;
+        answer(proto::CloneFileResponse {})
+    }
+
+    async fn copy_range(
+        &self,
+        request: Request<proto::CopyRangeRequest>,
+    ) -> Answer<proto::CopyRangeResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        let range = parse_range(message.range)?;
+        let (from, to) = (parse_path(&message.from)?, parse_path(&message.to)?);
+        let copied = self.engine().copy_range(&from, range, &to, message.offset, breaker).await;
+        answer(proto::CopyRangeResponse { copied: or_refuse(copied)? })
+    }
+
+    async fn link(&self, request: Request<proto::LinkRequest>) -> Answer<proto::LinkResponse> {
+        let proto::LinkRequest { from, to } = request.get_ref();
+        or_refuse(self.engine().link(&parse_path(from)?, &parse_path(to)?).await)?;
+        answer(proto::LinkResponse {})
+    }
+
+    async fn symlink(&self, request: Request<proto::SymlinkRequest>) -> Answer<proto::SymlinkResponse> {
+        let proto::SymlinkRequest { target, path } = request.get_ref();
+        or_refuse(self.engine().symlink(target, &parse_path(path)?).await)?;
+        answer(proto::SymlinkResponse {})
+    }
+
+    async fn read_link(&self, request: Request<proto::ReadLinkRequest>) -> Answer<proto::ReadLinkResponse> {
+        let target = or_refuse(self.engine().read_link(&parse_path(&request.get_ref().path)?).await)?;
+        answer(proto::ReadLinkResponse { target })
+    }
+
+    async fn evict(&self, request: Request<proto::EvictRequest>) -> Answer<proto::EvictResponse> {
+        let bytes = or_refuse(self.engine().evict(&parse_path(&request.get_ref().path)?).await)?;
+        answer(proto::EvictResponse { bytes })
+    }
+
     async fn sync(&self, request: Request<proto::SyncRequest>) -> Answer<proto::SyncResponse> {
         let proto::SyncRequest { path, lease } = request.into_inner();
         match lease {
@@ -366,8 +426,13 @@ impl Leasehold for Calls {
     type ScrubStream = Answers<proto::ScrubResponse>;
 
     async fn scrub(&self, request: Request<proto::ScrubRequest>) -> Answer<Self::ScrubStream> {
-        let path = parse_some_path(&request.get_ref().path)?.unwrap_or(StorePath::ROOT);
-        let found = or_refuse(self.engine().scrub(&path).await)?;
+        let (_, extensions, message) = request.into_parts();
+        let path = parse_some_path(&message.path)?.unwrap_or(StorePath::ROOT);
+        let options = ScrubOptions {
+            adopt: message.adopt.then(|| peer::caller(&extensions, message.caller)),
+            bytes_per_second: NonZeroU64::new(message.bytes_per_second),
+        };
+        let found = or_refuse(self.engine().scrub(&path, options).await)?;
         answer(Box::pin(streams::scrub(found)))
     }
 }

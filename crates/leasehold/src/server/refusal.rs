@@ -171,7 +171,7 @@ impl Refusal for output::CommitError {
         use output::CommitError::*;
         match self {
             NoLease(_) => Reason::NoLease,
-            ReadOnly(_) | OutOfLease { .. } => Reason::Invalid,
+            ReadOnly(_) | NotPreloaded(_) | OutOfLease { .. } => Reason::Invalid,
             ArenaFull(_) | Limit { .. } => Reason::Limit,
             Revoked { .. } => Reason::Revoked,
             Mismatch(_) | Poisoned(_) => Reason::Mismatch,
@@ -197,10 +197,16 @@ impl Refusal for FileError {
             FileError::Stopping => Reason::Stopping,
             FileError::Path(error) => error.reason(),
             FileError::NoLease(_) => Reason::NoLease,
-            FileError::TooLong { .. } | FileError::BadRange { .. } => Reason::Invalid,
+            FileError::TooLong { .. }
+            | FileError::BadRange { .. }
+            | FileError::SameFile { .. }
+            | FileError::Overlap { .. }
+            | FileError::Collapse { .. } => Reason::Invalid,
+            FileError::Evict { source, .. } => fault(*source),
             FileError::Change { source, .. } => match source {
                 output::ChangeError::NoFile => Reason::NotFound,
                 output::ChangeError::Limit { .. } => Reason::Limit,
+                output::ChangeError::CannotCollapse { .. } => Reason::Invalid,
                 output::ChangeError::Fault(kind) => fault(*kind),
             },
             FileError::Read { source, .. } => match source {
