@@ -9,7 +9,8 @@ use crate::identity::{Evidence, Identity};
 use crate::ids::{LeaseId, RequestId, SessionId};
 use crate::input::Access;
 use crate::lease::{Ending, State};
-use crate::output::{AcquireError, CommitError, Output, RevokeReason};
+use crate::output::{AcquireError, CommitError, NoSuchLease, Output, RevokeReason};
+use crate::request::Kind;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -21,9 +22,9 @@ pub(crate) struct Session {
     pub identity: Arc<Identity>,
     /// Its leases in any state.
     pub leases: BTreeSet<LeaseId>,
-    /// Leases that its acquires in waiting will need.
+    /// Leases that these will need.
     pub leases_wanted: usize,
-    /// Its acquires that are owed an answer.
+    /// Its acquires that are owed an answer, and its captures that have no frames yet.
     pub requests: BTreeSet<RequestId>,
     /// Leases that ended without a commit, oldest first: what a late commit of them is told. Their keys swallow late
     /// bytes until they are forgotten.
@@ -76,7 +77,13 @@ impl Core {
             out.push(Output::Disconnect { session: id });
         }
         for request in requests {
-            self.refuse_acquire(request, AcquireError::NoSession, Outcome::SessionEnded, out);
+            match &self.requests[&request].kind {
+                Kind::Capture(capture) => {
+                    let error = NoSuchLease(capture.of).into();
+                    self.refuse_capture(request, error, out);
+                }
+                _ => self.refuse_acquire(request, AcquireError::NoSession, Outcome::SessionEnded, out),
+            }
         }
         for lease in leases {
             if let Some(state) = self.leases.get_mut(&lease) {
@@ -134,7 +141,8 @@ impl Core {
     ) -> CommitError {
         if let Some(state) = self.leases.get(&lease)
             && state.session == id
-            && let State::Fencing(Ending::Revoke(reason)) = state.state
+            && let State::Fencing(Ending::Revoke(reason))
+            | State::Fenced { ending: Ending::Revoke(reason), .. } = state.state
         {
             return state.commit_error(lease, reason);
         }
@@ -146,6 +154,6 @@ impl Core {
             out.push(Output::Forget { lease, session: id });
             return error;
         }
-        crate::output::NoSuchLease(lease).into()
+        NoSuchLease(lease).into()
     }
 }

@@ -8,6 +8,7 @@ use crate::range::ByteRange;
 use crate::read::{Read, ReadStage};
 use crate::request::Kind;
 use crate::scheme::{DataPath, LayoutRule};
+use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 
@@ -100,9 +101,7 @@ impl Core {
         let latest = self.now.max(since).after_ms(self.config.grace_ms);
         for lease in self.file(file).leases.conflicting(takes, true) {
             let state = &self.leases[&lease];
-            let ends_by_itself = state.abandoned.is_some()
-                || matches!(state.state, State::Fencing(_) | State::Verifying { .. } | State::Merging { .. });
-            if !ends_by_itself && state.deadline.is_none_or(|deadline| deadline > latest) {
+            if !state.is_ending() && state.deadline.is_none_or(|deadline| deadline > latest) {
                 return Err(Violation::UnboundedWait { request, lease });
             }
         }
@@ -172,6 +171,18 @@ impl Core {
         let files: usize = self.files.values().map(|file| file.writes.len()).sum();
         sound(files == self.writes.len(), "a file's writebacks are miscounted")?;
         sound(self.answers.values().all(|lease| self.leases.contains_key(lease)), "an answer is lost")?;
+        for (of, captures) in &self.captures {
+            let lease = self.leases.get(of).map(|lease| lease.state);
+            let there = matches!(lease, Some(State::Live | State::Fencing(_) | State::Fenced { .. }));
+            sound(there && !captures.is_empty(), "captures have outlived their lease")?;
+            for (at, id) in captures.iter().enumerate() {
+                let queued = matches!(self.leases[id].state, State::Queued { .. });
+                sound(self.leases[id].of == Some(*of) && queued == (at > 0), "a capture is out of line")?;
+            }
+        }
+        let captures: usize = self.captures.values().map(VecDeque::len).sum();
+        let leases = self.leases.values().filter(|lease| lease.of.is_some()).count();
+        sound(captures == leases, "a capture is in no line")?;
         for id in &self.frame_queue {
             sound(self.requests.contains_key(id), "a request that is gone is in line for frames")?;
         }

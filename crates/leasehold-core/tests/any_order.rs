@@ -119,7 +119,7 @@ fn nonsense(world: &mut World, (_, a, b, c): Throw) {
         6 => Input::Merged { lease, result },
         7 => Input::Recorded { write, result },
         8 => Input::Written { write, result },
-        9 => Input::Performed { request, result },
+        9 => Input::Performed { request, result: result.map(|()| Some(7)) },
         10 => Input::Flushed { request, result },
         _ => Input::FileOpened { file: FileId(1), size: 77 },
     });

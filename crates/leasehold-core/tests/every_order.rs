@@ -135,9 +135,10 @@ impl State {
             }
             Output::Verify { lease, .. } => Input::Verified { lease, agrees: true },
             Output::Merge { lease, .. } => Input::Merged { lease, result },
+            Output::Capture { lease, .. } => Input::Captured { lease },
             Output::Record { write, .. } => Input::Recorded { write, result },
             Output::Write { write, .. } => Input::Written { write, result },
-            Output::Perform { request, .. } => Input::Performed { request, result },
+            Output::Perform { request, .. } => Input::Performed { request, result: Ok(None) },
             Output::Flush { request, .. } => Input::Flushed { request, result },
             Output::Reply { .. }
             | Output::Notify { .. }

@@ -75,7 +75,9 @@ pub enum FileError {
         to: StorePath,
     },
     /// A copy within a file onto itself.
-    #[error("bytes {from} and {to} of {path} overlap; copy to a place of its own, or in two steps by another file")]
+    #[error(
+        "bytes {from} and {to} of {path} overlap; copy to a place of its own, or in two steps by another file"
+    )]
     Overlap {
         /// The file.
         path: StorePath,
@@ -505,9 +507,11 @@ impl Engine {
     /// The bytes at `offset`, if a file can have them.
     pub(crate) fn writable(&self, offset: u64, length: u64) -> Result<ByteRange, FileError> {
         let max = self.0.storage.file_bytes_max();
-        ByteRange::at(offset, length)
-            .filter(|range| range.end() <= max)
-            .ok_or(FileError::BadRange { offset, length, max })
+        ByteRange::at(offset, length).filter(|range| range.end() <= max).ok_or(FileError::BadRange {
+            offset,
+            length,
+            max,
+        })
     }
 
     /// [`Engine::write`] to a file that is open; `path` is for errors.

@@ -111,6 +111,7 @@ impl Engine {
                         WaitKind::Sync => "fsync".to_owned(),
                         WaitKind::Commit(lease) => format!("commit lease {lease}"),
                         WaitKind::Release(lease) => format!("release lease {lease}"),
+                        WaitKind::Capture(lease, range) => format!("capture {range} of lease {lease}"),
                     },
                     since_ms: unix_ms(view.clock.system(wait.since)),
                     until_ms: wait.until.map(|tick| unix_ms(view.clock.system(tick))),

@@ -49,9 +49,21 @@ impl Content {
                 self.size = size;
                 self.sectors.retain(|&at, _| at * SECTOR < size);
             }
-            Change::Punch { range } => {
+            Change::Punch { range } | Change::Zero { range } => {
                 self.sectors.retain(|&at, _| !(range.start() <= at * SECTOR && at * SECTOR < range.end()));
             }
+            Change::Collapse { range } => {
+                assert!(range.end() < self.size, "a collapse ends before the end of file");
+                self.size -= range.len();
+                let moved = std::mem::take(&mut self.sectors).into_iter().filter_map(|(at, value)| {
+                    let before = at * SECTOR < range.start();
+                    let behind = at * SECTOR >= range.end();
+                    let to = if behind { at - range.len() / SECTOR } else { at };
+                    (before || behind).then_some((to, value))
+                });
+                self.sectors = moved.collect();
+            }
+            Change::Clone | Change::Adopt { .. } => {}
             Change::Remove => *self = Content::default(),
         }
     }
@@ -124,8 +136,20 @@ fn overlap(a: Run, b: Run) -> bool {
 fn affected(change: Change) -> BlockRange {
     match change {
         Change::Truncate { size } => ByteRange::from(size).blocks(),
-        Change::Punch { range } => range.blocks(),
-        Change::Remove => ByteRange::ALL.blocks(),
+        Change::Punch { range } | Change::Zero { range } | Change::Adopt { range } => range.blocks(),
+        Change::Collapse { range } => ByteRange::from(range.start()).blocks(),
+        Change::Clone | Change::Remove => ByteRange::ALL.blocks(),
+    }
+}
+
+/// What the change takes from under leases, and from commits that are owed.
+fn taken(change: Change, size: u64) -> Option<ByteRange> {
+    match change {
+        Change::Truncate { size: new } => (new < size).then(|| ByteRange::from(new)),
+        Change::Punch { range } | Change::Zero { range } => Some(range),
+        Change::Collapse { range } => Some(ByteRange::from(range.start())),
+        Change::Clone | Change::Adopt { .. } => None,
+        Change::Remove => Some(ByteRange::ALL),
     }
 }
 
@@ -254,12 +278,7 @@ impl World {
         if let Output::Perform { change, .. } = *output {
             for key in self.keys.iter().filter(|(lease, _)| self.core.lease(**lease).is_some()) {
                 let view = self.core.lease(*key.0).expect("filtered");
-                let taken = match change {
-                    Change::Truncate { size } if size >= self.truth[&file].size => None,
-                    Change::Truncate { size } => Some(ByteRange::from(size)),
-                    Change::Punch { range } => Some(range),
-                    Change::Remove => Some(ByteRange::ALL),
-                };
+                let taken = taken(change, self.truth[&file].size);
                 let stray = view.file == file && taken.is_some_and(|taken| taken.overlaps(view.range));
                 assert!(!stray, "{change:?} takes {} from under the live key of {}", view.range, view.id);
             }
@@ -440,17 +459,14 @@ impl World {
                 Input::Written { write, result }
             }
             Output::Perform { request, file, change } => {
+                let taken = taken(change, self.truth[&file].size);
                 if well {
                     self.disk.get_mut(&file).expect("open").change(change);
                     self.truth.get_mut(&file).expect("open").change(change);
-                    let taken = |at: u64| match change {
-                        Change::Truncate { size } => size <= at * SECTOR,
-                        Change::Punch { range } => range.overlaps(kib(at, at + 1)),
-                        Change::Remove => true,
-                    };
-                    self.owed.retain(|&(of, at), _| of != file || !taken(at));
+                    let is_taken = |at: u64| taken.is_some_and(|taken| taken.overlaps(kib(at, at + 1)));
+                    self.owed.retain(|&(of, at), _| of != file || !is_taken(at));
                 }
-                Input::Performed { request, result }
+                Input::Performed { request, result: result.map(|()| None) }
             }
             Output::Flush { request, .. } => Input::Flushed { request, result },
             output => panic!("{output:?} needs no answer"),

@@ -336,7 +336,10 @@ impl Leasehold for Calls {
         answer(proto::CollapseResponse {})
     }
 
-    async fn clone_file(&self, request: Request<proto::CloneFileRequest>) -> Answer<proto::CloneFileResponse> {
+    async fn clone_file(
+        &self,
+        request: Request<proto::CloneFileRequest>,
+    ) -> Answer<proto::CloneFileResponse> {
         let (_, extensions, message) = request.into_parts();
         let breaker = peer::caller(&extensions, message.caller);
         let (from, to) = (parse_path(&message.from)?, parse_path(&message.to)?);
