@@ -393,7 +393,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.shared.registry.remove(self.id);
         if !self.over {
-            self.shared.release_later(self.id, self.wrote());
+            self.shared.registry.release_later(self.id, self.wrote());
         }
     }
 }
