@@ -122,7 +122,9 @@ impl Inner {
         let files: Vec<Arc<StoreFile>> = self.files().by_identity.values().cloned().collect();
         let pages: usize = files.iter().map(|file| file.sums().pages_in_memory()).sum();
         if (pages * PAGE) as u64 > self.config.sidecar_bytes_max {
-            files.iter().for_each(|file| file.sums().evict_clean());
+            for file in &files {
+                file.sums().evict_clean();
+            }
         }
     }
 }

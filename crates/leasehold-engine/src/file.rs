@@ -9,6 +9,7 @@
 //! - `header.size <= recorded_size`, the size that the file has once all that is recorded is written;
 //! - the file's length on disk is at least both, or the file was changed behind our back.
 
+use crate::block_map::{self, MapRun};
 use crate::disk::{self, Disk, DiskFile};
 use crate::identity::Identity;
 use crate::path::StorePath;
@@ -273,6 +274,45 @@ impl Sums {
         Ok((end, survey))
     }
 
+    /// Appends the blocks from `from` on, up to the end of their page, or of the pages that were never written, to the map.
+    /// Where it stopped. Keeps nothing in memory.
+    pub(crate) fn map(
+        &self,
+        disk: &dyn Disk,
+        from: u64,
+        end: u64,
+        map: &mut Vec<MapRun>,
+    ) -> Result<u64, SumsError> {
+        let mut append = |first: u64, end: u64, state| {
+            if let Some(blocks) = BlockRange::new(first, end) {
+                block_map::append(map, blocks, state);
+            }
+        };
+        let number = from / BLOCKS_PER_PAGE;
+        let written = self.next_written(number)?.unwrap_or(u64::MAX);
+        if written > number {
+            let end = end.min(written.saturating_mul(BLOCKS_PER_PAGE));
+            let adopted = self.header.adopted_blocks.clamp(from, end);
+            append(from, adopted, BlockState::Unknown);
+            append(adopted, end, BlockState::Hole);
+            return Ok(end);
+        }
+        let read;
+        let number = u32::try_from(number).map_err(|_| SumsError::TooFar { block: from })?;
+        let page = match self.pages.get(&number) {
+            Some(cached) => &cached.page,
+            None => {
+                read = self.read_page(disk, number)?;
+                &read
+            }
+        };
+        let end = end.min((u64::from(number) + 1) * BLOCKS_PER_PAGE);
+        for block in from..end {
+            append(block, block + 1, page.get((block % BLOCKS_PER_PAGE) as usize));
+        }
+        Ok(end)
+    }
+
     /// The first page, `from` on, that is in memory or may have been written.
     fn next_written(&self, from: u64) -> io::Result<Option<u64>> {
         let Ok(first) = u32::try_from(from) else { return Ok(None) };
@@ -332,9 +372,11 @@ impl Sums {
         self.pages.insert(number, Cached { page, dirty: true });
     }
 
-    /// Drops pages that are as on disk.
-    pub(crate) fn evict_clean(&mut self) {
+    /// Drops pages that are as on disk. How many they were.
+    pub(crate) fn evict_clean(&mut self) -> usize {
+        let before = self.pages.len();
         self.pages.retain(|_, cached| cached.dirty);
+        before - self.pages.len()
     }
 
     pub(crate) fn pages_in_memory(&self) -> usize {

@@ -170,7 +170,7 @@ impl Engine {
         let look = move || {
             let stat = storage.stat(&wanted)?;
             let target = (stat.kind == Kind::Link).then(|| storage.read_link(&wanted)).transpose();
-            Ok((stat, target.unwrap_or_default())) // one that is not UTF-8, or has just gone
+            Ok::<_, NamespaceError>((stat, target.unwrap_or_default())) // one that is not UTF-8, or has just gone
         };
         let (stat, target) = blocking(look).await?;
         let mut size = stat.size;

@@ -21,21 +21,29 @@
 //! ```
 //! The formats are in `docs/store-format.md`; why the record is as it is, in `docs/decisions/2026-11-21-write-ahead-record.md`.
 
+mod adopt;
 pub mod arena;
+mod attributes;
+mod block_map;
 pub mod break_log;
 mod buffer;
+mod capture;
 mod change;
 mod checkpoint;
 pub mod checksum;
+mod clone;
+mod collapse;
 mod copies;
 pub mod disk;
 mod driver;
 pub mod engine;
 pub mod event;
+mod evict;
 mod file;
 pub mod files;
 mod identity;
 pub mod inspect;
+mod links;
 mod load;
 mod log;
 pub mod metrics;
@@ -50,6 +58,7 @@ mod scrub;
 pub mod scrubber;
 pub mod session;
 mod sidecar;
+mod staging;
 pub mod storage;
 mod store;
 mod threads;

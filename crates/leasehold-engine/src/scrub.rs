@@ -53,7 +53,7 @@ impl Inner {
                     Err(NamespaceError::NotFound { .. }) => true,
                     other => other?,
                 },
-                Kind::Other => true,
+                Kind::Link | Kind::Other => true,
             };
             if !on {
                 return Ok(false);

@@ -185,7 +185,7 @@ impl Driver {
     fn change_with(&self, file: FileId, change: Change, detail: Detail) -> Result<(), Fault> {
         let request = RequestId(self.number());
         match self.ask(Output::Perform { request, file, change }, detail) {
-            Input::Performed { result, .. } => result,
+            Input::Performed { result, .. } => result.map(drop),
             other => panic!("{other:?}"),
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::command::Common;
 use crate::command::exit::{Exit, Failure, Outcome};
-use crate::command::files;
+use crate::command::layout;
 use crate::command::place;
 use crate::command::put::Conflict;
 use crate::command::show;
@@ -41,7 +41,7 @@ pub(crate) struct Hold {
 
 impl Hold {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
-        let range = files::range(self.offset, self.length)?;
+        let range = layout::range(self.offset, self.length)?;
         let (client, path) = place::open(common, &self.place).await?;
         let session = Session::open(&client).await?;
         let access = if self.read { Access::Read } else { Access::Overwrite };

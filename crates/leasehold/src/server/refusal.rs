@@ -120,6 +120,8 @@ impl Refusal for NamespaceError {
             NamespaceError::NotFound { .. } => Reason::NotFound,
             NamespaceError::Exists { .. } => Reason::AlreadyExists,
             NamespaceError::NotAFile { .. }
+            | NamespaceError::NotALink { .. }
+            | NamespaceError::NotText { .. }
             | NamespaceError::NotADirectory { .. }
             | NamespaceError::NotEmpty { .. } => Reason::WrongKind,
             NamespaceError::Link { .. } | NamespaceError::Root => Reason::Invalid,
