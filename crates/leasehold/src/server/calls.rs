@@ -9,7 +9,7 @@ use leasehold_client::convert::{self, Malformed};
 use leasehold_client::proto::leasehold_server::Leasehold;
 use leasehold_client::{Reason, proto};
 use leasehold_core::ids::{LeaseId, SessionId};
-use leasehold_core::range::ByteRange;
+use leasehold_core::range::{BLOCK_BYTES, ByteRange};
 use leasehold_engine::engine::{Engine, Wanted};
 use leasehold_engine::files;
 use leasehold_engine::path::StorePath;
@@ -18,6 +18,7 @@ use leasehold_engine::storage::NamespaceError;
 use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt as _};
@@ -97,6 +98,8 @@ impl Leasehold for Calls {
     async fn status(&self, _: Request<proto::StatusRequest>) -> Answer<proto::StatusResponse> {
         let (config, started) = (self.engine().config(), self.engine().started());
         let stats = self.engine().stats().await.unwrap_or_default();
+        let frames = stats.frames;
+        let bytes = |frames: u32| u64::from(frames) * BLOCK_BYTES;
         answer(proto::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             directory: config.directory.display().to_string(),
@@ -107,6 +110,12 @@ impl Leasehold for Calls {
             sessions: stats.sessions as u64,
             leases: stats.leases as u64,
             arena_bytes: config.arena_bytes,
+            arena_used_bytes: bytes(frames.leased + frames.writeback + frames.reading + frames.quarantined),
+            writeback_bytes: bytes(frames.writeback),
+            writebacks_failed: stats.writebacks_failed as u64,
+            requests: stats.requests as u64,
+            breaks_going_on: stats.breaks as u64,
+            breaks: self.engine().counters().breaks.load(Ordering::Relaxed),
         })
     }
 
