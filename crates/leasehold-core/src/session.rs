@@ -101,8 +101,12 @@ impl Core {
 
     /// The session's data stream has failed a checksum: whatever it wrote and has not committed cannot be trusted.
     pub(crate) fn poison_session(&mut self, id: SessionId, out: &mut Vec<Output>) {
-        let Some(session) = self.sessions.get(&id) else { return };
-        for lease in session.leases.clone() {
+        let leases: Vec<LeaseId> = match self.sessions.get(&id) {
+            Some(session) => session.leases.iter().copied().collect(),
+            // It has ended, but what it had sent in time is on its way.
+            None => self.leases.iter().filter(|(_, lease)| lease.session == id).map(|(&id, _)| id).collect(),
+        };
+        for lease in leases {
             let Some(state) = self.leases.get_mut(&lease) else { continue };
             if state.access == Access::Read {
                 continue;

@@ -3,6 +3,7 @@
 use crate::core::{Core, Timer};
 use crate::frame::Owner;
 use crate::ids::{FileId, LeaseId, RequestId, Tick, WriteId};
+use crate::input::Change;
 use crate::lease::State;
 use crate::range::ByteRange;
 use crate::read::{Read, ReadStage};
@@ -31,6 +32,11 @@ pub enum Violation {
     /// P5.
     #[error("P5 bounded breaks: {request} waits for {lease}, which has no deadline")]
     UnboundedWait { request: RequestId, lease: LeaseId },
+    /// P9.
+    #[error(
+        "P9 clones stay as they were: {request} clones a file whose frames the live key of {lease} can change"
+    )]
+    MovingClone { request: RequestId, lease: LeaseId },
     /// The core's own bookkeeping is wrong under every scheme.
     #[error("invariant of the core: {0}")]
     Inconsistent(String),
@@ -45,6 +51,7 @@ impl Violation {
             Violation::StrayKey { .. } => "P3",
             Violation::DisownedDirty { .. } => "P4",
             Violation::UnboundedWait { .. } => "P5",
+            Violation::MovingClone { .. } => "P9",
             Violation::Inconsistent(_) => "core",
         }
     }
@@ -79,14 +86,30 @@ impl Core {
             }
         }
         for (&request, state) in &self.requests {
-            if let Kind::Change(change) = &state.kind
-                && let (None, Some(takes)) = (change.phase, change.takes)
+            let Kind::Change(change) = &state.kind else { continue };
+            if let (None, Some(takes)) = (change.phase, change.takes)
                 && self.config.scheme.layout != LayoutRule::Ignore
             {
                 self.check_bounded(request, state.since, change.file, takes)?;
             }
+            if change.performing && change.change == Change::Clone {
+                self.check_still(request, change.file)?;
+            }
         }
         Ok(())
+    }
+
+    /// Nobody can change what is being cloned. Where DMA lands in the file's own frames, the clone has, or shares, what
+    /// lands there during it or later.
+    fn check_still(&self, request: RequestId, file: FileId) -> Result<(), Violation> {
+        if self.config.scheme.data_path == DataPath::PrivateFrames {
+            return Ok(());
+        }
+        let mut writers = self.file(file).leases.conflicting(ByteRange::ALL, false);
+        match writers.find(|lease| self.leases[lease].has_key()) {
+            Some(lease) => Err(Violation::MovingClone { request, lease }),
+            None => Ok(()),
+        }
     }
 
     /// Every lease that a change waits for ends by the change's own deadline, or is ending.
