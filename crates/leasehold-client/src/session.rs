@@ -19,7 +19,7 @@ use leasehold_fabric::{Fabric, Tag};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
 
@@ -272,9 +272,14 @@ async fn resolve(text: &str) -> Result<SocketAddr, String> {
     found.next().ok_or_else(|| "the name has no address".to_owned())
 }
 
-/// Hears the server's events until the session is over, by whatever way.
+/// How long the server's last words are waited for once the data connection is gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Hears the server's events until the session is over, by whatever way. A server that ends a session closes the data
+/// connection and says why: which of them comes first is chance, and who broke a lease must be heard in either case.
 async fn listen(shared: Arc<Shared>, mut events: tonic::Streaming<proto::Event>) {
     let mut closed = shared.data.closed();
+    let (mut lost, mut give_up) = (None, Instant::now());
     let why = loop {
         tokio::select! {
             event = events.next() => match event.map(|event| event.map(Event::try_from)) {
@@ -291,16 +296,26 @@ async fn listen(shared: Arc<Shared>, mut events: tonic::Streaming<proto::Event>)
                     }
                 }
                 Some(Ok(Err(malformed))) => tracing::warn!(%malformed, "ignored an event"),
-                Some(Err(status)) => break CallError::from(status).message,
-                None => break "the server ended it".to_owned(),
+                Some(Err(status)) => break lost.unwrap_or_else(|| CallError::from(status).message),
+                None => break lost.unwrap_or_else(|| "the server ended it".to_owned()),
             },
-            closed = closed.wait_for(Option::is_some) => break match closed.as_deref() {
-                Ok(Some(Closed(why))) => format!("data connection: {why}"),
-                Ok(None) | Err(_) => "data connection gone".to_owned(),
-            },
+            why = gone(&mut closed), if lost.is_none() => {
+                (lost, give_up) = (Some(why), Instant::now() + LAST_WORDS);
+            }
+            () = tokio::time::sleep_until(give_up.into()), if lost.is_some() => {
+                break lost.unwrap_or_default();
+            }
         }
     };
     shared.registry.end(&why);
+}
+
+/// Waits until the data connection is gone, and returns why.
+async fn gone(closed: &mut watch::Receiver<Option<Closed>>) -> String {
+    match closed.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(Closed(why))) => format!("data connection: {why}"),
+        Ok(None) | Err(_) => "data connection gone".to_owned(),
+    }
 }
 
 /// Says three times per time to live that the session lives; gives up when the server cannot have heard it in time.
