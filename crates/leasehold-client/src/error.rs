@@ -232,9 +232,9 @@ pub enum CaptureError {
         /// What was to be captured.
         wanted: ByteRange,
     },
-    /// The lease is for reading.
-    #[error("lease {0} is for reading, so there is nothing to capture; acquire the range for writing")]
-    ReadOnly(LeaseId),
+    /// The lease is for reading, or for overwriting.
+    #[error("lease {0} is not for update, so no part of it can be captured; acquire the range for update")]
+    NotForUpdate(LeaseId),
     /// The lease is over.
     #[error("lease {} is over: {}; acquire the range again, then write it again", .0.lease, .0)]
     Revoked(Box<RevokeNotice>),

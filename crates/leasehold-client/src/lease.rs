@@ -224,6 +224,8 @@ impl Lease {
     /// Commits what was written so far in `range`, in one piece, and keeps the lease: for regions that are updated for
     /// hours. Returns the file's size once the bytes are visible; see [`Lease::sync`] for durable.
     ///
+    /// The lease must be one for update: another's frames need not hold the file's bytes where nothing was written.
+    ///
     /// What is written after this call was made is captured or not, byte by byte.
     ///
     /// If the future is dropped, the capture takes effect all the same.
@@ -234,8 +236,8 @@ impl Lease {
         if range.start() < self.range.start() || range.end() > self.range.end() {
             return Err(CaptureError::OutOfBounds { lease: self.id, leased: self.range, wanted: range });
         }
-        if !self.access.writes() {
-            return Err(CaptureError::ReadOnly(self.id));
+        if self.access != Access::Update {
+            return Err(CaptureError::NotForUpdate(self.id));
         }
         if let Some(notice) = self.revoke_notice() {
             return Err(CaptureError::Revoked(notice));
@@ -391,7 +393,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.shared.registry.remove(self.id);
         if !self.over {
-            self.shared.release_later(self.id, self.wrote());
+            self.shared.registry.release_later(self.id, self.wrote());
         }
     }
 }

@@ -59,7 +59,7 @@ mod written;
 
 pub use buffer::Buffer;
 pub use caller::this_process;
-pub use client::Client;
+pub use client::{Client, ScrubOptions};
 pub use error::{
     CallError, CaptureError, CommitError, ConnectError, OpenError, ReadError, Reason, SyncError, WriteError,
 };

@@ -72,8 +72,6 @@ pub(crate) struct Shared {
     pub(crate) data: Data,
     pub(crate) registry: Registry,
     events: broadcast::Sender<Event>,
-    /// Leases that were dropped, and whether something was written under them.
-    dropped: mpsc::UnboundedSender<(LeaseId, bool)>,
 }
 
 impl Session {
@@ -103,9 +101,8 @@ impl Session {
             client: client.clone(),
             secret: opened.session,
             data: Data::new(endpoint, owed),
-            registry: Registry::default(),
+            registry: Registry::new(dropped),
             events: broadcast::Sender::new(EVENTS_MAX),
-            dropped,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(shared.clone(), events));
@@ -162,8 +159,10 @@ impl Session {
             on_conflict: convert::on_conflict_number(options.on_conflict),
             wait: Some(convert::duration_out(options.wait)),
         };
-        let acquiring = self.shared.registry.acquiring();
-        let grants = self.shared.client.calls().acquire(request).await?.into_inner().grants;
+        let mut acquiring = self.shared.registry.acquiring();
+        let answer = self.shared.client.calls().acquire(request).await;
+        acquiring.answered();
+        let grants = answer?.into_inner().grants;
         let leases: Vec<Lease> = grants
             .iter()
             .zip(wants)
@@ -238,12 +237,6 @@ impl Shared {
         let request = proto::SyncRequest { path: String::new(), lease: Some(of) };
         self.client.calls().sync(request).await?;
         Ok(())
-    }
-
-    /// [`Shared::release`] in the background, for leases that are dropped.
-    pub(crate) fn release_later(&self, lease: LeaseId, wrote: bool) {
-        // If the session's tasks are gone, so is the lease.
-        let _ = self.dropped.send((lease, wrote));
     }
 }
 

@@ -237,7 +237,8 @@ pub async fn content(client: &Client, path: &str) -> Vec<u8> {
 pub async fn mismatches(client: &Client) -> u64 {
     use leasehold_client::proto::scrub_response::Item;
     use tokio_stream::StreamExt as _;
-    let mut items = Box::pin(client.scrub(None).await.expect("a scrub"));
+    let mut items =
+        Box::pin(client.scrub(None, leasehold_client::ScrubOptions::default()).await.expect("a scrub"));
     let mut bad = 0;
     while let Some(item) = items.next().await {
         if let Item::File(file) = item.expect("an item") {
