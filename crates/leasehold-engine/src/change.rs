@@ -6,13 +6,16 @@
 //! A removal may have waited long for its leases: what its name stands for is looked at again before anything is touched.
 
 use crate::checksum::crc32c;
+use crate::collapse::CollapseRefused;
 use crate::disk;
-use crate::file::{JudgeError, StoreFile, SumsError};
+use crate::file::{JudgeError, StoreFile};
 use crate::log::Entry;
 use crate::path::StorePath;
 use crate::record::{Body, ChangeBody, SIZE_STAYS};
 use crate::sidecar::{BlockState, PAGE};
+use crate::staging::Staged;
 use crate::storage::{Detail, Inner};
+use crate::sums::SumsError;
 use crate::writeback::fault_of;
 use leasehold_core::ids::{FileId, RequestId};
 use leasehold_core::input::{Change, Fault, Input};
@@ -27,9 +30,22 @@ use std::sync::{Arc, mpsc};
 /// A boundary block as it will be: block, CRC, bytes.
 type Image = (u64, u32, Box<[u8; PAGE]>);
 
+/// Who takes the name of a file that is removed.
+#[derive(Clone, Copy)]
+enum Heir<'a> {
+    /// The file of this name.
+    Named(&'a StorePath),
+    /// A file that has no name yet.
+    Staged(Staged),
+}
+
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
-enum ChangeFailed {
+pub(crate) enum ChangeFailed {
+    #[error(transparent)]
+    Collapse(#[from] CollapseRefused),
+    #[error("not made yet")]
+    ToCome,
     #[error("cannot write the write-ahead record: {0}")]
     Record(Arc<io::Error>),
     #[error(transparent)]
@@ -48,7 +64,7 @@ impl ChangeFailed {
                 fault_of(error)
             }
             ChangeFailed::Block(JudgeError::Mismatch(_)) => Fault::Checksum,
-            ChangeFailed::Block(_) => Fault::Io,
+            ChangeFailed::Block(_) | ChangeFailed::Collapse(_) | ChangeFailed::ToCome => Fault::Io,
             ChangeFailed::Moved { .. } => Fault::Moved,
         }
     }
@@ -64,17 +80,37 @@ impl Inner {
     ) {
         let file = self.file(file);
         let result = match (change, detail) {
-            (Change::Truncate { size }, Detail::None) => self.truncate(&file, size),
-            (Change::Punch { range }, Detail::None) => self.punch(&file, range),
-            (Change::Remove, Detail::Unlink { path }) => self.remove(&file, path, None),
-            (Change::Remove, Detail::RenameOver { from, to }) => self.remove(&file, to, Some(from)),
-            (change, detail) => panic!("{detail:?} makes no sense for {change:?}"),
+            (Change::Adopt { range }, Detail::None) => self.adopt(&file, range),
+            (change, detail) => self.try_change(&file, change, detail).map(|()| None),
         };
         let result = result.map_err(|error| {
             tracing::error!(path = %file.path(), ?change, %error, "cannot change the file");
             error.fault()
         });
-        self.answer(Input::Performed { request, result: result.map(|()| None) });
+        self.answer(Input::Performed { request, result });
+    }
+
+    fn try_change(
+        self: &Arc<Inner>,
+        file: &Arc<StoreFile>,
+        change: Change,
+        detail: &Detail,
+    ) -> Result<(), ChangeFailed> {
+        match (change, detail) {
+            (Change::Truncate { size }, Detail::None) => self.truncate(file, size),
+            (Change::Punch { range }, Detail::None) => self.punch(file, range),
+            (Change::Remove, Detail::Unlink { path }) => self.remove(file, path, None),
+            (Change::Zero { range }, Detail::None) => self.zero_range(file, range),
+            (Change::Collapse { range }, Detail::None) => self.collapse(file, range),
+            (Change::Clone, Detail::Clone { staged }) => self.clone_file(file, *staged),
+            (Change::Remove, Detail::RenameOver { from, to }) => {
+                self.remove(file, to, Some(Heir::Named(from)))
+            }
+            (Change::Remove, Detail::PlaceOver { staged, to }) => {
+                self.remove(file, to, Some(Heir::Staged(*staged)))
+            }
+            (change, detail) => panic!("{detail:?} makes no sense for {change:?}"),
+        }
     }
 
     fn truncate(self: &Arc<Inner>, file: &Arc<StoreFile>, size: u64) -> Result<(), ChangeFailed> {
@@ -99,6 +135,10 @@ impl Inner {
             self.drop_writes(file, hole);
         }
         Ok(())
+    }
+
+    fn zero_range(self: &Arc<Inner>, _file: &Arc<StoreFile>, _range: ByteRange) -> Result<(), ChangeFailed> {
+        Err(ChangeFailed::ToCome)
     }
 
     fn punch(self: &Arc<Inner>, file: &Arc<StoreFile>, range: ByteRange) -> Result<(), ChangeFailed> {
@@ -153,7 +193,7 @@ impl Inner {
         Ok(Some((block, crc32c(&bytes[..]), bytes)))
     }
 
-    fn apply(&self, sums: &mut crate::file::Sums, body: &ChangeBody) -> Result<(), ChangeFailed> {
+    fn apply(&self, sums: &mut crate::sums::Sums, body: &ChangeBody) -> Result<(), ChangeFailed> {
         if let Some(hole) = body.hole {
             sums.clear(&*self.disk, hole).map_err(JudgeError::from)?;
         }
@@ -203,28 +243,31 @@ impl Inner {
         result
     }
 
-    /// The last name goes, to nobody or to the file that was called `heir`.
+    /// The last name goes, to nobody or to the heir.
     fn remove(
         self: &Arc<Inner>,
         file: &Arc<StoreFile>,
         name: &StorePath,
-        heir: Option<&StorePath>,
+        heir: Option<Heir<'_>>,
     ) -> Result<(), ChangeFailed> {
         {
             let _names = self.names.hold();
             self.check_last_name(file, name)?;
-            if let Some(heir) = heir {
+            if let Some(Heir::Named(heir)) = heir {
                 self.check_heir(file, heir)?;
             }
             match heir {
                 None => self.names.unlink(&self.store, name, AtFlags::empty()).map_err(io::Error::from)?,
-                Some(heir) => {
+                Some(Heir::Named(heir)) => {
                     self.names.rename(&self.store, heir, name, true).map_err(io::Error::from)?;
                     self.moved(heir, name);
                 }
+                Some(Heir::Staged(staged)) => {
+                    self.names.place(&self.store, staged, name, true).map_err(io::Error::from)?;
+                }
             }
         }
-        self.names.sync(&*self.disk)?;
+        self.names.sync()?;
         if rustix::fs::fstat(&file.disk.file).map_err(io::Error::from)?.st_nlink > 0 {
             return Ok(());
         }
@@ -260,13 +303,13 @@ impl Inner {
     /// That what is to take the name is an ordinary file, and another one.
     fn check_heir(&self, file: &StoreFile, heir: &StorePath) -> Result<(), ChangeFailed> {
         let moved = |what| ChangeFailed::Moved { path: heir.clone(), what };
-        let found = match self.names.open(&self.store, heir, OFlags::PATH) {
+        let found = match self.names.open(&self.store, heir, OFlags::PATH | OFlags::NOFOLLOW) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(moved("stands for nothing any more")),
             other => other.map_err(io::Error::from)?,
         };
         let mode = rustix::fs::fstat(&found).map_err(io::Error::from)?.st_mode;
-        if FileType::from_raw_mode(mode) != FileType::RegularFile {
-            return Err(moved("is not that of an ordinary file"));
+        if !matches!(FileType::from_raw_mode(mode), FileType::RegularFile | FileType::Symlink) {
+            return Err(moved("is not that of an ordinary file or a symbolic link"));
         }
         if self.disk.identify(found.as_fd())? == file.identity {
             return Err(moved("stands for the file that is to be removed"));
@@ -292,7 +335,7 @@ impl Inner {
             file.unsynced.store(true, Ordering::Release);
             return Err(error);
         }
-        self.names.sync(&*self.disk)
+        self.names.sync()
     }
 
     /// Sets the file's length on disk to the committed size, if no write is under way.

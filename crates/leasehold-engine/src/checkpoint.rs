@@ -8,10 +8,11 @@
 
 use crate::buffer::Buffer;
 use crate::disk;
-use crate::file::{StoreFile, page_offset};
+use crate::file::StoreFile;
 use crate::record::Body;
 use crate::sidecar::PAGE;
 use crate::storage::Inner;
+use crate::sums::page_offset;
 use std::io;
 use std::sync::{Arc, mpsc};
 
@@ -122,7 +123,9 @@ impl Inner {
         let files: Vec<Arc<StoreFile>> = self.files().by_identity.values().cloned().collect();
         let pages: usize = files.iter().map(|file| file.sums().pages_in_memory()).sum();
         if (pages * PAGE) as u64 > self.config.sidecar_bytes_max {
-            files.iter().for_each(|file| file.sums().evict_clean());
+            for file in &files {
+                file.sums().evict_clean();
+            }
         }
     }
 }

@@ -97,6 +97,20 @@ pub enum NameChange<'a> {
         /// What it will be called.
         to: &'a str,
     },
+    /// One more name of a file.
+    Link {
+        /// One that it has.
+        from: &'a str,
+        /// The new one.
+        to: &'a str,
+    },
+    /// A new symbolic link.
+    Symlink {
+        /// What it says.
+        target: &'a str,
+        /// Its name.
+        at: &'a str,
+    },
     /// One name of a file goes, or an empty directory.
     Remove(&'a str),
 }

@@ -2,9 +2,10 @@
 
 use crate::checksum::crc32c;
 use crate::disk::{self, Verb};
-use crate::file::{JudgeError, StoreFile, SumsError};
+use crate::file::{JudgeError, StoreFile};
 use crate::sidecar::{BlockState, PAGE};
 use crate::storage::Inner;
+use crate::sums::SumsError;
 use leasehold_core::ids::{FileId, LeaseId};
 use leasehold_core::input::{Fault, Input};
 use leasehold_core::output::Loader;

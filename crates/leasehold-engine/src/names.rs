@@ -12,11 +12,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// See the module.
-#[derive(Default)]
 pub(crate) struct Names {
+    disk: Arc<dyn Disk>,
     /// By device and inode, since directories may be renamed meanwhile.
     unsynced: Mutex<BTreeMap<(u64, u64), OwnedFd>>,
     no_openat2: AtomicBool,
@@ -24,6 +24,29 @@ pub(crate) struct Names {
 }
 
 impl Names {
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> Names {
+        let (unsynced, no_openat2, changing) = Default::default();
+        Names { disk, unsynced, no_openat2, changing }
+    }
+
+    /// Changes names, which `perform` does, by way of the disk.
+    pub(crate) fn change<T>(
+        &self,
+        change: NameChange<'_>,
+        perform: &mut dyn FnMut() -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        let mut performed = None;
+        let changed = self.disk.change_name(change, &mut || {
+            performed = Some(perform()?);
+            Ok(())
+        });
+        match (changed, performed) {
+            (Ok(()), Some(done)) => Ok(done),
+            (Err(error), _) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            (Ok(()), None) => Err(Errno::IO),
+        }
+    }
+
     /// Until drop, nobody else changes what a name stands for: to be held from a look at a name to the change that rests on
     /// it.
     pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
@@ -69,12 +92,17 @@ impl Names {
     }
 
     /// The directory of `path`, and the name in it.
-    fn parent<'a>(&self, store: &Store, path: &'a StorePath) -> rustix::io::Result<(OwnedFd, &'a str)> {
+    pub(crate) fn parent<'a>(
+        &self,
+        store: &Store,
+        path: &'a StorePath,
+    ) -> rustix::io::Result<(OwnedFd, &'a str)> {
         let (parent, name) = path.split().ok_or(Errno::INVAL)?;
         Ok((self.open(store, &parent, OFlags::RDONLY | OFlags::DIRECTORY)?, name))
     }
 
-    fn changed(&self, directory: OwnedFd) -> rustix::io::Result<()> {
+    /// The directory, or whatever else, is to be made durable by the next flush of any file.
+    pub(crate) fn changed(&self, directory: OwnedFd) -> rustix::io::Result<()> {
         let stat = rustix::fs::fstat(&directory)?;
         self.unsynced.lock().expect("no panic while held").insert((stat.st_dev, stat.st_ino), directory);
         Ok(())
@@ -88,7 +116,7 @@ impl Names {
                 other => return Ok((other?, false)),
             }
             let flags = store.data_flags() | OFlags::CREATE | OFlags::EXCL;
-            match change_name(store, NameChange::Create(&below(path)), || self.open(store, path, flags)) {
+            match self.change(NameChange::Create(&below(path)), &mut || self.open(store, path, flags)) {
                 // Somebody was faster.
                 Err(Errno::EXIST) => {}
                 other => {
@@ -102,7 +130,7 @@ impl Names {
 
     pub(crate) fn make_directory(&self, store: &Store, path: &StorePath) -> rustix::io::Result<()> {
         let (directory, name) = self.parent(store, path)?;
-        change_name(store, NameChange::MakeDirectory(&below(path)), || {
+        self.change(NameChange::MakeDirectory(&below(path)), &mut || {
             rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o777))
         })?;
         self.changed(directory)
@@ -118,39 +146,47 @@ impl Names {
     ) -> rustix::io::Result<()> {
         let (from_directory, from_name) = self.parent(store, from)?;
         let (to_directory, to_name) = self.parent(store, to)?;
-        let flags = if over { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        let perform =
-            || match rustix::fs::renameat_with(&from_directory, from_name, &to_directory, to_name, flags) {
-                // Filesystems without NOREPLACE: the store is ours, so nobody takes the name between look and rename.
-                Err(Errno::INVAL) if !over => {
-                    match rustix::fs::statat(&to_directory, to_name, AtFlags::SYMLINK_NOFOLLOW) {
-                        Err(Errno::NOENT) => {
-                            rustix::fs::renameat(&from_directory, from_name, &to_directory, to_name)
-                        }
-                        Ok(_) => Err(Errno::EXIST),
-                        Err(error) => Err(error),
-                    }
-                }
-                other => other,
-            };
-        change_name(store, NameChange::Rename { from: &below(from), to: &below(to) }, perform)?;
+        let (from_path, to_path) = (below(from), below(to));
+        let change = NameChange::Rename { from: &from_path, to: &to_path };
+        self.rename_entry(change, (&from_directory, from_name), (&to_directory, to_name), over)?;
         self.changed(from_directory)?;
         self.changed(to_directory)
     }
 
+    /// Renames from one directory to another, and remembers neither.
+    pub(crate) fn rename_entry(
+        &self,
+        change: NameChange<'_>,
+        (from_directory, from): (&OwnedFd, &str),
+        (to_directory, to): (&OwnedFd, &str),
+        over: bool,
+    ) -> rustix::io::Result<()> {
+        let flags = if over { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        let mut rename = || match rustix::fs::renameat_with(from_directory, from, to_directory, to, flags) {
+            // Filesystems without NOREPLACE: the store is ours, so nobody takes the name between look and rename.
+            Err(Errno::INVAL) if !over => {
+                match rustix::fs::statat(to_directory, to, AtFlags::SYMLINK_NOFOLLOW) {
+                    Err(Errno::NOENT) => rustix::fs::renameat(from_directory, from, to_directory, to),
+                    Ok(_) => Err(Errno::EXIST),
+                    Err(error) => Err(error),
+                }
+            }
+            other => other,
+        };
+        self.change(change, &mut rename)
+    }
+
     pub(crate) fn unlink(&self, store: &Store, path: &StorePath, flags: AtFlags) -> rustix::io::Result<()> {
         let (directory, name) = self.parent(store, path)?;
-        change_name(store, NameChange::Remove(&below(path)), || {
-            rustix::fs::unlinkat(&directory, name, flags)
-        })?;
+        self.change(NameChange::Remove(&below(path)), &mut || rustix::fs::unlinkat(&directory, name, flags))?;
         self.changed(directory)
     }
 
     /// Makes durable all names that changed. Blocks; whoever comes meanwhile waits and finds the work done.
-    pub(crate) fn sync(&self, disk: &dyn Disk) -> io::Result<()> {
+    pub(crate) fn sync(&self) -> io::Result<()> {
         let mut unsynced = self.unsynced.lock().expect("no panic while held");
         while let Some(directory) = unsynced.first_entry() {
-            disk.sync_directory(directory.get().as_fd())?;
+            self.disk.sync_directory(directory.get().as_fd())?;
             directory.remove();
         }
         Ok(())
@@ -158,23 +194,6 @@ impl Names {
 }
 
 /// As the disk calls it.
-fn below(path: &StorePath) -> String {
+pub(crate) fn below(path: &StorePath) -> String {
     format!("files/{}", path.as_str())
-}
-
-fn change_name<T>(
-    store: &Store,
-    change: NameChange<'_>,
-    mut perform: impl FnMut() -> rustix::io::Result<T>,
-) -> rustix::io::Result<T> {
-    let mut performed = None;
-    let changed = store.disk.change_name(change, &mut || {
-        performed = Some(perform()?);
-        Ok(())
-    });
-    match (changed, performed) {
-        (Ok(()), Some(done)) => Ok(done),
-        (Err(error), _) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
-        (Ok(()), None) => Err(Errno::IO),
-    }
 }

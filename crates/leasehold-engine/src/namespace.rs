@@ -1,11 +1,12 @@
 //! The store's names: what opening, creating, listing and renaming mean for files with committed sizes.
 
 use crate::disk::{self, Disk, DiskFile};
-use crate::file::{StoreFile, Sums, page_offset};
+use crate::file::StoreFile;
 use crate::identity::Identity;
 use crate::path::StorePath;
 use crate::sidecar::{FormatError, Header, PAGE};
 use crate::storage::Inner;
+use crate::sums::{Sums, page_offset};
 use leasehold_core::ids::FileId;
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
@@ -37,8 +38,21 @@ pub enum Kind {
     File,
     /// A directory.
     Directory,
-    /// Something that the store does not serve (a symbolic link, a device ..).
+    /// A symbolic link. It is kept, and never followed.
+    Link,
+    /// Something that the store does not serve (a device, a pipe ..).
     Other,
+}
+
+impl Kind {
+    fn of(kind: FileType) -> Kind {
+        match kind {
+            FileType::RegularFile => Kind::File,
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Link,
+            _ => Kind::Other,
+        }
+    }
 }
 
 /// What is known about a name.
@@ -46,10 +60,15 @@ pub enum Kind {
 pub struct Stat {
     /// What it stands for.
     pub kind: Kind,
-    /// The file's committed and durable size; of an open file the core may know a newer one.
+    /// The file's committed and durable size; of an open file the core may know a newer one. Of a symbolic link, the
+    /// length of its text.
     pub size: u64,
     /// How many names it has.
     pub links: u64,
+    /// Equal for all names of one file, and for no other while it exists.
+    pub inode: u64,
+    /// The permission bits (`0o7777`).
+    pub mode: u32,
     /// When it was last modified on disk.
     pub modified: SystemTime,
     /// Its id, if it is open.
@@ -78,6 +97,12 @@ pub enum NamespaceError {
     /// It is not an ordinary file.
     #[error("{path} is not an ordinary file; name one")]
     NotAFile { path: StorePath },
+    /// It is not a symbolic link.
+    #[error("{path} is not a symbolic link; read it as a file")]
+    NotALink { path: StorePath },
+    /// Its text cannot be given to anybody.
+    #[error("the symbolic link {path} leads to a name that is not UTF-8; make it anew")]
+    NotText { path: StorePath },
     /// It, or a part of its path, is not a directory.
     #[error("{path} is not a directory, or a part of it is not; name one")]
     NotADirectory { path: StorePath },
@@ -106,7 +131,7 @@ pub enum NamespaceError {
     },
 }
 
-fn refused(operation: &'static str, path: &StorePath) -> impl FnOnce(Errno) -> NamespaceError {
+pub(crate) fn refused(operation: &'static str, path: &StorePath) -> impl FnOnce(Errno) -> NamespaceError {
     let path = path.clone();
     move |error| match error {
         Errno::NOENT => NamespaceError::NotFound { path },
@@ -264,13 +289,10 @@ impl Inner {
 
     pub(crate) fn stat(&self, path: &StorePath) -> Result<Stat, NamespaceError> {
         let failed = || refused("stat", path);
-        let descriptor = self.names.open(&self.store, path, OFlags::PATH).map_err(failed())?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let descriptor = self.names.open(&self.store, path, flags).map_err(failed())?;
         let stat = rustix::fs::fstat(&descriptor).map_err(failed())?;
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Kind::File,
-            FileType::Directory => Kind::Directory,
-            _ => Kind::Other,
-        };
+        let kind = Kind::of(FileType::from_raw_mode(stat.st_mode));
         let mut size = stat.st_size.cast_unsigned();
         let mut file = None;
         if kind == Kind::File {
@@ -284,7 +306,15 @@ impl Inner {
             }
         }
         let since = Duration::new(stat.st_mtime.max(0).cast_unsigned(), stat.st_mtime_nsec as u32);
-        Ok(Stat { kind, size, links: stat.st_nlink as u64, modified: UNIX_EPOCH + since, file })
+        Ok(Stat {
+            kind,
+            size,
+            links: stat.st_nlink as u64,
+            inode: stat.st_ino as u64,
+            mode: stat.st_mode & 0o7777,
+            modified: UNIX_EPOCH + since,
+            file,
+        })
     }
 
     pub(crate) fn list(&self, path: &StorePath) -> Result<Vec<Entry>, NamespaceError> {
@@ -305,12 +335,7 @@ impl Inner {
                     rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed())?;
                 kind = FileType::from_raw_mode(stat.st_mode);
             }
-            let kind = match kind {
-                FileType::RegularFile => Kind::File,
-                FileType::Directory => Kind::Directory,
-                _ => Kind::Other,
-            };
-            entries.push(Entry { name: name.to_owned(), kind });
+            entries.push(Entry { name: name.to_owned(), kind: Kind::of(kind) });
         }
         entries.sort();
         Ok(entries)
@@ -340,13 +365,8 @@ impl Inner {
 
     pub(crate) fn rename_over_extra(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
         let _names = self.names.hold();
-        let target = self.stat(to)?;
-        match (target.kind, target.links) {
-            (Kind::File, 1) => return Err(NamespaceError::LastName { path: to.clone() }),
-            (Kind::File, _) => {}
-            _ => return Err(NamespaceError::NotAFile { path: to.clone() }),
-        }
-        if self.stat(from)?.kind != Kind::File {
+        self.check_extra_name(to)?;
+        if !matches!(self.stat(from)?.kind, Kind::File | Kind::Link) {
             return Err(NamespaceError::NotAFile { path: from.clone() });
         }
         self.names.rename(&self.store, from, to, true).map_err(refused("rename", from))?;

@@ -10,7 +10,7 @@
 
 use crate::checksum::{ZERO_BLOCK, crc32c};
 use crate::disk;
-use crate::file::{StoreFile, Sums, SumsError};
+use crate::file::StoreFile;
 use crate::identity::Identity;
 use crate::log::Scan;
 use crate::namespace::{adopted, read_header};
@@ -18,6 +18,7 @@ use crate::path::StorePath;
 use crate::record::{Body, ChangeBody, Old, SIZE_STAYS, WriteBody};
 use crate::sidecar::{BlockState, Header, PAGE, Page};
 use crate::storage::Inner;
+use crate::sums::{Sums, SumsError};
 use leasehold_core::range::{BLOCK_BYTES, BlockRange};
 use rustix::fs::OFlags;
 use std::collections::{BTreeMap, BTreeSet};

@@ -5,6 +5,7 @@
 //! DIR/.leasehold/format      "leasehold store 1"
 //! DIR/.leasehold/lock        flocked by the server, with its pid
 //! DIR/.leasehold/log/0, 1    the write-ahead record
+//! DIR/.leasehold/staging/..  files that have no name yet
 //! DIR/.leasehold/sums/xx/..  sidecars, by identity; xx: the last two digits of its hash
 //! ```
 
@@ -15,7 +16,7 @@ use crate::sidecar::{BLOCKS_PER_PAGE, PAGE, PAGES_MAX};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,6 +78,10 @@ pub(crate) struct Store {
     pub(crate) file_bytes_max: u64,
     /// Its kind, as `statfs` says.
     pub(crate) kind: rustix::fs::FsWord,
+    /// Ranges of whole multiples of this can be taken out of files; `None`: none can.
+    pub(crate) collapse_unit: Option<u64>,
+    /// Where files are that have no name yet.
+    pub(crate) staging: OwnedFd,
     lock: File,
 }
 
@@ -99,16 +104,19 @@ impl Store {
         make_directory(&*disk, &own, ".leasehold").map_err(at("create", &own))?;
         let lock = take_lock(directory, &own.join("lock"))?;
         let files_path = directory.join("files");
-        for name in [".leasehold/log", ".leasehold/sums", "files"] {
+        let staging_path = own.join("staging");
+        for name in [".leasehold/log", ".leasehold/sums", ".leasehold/staging", "files"] {
             let path = directory.join(name);
             make_directory(&*disk, &path, name).map_err(at("create", &path))?;
         }
         let files = File::open(&files_path).map_err(at("open", &files_path))?;
+        let staging = File::open(&staging_path).map_err(at("open", &staging_path))?.into();
         let kind =
             rustix::fs::fstatfs(&files).map_err(io::Error::from).map_err(at("look at", &files_path))?.f_type;
         let direct = kind != TMPFS && takes_direct(&own.join("probe"))?;
         let file_bytes_max = file_bytes_max(&own.join("probe"))?;
-        let store = Store { disk, own, files, direct, file_bytes_max, kind, lock };
+        let collapse_unit = collapse_unit(&own.join("probe"))?;
+        let store = Store { disk, own, files, direct, file_bytes_max, kind, collapse_unit, staging, lock };
         if made {
             // The format goes last: a store that has one is complete.
             store.write_format().map_err(at("write", &format))?;
@@ -339,4 +347,21 @@ fn make_directory(disk: &dyn Disk, path: &Path, name: &str) -> io::Result<()> {
         return Ok(());
     }
     disk.change_name(NameChange::MakeDirectory(name), &mut || fs::create_dir(path))
+}
+
+/// See [`Store`]. The filesystem is asked: it depends on its kind, its block size and its features.
+fn collapse_unit(probe: &Path) -> Result<Option<u64>, OpenError> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let file = File::create(probe).map_err(at("create", probe))?;
+    fs::remove_file(probe).map_err(at("remove", probe))?;
+    for unit in (0..=8).map(|doubled| (PAGE as u64) << doubled) {
+        file.set_len(2 * unit).map_err(at("write", probe))?;
+        match fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, unit) {
+            Ok(()) => return Ok(Some(unit)),
+            // Blocks that are larger.
+            Err(rustix::io::Errno::INVAL) => {}
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(None)
 }

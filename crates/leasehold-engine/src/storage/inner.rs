@@ -21,7 +21,7 @@ use leasehold_core::ids::{FileId, WriteId};
 use leasehold_core::input::Input;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const DISK_THREADS: usize = 8;
@@ -51,6 +51,8 @@ pub(crate) struct Inner {
     /// A checkpoint has been asked for and has not begun.
     checkpoint_due: AtomicBool,
     checkpointer: Workers,
+    /// The last number given to a staged file.
+    pub(crate) staged: AtomicU64,
 }
 
 impl Inner {
@@ -111,7 +113,7 @@ impl Inner {
             outstanding: Mutex::new(0),
             answered: Condvar::new(),
             store,
-            names: Names::default(),
+            names: Names::new(Arc::clone(&disk)),
             disk,
             log,
             files: Mutex::default(),
@@ -121,6 +123,7 @@ impl Inner {
             dirty: Mutex::default(),
             checkpointing: Mutex::default(),
             checkpoint_due: AtomicBool::new(false),
+            staged: AtomicU64::new(0),
         });
         if !live.is_empty() {
             let recovered = inner.finish_recovery(start, live, &mut opened);
@@ -218,7 +221,7 @@ impl Inner {
         let outstanding = self.outstanding.lock().expect("no panic while held");
         drop(self.answered.wait_while(outstanding, |count| *count > 0).expect("no panic while held"));
         self.checkpointer.finish();
-        self.names.sync(&*self.disk)?;
+        self.names.sync()?;
         self.checkpoint()?;
         // Writes that failed and were not retried keep their records, for the next open.
         if self.dirty().is_empty() && self.writes.lock().expect("no panic while held").is_empty() {

@@ -5,7 +5,8 @@ use leasehold_core::range::ByteRange;
 use leasehold_engine::break_log::{BreakRow, Who};
 use leasehold_engine::event::Event;
 use leasehold_engine::files::Stat;
-use leasehold_engine::inspect::{LeaseRow, Scrubbed, WaitRow};
+use leasehold_engine::inspect::{LeaseRow, WaitRow};
+use leasehold_engine::scrubber::{BadBlock, Scrubbed};
 use leasehold_engine::storage::Kind;
 use std::time::{Duration, SystemTime};
 
@@ -27,6 +28,7 @@ pub(crate) fn file(stat: Stat) -> proto::File {
     let kind = match stat.kind {
         Kind::File => proto::file::Kind::File,
         Kind::Directory => proto::file::Kind::Directory,
+        Kind::Link => proto::file::Kind::Link,
         Kind::Other => proto::file::Kind::Other,
     };
     proto::File {
@@ -35,6 +37,7 @@ pub(crate) fn file(stat: Stat) -> proto::File {
         size: stat.size,
         links: stat.links,
         modified: Some(stat.modified.into()),
+        target: stat.target.unwrap_or_default(),
     }
 }
 
@@ -139,12 +142,15 @@ pub(crate) fn scrubbed(file: Scrubbed, totals: &mut proto::ScrubTotals) -> proto
     totals.files += 1;
     totals.blocks += file.blocks;
     totals.adopted += file.adopted;
-    totals.mismatched += file.mismatches.len() as u64;
+    let adopted = file.mismatches.iter().filter(|bad| bad.adopted).count() as u64;
+    totals.mismatched_adopted += adopted;
+    totals.mismatched += file.mismatches.len() as u64 - adopted;
     totals.failed += u64::from(file.error.is_some());
-    let mismatch = |bad: &leasehold_engine::inspect::BadBlock| proto::Mismatch {
+    let mismatch = |bad: &BadBlock| proto::Mismatch {
         block: bad.block,
         committed_crc32c: bad.committed,
         found_crc32c: bad.found,
+        adopted: bad.adopted,
     };
     scrub_item(proto::scrub_response::Item::File(proto::ScrubFile {
         path: file.path,

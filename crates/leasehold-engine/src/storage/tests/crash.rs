@@ -129,7 +129,14 @@ fn applied(step: usize, what: &Step, before: &[u8]) -> Vec<u8> {
             let end = (range.end() as usize).min(after.len());
             after[range.start() as usize..end].fill(0);
         }
-        Step::Change(_) | Step::Checkpoint => {}
+        Step::Change(Change::Zero { range }) => {
+            let end = (range.end() as usize).min(after.len());
+            after[range.start() as usize..end].fill(0);
+        }
+        Step::Change(Change::Collapse { range }) => {
+            after.drain(range.start() as usize..range.end() as usize);
+        }
+        Step::Change(Change::Remove | Change::Clone | Change::Adopt { .. }) | Step::Checkpoint => {}
     }
     after
 }

@@ -99,6 +99,7 @@ impl Expected {
                 Meta::Create { path, .. }
                 | Meta::MakeDirectory { path, .. }
                 | Meta::Rename { to: path, .. }
+                | Meta::Link { to: path, .. }
                 | Meta::Remove { path },
                 _,
             ) if path.starts_with("files/") => self.names = metas,

@@ -205,6 +205,11 @@ impl Disk for Recorder {
                 let concerns = vec![directory(&state, from), directory(&state, to)];
                 Event::Meta(Meta::Rename { from: from.to_owned(), to: to.to_owned() }, concerns)
             }
+            NameChange::Link { from, to } => {
+                let concerns = vec![directory(&state, to)];
+                Event::Meta(Meta::Link { from: from.to_owned(), to: to.to_owned() }, concerns)
+            }
+            NameChange::Symlink { .. } => unreachable!("the workload makes none"),
             NameChange::Remove(path) => {
                 let concerns = vec![directory(&state, path)];
                 Event::Meta(Meta::Remove { path: path.to_owned() }, concerns)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(super) const BLOCK: usize = 4096;
@@ -27,6 +27,7 @@ pub(super) enum Meta {
     Create { path: String, inode: InodeId, identity: Identity },
     MakeDirectory { path: String, inode: InodeId },
     Rename { from: String, to: String },
+    Link { from: String, to: String },
     Remove { path: String },
     Size { inode: InodeId, size: u64 },
     Punch { inode: InodeId, offset: u64, length: u64 },
@@ -85,6 +86,10 @@ impl Volume {
                     let inode = self.names.remove(&path).expect("listed above");
                     self.names.insert(format!("{to}{}", &path[from.len()..]), inode);
                 }
+            }
+            Meta::Link { from, to } => {
+                let inode = self.names[from];
+                self.names.insert(to.clone(), inode);
             }
             Meta::Remove { path } => {
                 self.names.remove(path);
@@ -152,9 +157,15 @@ impl Volume {
         let number = |path: &Path| fs::metadata(path).unwrap().ino();
         let mut inodes = HashMap::from([(number(directory), ROOT)]);
         let mut identities = HashMap::new();
+        let mut first_names: HashMap<InodeId, PathBuf> = HashMap::new();
         // Parents come before what is in them.
         for (name, inode) in &self.names {
             let path = directory.join(name);
+            if let Some(first) = first_names.get(inode) {
+                fs::hard_link(first, &path).unwrap();
+                continue;
+            }
+            first_names.insert(*inode, path.clone());
             match &self.inodes[inode] {
                 Inode::Directory => fs::create_dir(&path).unwrap(),
                 Inode::File { identity, size, blocks } => {
