@@ -1,8 +1,9 @@
 //! What is committed in a file, block by block, without reading its data.
 
-use crate::file::{StoreFile, SumsError};
+use crate::file::StoreFile;
 use crate::sidecar::BlockState;
 use crate::storage::Inner;
+use crate::sums::SumsError;
 use leasehold_core::range::BlockRange;
 
 /// Blocks in a row that are in the same state.

@@ -14,10 +14,10 @@
 //! ```text
 //! perform --> load, writeback, change      one output each: what must be durable before what
 //!                |         |
-//!              file      log               sums of a file's blocks (sidecar) | the write-ahead record (record)
+//!          file, sums     log               sums of a file's blocks (sidecar) | the write-ahead record (record)
 //!                |         |
 //!               disk (ring, threads)       the seam to the kernel
-//! open    --> store, recovery              checkpoint: sums back to their sidecars, the record anew
+//! open    --> store, recovery, replay      checkpoint: sums back to their sidecars, the record anew
 //! ```
 //! The formats are in `docs/store-format.md`; why the record is as it is, in `docs/decisions/2026-11-21-write-ahead-record.md`.
 
@@ -54,14 +54,17 @@ mod operation;
 pub mod path;
 mod record;
 mod recovery;
+mod replay;
 mod ring;
 mod scrub;
 pub mod scrubber;
 pub mod session;
 mod sidecar;
+mod sparse;
 mod staging;
 pub mod storage;
 mod store;
+mod sums;
 mod threads;
 mod verified;
 mod workers;
