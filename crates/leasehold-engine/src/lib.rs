@@ -50,6 +50,7 @@ pub mod metrics;
 mod names;
 mod namespace;
 mod open_files;
+mod operation;
 pub mod path;
 mod record;
 mod recovery;

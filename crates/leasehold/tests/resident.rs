@@ -10,9 +10,7 @@ use harness::{
 };
 use leasehold::server::settings::Settings;
 use leasehold::size::Size;
-use leasehold_client::{
-    Access, CaptureError, CommitError, Lease, LeaseState, Reason, Session, SyncError,
-};
+use leasehold_client::{Access, CaptureError, CommitError, Lease, LeaseState, Reason, Session, SyncError};
 use leasehold_fabric::message::Status;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
