@@ -29,6 +29,8 @@ pub struct Stat {
     pub size: u64,
     /// How many names it has.
     pub links: u64,
+    /// Equal for all names of one file, and for no other while it exists.
+    pub inode: u64,
     /// When it was last modified on disk.
     pub modified: SystemTime,
 }
@@ -131,7 +133,8 @@ impl Engine {
         if let Some(file) = stat.file {
             size = self.look(move |view| view.core.file_size(file)).await.flatten().unwrap_or(size);
         }
-        Ok(Stat { path: path.clone(), kind: stat.kind, size, links: stat.links, modified: stat.modified })
+        let crate::storage::Stat { kind, links, inode, modified, .. } = stat;
+        Ok(Stat { path: path.clone(), kind, size, links, inode, modified })
     }
 
     /// What is known about every name in a directory, sorted by name. A file's own name gives the file.
@@ -157,6 +160,7 @@ impl Engine {
                     kind: Kind::Other,
                     size: 0,
                     links: 1,
+                    inode: 0,
                     modified: SystemTime::UNIX_EPOCH,
                 }),
                 Err(error) => return Err(error),
@@ -282,12 +286,15 @@ impl Engine {
         result.map_err(|source| FileError::Change { path: path.clone(), source })
     }
 
-    /// fsync: returns once every commit acknowledged before the call is durable.
+    /// fsync: returns once every commit acknowledged before the call is durable. Of a directory: all changes of names.
     ///
     /// # Errors
     /// [`FileError`]; the committed bytes are kept, and tried again.
     pub async fn sync(&self, path: &StorePath) -> Result<(), FileError> {
-        let pinned = self.pin(path).await?;
+        let pinned = match self.pin(path).await {
+            Err(NamespaceError::NotAFile { .. }) => return self.sync_directory(path).await,
+            pinned => pinned?,
+        };
         let file = pinned.file();
         let Reply::Sync(result) =
             self.begin(|request| Input::Sync { request, file }, Detail::None).await?.reply
@@ -295,6 +302,18 @@ impl Engine {
             unreachable!("a sync's reply is one")
         };
         result.map_err(|source| FileError::Sync { path: path.clone(), source })
+    }
+
+    async fn sync_directory(&self, path: &StorePath) -> Result<(), FileError> {
+        let (storage, path) = (self.0.storage.clone(), path.clone());
+        let synced = blocking(move || {
+            if storage.stat(&path)?.kind != Kind::Directory {
+                return Err(NamespaceError::NotAFile { path });
+            }
+            let failed = |source| NamespaceError::System { operation: "sync", path, source };
+            storage.sync_names().map_err(failed)
+        });
+        synced.await.map_err(FileError::Path)
     }
 
     /// The committed bytes of the range (at most [`CALL_BYTES_MAX`]), verified; shorter at the end of file, empty past

@@ -7,9 +7,11 @@
 mod administer;
 mod demo;
 mod exit;
+mod failures;
 mod files;
 mod get;
 mod hold;
+mod line;
 mod pace;
 mod place;
 mod progress;

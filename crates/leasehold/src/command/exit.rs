@@ -51,7 +51,12 @@ pub(crate) fn report(ended: Outcome) -> Exit {
         // Whoever read our output has seen enough: `leasehold ls | head`.
         return Exit::Ok;
     }
-    // Like `{:#}`, without causes that a text repeats.
+    eprintln!("leasehold: {}", text(&error));
+    code(&error)
+}
+
+/// Like `{:#}`, without causes that a text repeats.
+pub(crate) fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let more = cause.to_string();
@@ -59,8 +64,7 @@ pub(crate) fn report(ended: Outcome) -> Exit {
             text = if text.is_empty() { more } else { format!("{text}: {more}") };
         }
     }
-    eprintln!("leasehold: {text}");
-    code(&error)
+    text
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -69,7 +73,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-fn code(error: &anyhow::Error) -> Exit {
+/// The code that an error ends the command with.
+pub(crate) fn code(error: &anyhow::Error) -> Exit {
     error.chain().find_map(code_of).unwrap_or(Exit::Failed)
 }
 
