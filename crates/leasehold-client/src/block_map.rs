@@ -44,7 +44,8 @@ impl BlockMap {
         let before = self.end;
         for run in part.runs {
             let state = run.state();
-            let range = run.blocks.checked_mul(BLOCK_BYTES).and_then(|length| ByteRange::at(self.end, length));
+            let range =
+                run.blocks.checked_mul(BLOCK_BYTES).and_then(|length| ByteRange::at(self.end, length));
             let range = range.ok_or(Malformed::Missing("blocks"))?;
             if state == State::Known && run.crc32c.len() as u64 != run.blocks.saturating_mul(4) {
                 return Err(Malformed::Missing("crc32c"));
@@ -85,7 +86,8 @@ impl BlockMap {
     /// block's end. `None` if the checksum of some block is not known, or the file ends before.
     #[must_use]
     pub fn crc32c(&self, range: ByteRange) -> Option<u32> {
-        if !range.start().is_multiple_of(BLOCK_BYTES) || range.start() < self.start || range.end() > self.end {
+        if !range.start().is_multiple_of(BLOCK_BYTES) || range.start() < self.start || range.end() > self.end
+        {
             return None;
         }
         let mut crc = 0;
@@ -148,7 +150,8 @@ mod tests {
 
     fn run(state: State, blocks: &[&[u8]]) -> proto::BlockRun {
         let sums = blocks.iter().flat_map(|block| crc32c(block).to_le_bytes());
-        let crc32c = if state == State::Known { sums.collect::<Vec<u8>>().into() } else { bytes::Bytes::new() };
+        let crc32c =
+            if state == State::Known { sums.collect::<Vec<u8>>().into() } else { bytes::Bytes::new() };
         proto::BlockRun { state: state.into(), blocks: blocks.len() as u64, crc32c }
     }
 

@@ -61,8 +61,10 @@ mod written;
 pub use block_map::{BLOCK_BYTES, BlockMap, crc32c, crc32c_of_blocks};
 pub use buffer::Buffer;
 pub use caller::this_process;
-pub use client::Client;
-pub use error::{CallError, CommitError, ConnectError, OpenError, ReadError, Reason, WriteError};
+pub use client::{Client, ScrubOptions};
+pub use error::{
+    CallError, CaptureError, CommitError, ConnectError, OpenError, ReadError, Reason, SyncError, WriteError,
+};
 pub use event::{Event, Happening};
 pub use lease::{BreakNotice, Lease, LeaseState, RevokeNotice};
 pub use leasehold_core::identity::{Evidence, Identity};

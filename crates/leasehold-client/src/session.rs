@@ -19,7 +19,7 @@ use leasehold_fabric::{Fabric, Tag};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
 
@@ -72,8 +72,6 @@ pub(crate) struct Shared {
     pub(crate) data: Data,
     pub(crate) registry: Registry,
     events: broadcast::Sender<Event>,
-    /// Leases that were dropped, and whether something was written under them.
-    dropped: mpsc::UnboundedSender<(LeaseId, bool)>,
 }
 
 impl Session {
@@ -103,9 +101,8 @@ impl Session {
             client: client.clone(),
             secret: opened.session,
             data: Data::new(endpoint, owed),
-            registry: Registry::default(),
+            registry: Registry::new(dropped),
             events: broadcast::Sender::new(EVENTS_MAX),
-            dropped,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(shared.clone(), events));
@@ -181,8 +178,10 @@ impl Session {
             on_conflict: convert::on_conflict_number(options.on_conflict),
             wait: Some(convert::duration_out(options.wait)),
         };
-        let acquiring = self.shared.registry.acquiring();
-        let grants = self.shared.client.calls().acquire(request).await?.into_inner().grants;
+        let mut acquiring = self.shared.registry.acquiring();
+        let answer = self.shared.client.calls().acquire(request).await;
+        acquiring.answered();
+        let grants = answer?.into_inner().grants;
         let leases: Vec<Lease> = grants
             .iter()
             .zip(wants)
@@ -218,8 +217,11 @@ impl Session {
     /// # Errors
     /// As there; about one of the files.
     pub async fn sync_all(&self, paths: impl IntoIterator<Item = String>) -> Result<(), CallError> {
-        let (session, paths) = (self.shared.secret.clone(), paths.into_iter().collect());
-        let request = proto::SyncRequest { path: String::new(), session, paths };
+        let (session, paths) = (self.shared.secret.clone(), paths.into_iter().collect::<Vec<_>>());
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let request = proto::SyncRequest { session, paths, ..Default::default() };
         self.shared.client.calls().sync(request).await?;
         Ok(())
     }
@@ -275,15 +277,18 @@ impl Shared {
             let message = format!("the data connection of the session is gone ({why}); open a new session");
             return Err(CallError { reason: Reason::NoSession, message });
         }
-        let request = proto::ReleaseRequest { session: self.secret.clone(), lease: lease.0, leases: Vec::new() };
+        let request =
+            proto::ReleaseRequest { session: self.secret.clone(), lease: lease.0, leases: Vec::new() };
         self.client.calls().release(request).await?;
         Ok(())
     }
 
-    /// [`Shared::release`] in the background, for leases that are dropped.
-    pub(crate) fn release_later(&self, lease: LeaseId, wrote: bool) {
-        // If the session's tasks are gone, so is the lease.
-        let _ = self.dropped.send((lease, wrote));
+    /// fsync of the file of a lease, whatever it is called by now.
+    pub(crate) async fn sync(&self, lease: LeaseId) -> Result<(), CallError> {
+        let of = proto::LeaseOfSession { session: self.secret.clone(), lease: lease.0 };
+        let request = proto::SyncRequest { lease: Some(of), ..Default::default() };
+        self.client.calls().sync(request).await?;
+        Ok(())
     }
 }
 
@@ -319,9 +324,14 @@ async fn resolve(text: &str) -> Result<SocketAddr, String> {
     found.next().ok_or_else(|| "the name has no address".to_owned())
 }
 
-/// Hears the server's events until the session is over, by whatever way.
+/// How long the server's last words are waited for once the data connection is gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Hears the server's events until the session is over, by whatever way. A server that ends a session closes the data
+/// connection and says why: which of them comes first is chance, and who broke a lease must be heard in either case.
 async fn listen(shared: Arc<Shared>, mut events: tonic::Streaming<proto::Event>) {
     let mut closed = shared.data.closed();
+    let (mut lost, mut give_up) = (None, Instant::now());
     let why = loop {
         tokio::select! {
             event = events.next() => match event.map(|event| event.map(Event::try_from)) {
@@ -338,16 +348,26 @@ async fn listen(shared: Arc<Shared>, mut events: tonic::Streaming<proto::Event>)
                     }
                 }
                 Some(Ok(Err(malformed))) => tracing::warn!(%malformed, "ignored an event"),
-                Some(Err(status)) => break CallError::from(status).message,
-                None => break "the server ended it".to_owned(),
+                Some(Err(status)) => break lost.unwrap_or_else(|| CallError::from(status).message),
+                None => break lost.unwrap_or_else(|| "the server ended it".to_owned()),
             },
-            closed = closed.wait_for(Option::is_some) => break match closed.as_deref() {
-                Ok(Some(Closed(why))) => format!("data connection: {why}"),
-                Ok(None) | Err(_) => "data connection gone".to_owned(),
-            },
+            why = gone(&mut closed), if lost.is_none() => {
+                (lost, give_up) = (Some(why), Instant::now() + LAST_WORDS);
+            }
+            () = tokio::time::sleep_until(give_up.into()), if lost.is_some() => {
+                break lost.unwrap_or_default();
+            }
         }
     };
     shared.registry.end(&why);
+}
+
+/// Waits until the data connection is gone, and returns why.
+async fn gone(closed: &mut watch::Receiver<Option<Closed>>) -> String {
+    match closed.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(Closed(why))) => format!("data connection: {why}"),
+        Ok(None) | Err(_) => "data connection gone".to_owned(),
+    }
 }
 
 /// Says three times per time to live that the session lives; gives up when the server cannot have heard it in time.

@@ -36,7 +36,8 @@ impl Engine {
             let file = pinned.file();
             let size = inner.storage.size_of(file).unwrap_or_default();
             let mut runs: Vec<MapRun> = Vec::new();
-            let end = asked.end().min(size.div_ceil(BLOCK_BYTES)).min(asked.start().saturating_add(MAP_HOLES_MAX));
+            let end =
+                asked.end().min(size.div_ceil(BLOCK_BYTES)).min(asked.start().saturating_add(MAP_HOLES_MAX));
             let mut next = asked.start();
             while let Some(part) = BlockRange::new(next, end.min(next.saturating_add(MAP_BLOCKS_MAX))) {
                 let found = inner.storage.block_map(file, part)?;
@@ -49,9 +50,9 @@ impl Engine {
             }
             Ok(BlockMap { size, runs })
         });
-        mapped.await.map_err(|fault| {
-            FileError::Read { path: path.clone(), source: output::ReadError::Fault(fault) }
-        })
+        mapped
+            .await
+            .map_err(|fault| FileError::Read { path: path.clone(), source: output::ReadError::Fault(fault) })
     }
 
     /// The mode, the time of modification and the extended attributes of a file or directory.

@@ -11,16 +11,17 @@ use crate::arena::Arena;
 use crate::break_log::{BreakLog, BreakRow};
 use crate::event::Event;
 use crate::metrics::Counters;
-use crate::session::{InFlight, Key, Session, Sessions, send_committed};
+use crate::session::{InFlight, Key, Session, Sessions, send_captured, send_committed};
 use crate::storage::{Detail, Storage};
 use bytes::Bytes;
 use leasehold_core::Core;
 use leasehold_core::breaks::{Break, Outcome};
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
 use leasehold_core::input::{Access, Change, Fault, Input};
+use leasehold_core::output::Committed as Done;
 use leasehold_core::output::{CommitError, NoSuchLease, Notice, Operation, Output, Reply, RevokeReason};
 use leasehold_core::range::Run;
-use leasehold_fabric::message::{Committed, Status};
+use leasehold_fabric::message::{Captured, Committed, Status};
 use leasehold_fabric::{Endpoint, Region, RemoteAccess};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -431,13 +432,14 @@ impl State {
         access: Access,
     ) -> Result<(), Fault> {
         let endpoint = session.endpoint().ok_or(Fault::NoKey)?;
+        let range = self.parts.core.lease(lease).ok_or(Fault::NoKey)?.range;
         let region = region(&self.parts.arena, run, skip, length);
         let remote = if access.writes() { RemoteAccess::Write } else { RemoteAccess::Read };
         let tag = endpoint.expose(region, remote).map_err(|error| {
             tracing::warn!(session = %session.id, %lease, %error, "no key");
             Fault::NoKey
         })?;
-        session.insert_key(lease, Key { tag, length, access, revoked: false, lingers: false });
+        session.insert_key(lease, Key { tag, range, access, revoked: false, lingers: false });
         self.exposed.insert(lease, Granted { lease, tag: Some(tag.0), run, skip });
         Ok(())
     }
@@ -493,8 +495,15 @@ impl State {
                 None => drop(call.send(Answer { reply, granted })),
             },
             Asker::Peer { endpoint, request, .. } => {
-                let Reply::Commit(result) = reply else { unreachable!("peers ask only for commits") };
-                send_committed(&endpoint, committed(request, result));
+                let (Reply::Commit(result) | Reply::Capture(result)) = &reply else {
+                    unreachable!("peers ask for commits and captures: {reply:?}")
+                };
+                let (status, size, text) = outcome(result);
+                if matches!(reply, Reply::Commit(_)) {
+                    send_committed(&endpoint, Committed { request, status, size, text });
+                } else {
+                    send_captured(&endpoint, Captured { request, status, size, text });
+                }
             }
         }
     }
@@ -571,7 +580,13 @@ impl State {
                 counters.sync(since.elapsed());
                 Vec::new()
             }
-            Reply::Capture(_) | Reply::Release(_) | Reply::Read(_) => Vec::new(),
+            Reply::Capture(result) => {
+                let counter = if result.is_ok() { &counters.captured } else { &counters.captures_failed };
+                counter.fetch_add(1, Ordering::Relaxed);
+                counters.capture(since.elapsed());
+                Vec::new()
+            }
+            Reply::Release(_) | Reply::Read(_) => Vec::new(),
         }
     }
 
@@ -672,26 +687,26 @@ fn region(arena: &Arc<Arena>, run: Run, skip: u16, length: u64) -> Region {
     }
 }
 
-fn committed(request: u64, result: Result<leasehold_core::output::Committed, CommitError>) -> Committed {
-    match result {
-        Ok(done) => Committed { request, status: Status::Ok, size: done.size, text: String::new() },
-        Err(error) => {
-            let status = match &error {
-                CommitError::NoLease(NoSuchLease(_)) => Status::NoLease,
-                CommitError::ReadOnly(_) => Status::WrongAccess,
-                CommitError::Revoked { .. } => Status::Revoked,
-                CommitError::Mismatch(_) => Status::Mismatch,
-                CommitError::Poisoned(_) => Status::Poisoned,
-                CommitError::Unproven(_) => Status::Unproven,
-                CommitError::Removed(_) => Status::Removed,
-                CommitError::OutOfLease { .. } => Status::OutOfBounds,
-                CommitError::ArenaFull(_) | CommitError::Limit { .. } => Status::Full,
-                CommitError::Fault(Fault::NoSpace) => Status::NoSpace,
-                CommitError::Fault(_) => Status::Io,
-            };
-            Committed { request, status, size: 0, text: error.to_string() }
-        }
-    }
+/// How a commit or a capture went, for the peer.
+fn outcome(result: &Result<Done, CommitError>) -> (Status, u64, String) {
+    let error = match result {
+        Ok(done) => return (Status::Ok, done.size, String::new()),
+        Err(error) => error,
+    };
+    let status = match error {
+        CommitError::NoLease(NoSuchLease(_)) => Status::NoLease,
+        CommitError::ReadOnly(_) | CommitError::NotPreloaded(_) => Status::WrongAccess,
+        CommitError::Revoked { .. } => Status::Revoked,
+        CommitError::Mismatch(_) => Status::Mismatch,
+        CommitError::Poisoned(_) => Status::Poisoned,
+        CommitError::Unproven(_) => Status::Unproven,
+        CommitError::Removed(_) => Status::Removed,
+        CommitError::OutOfLease { .. } => Status::OutOfBounds,
+        CommitError::ArenaFull(_) | CommitError::Limit { .. } => Status::Full,
+        CommitError::Fault(Fault::NoSpace) => Status::NoSpace,
+        CommitError::Fault(_) => Status::Io,
+    };
+    (status, 0, error.to_string())
 }
 
 /// What a breaker wants, for people.

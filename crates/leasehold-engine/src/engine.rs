@@ -328,7 +328,11 @@ impl Engine {
             Duration::from_millis(config.token_ttl_ms),
         ));
         let fabric = Iwarp::new(fabric_config(&config)).map_err(StartError::Thread)?;
-        let gate = Arc::new(TokenGate { sessions: sessions.clone(), driver: driver.clone() });
+        let gate = Arc::new(TokenGate {
+            sessions: sessions.clone(),
+            driver: driver.clone(),
+            patience_ms: config.drain_ms,
+        });
         let listener = fabric.listen(config.data_address, gate)?;
         let (watch, _) = broadcast::channel(1024);
         let core = Core::new(leasehold_core::Config {

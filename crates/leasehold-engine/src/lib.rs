@@ -21,8 +21,8 @@
 //! ```
 //! The formats are in `docs/store-format.md`; why the record is as it is, in `docs/decisions/2026-11-21-write-ahead-record.md`.
 
-mod adopt;
 pub mod about;
+mod adopt;
 pub mod arena;
 mod attributes;
 mod block_map;
@@ -34,6 +34,7 @@ mod checkpoint;
 pub mod checksum;
 mod clone;
 mod collapse;
+mod copies;
 pub mod disk;
 mod driver;
 pub mod engine;
@@ -55,6 +56,7 @@ mod record;
 mod recovery;
 mod ring;
 mod scrub;
+pub mod scrubber;
 pub mod session;
 mod sidecar;
 mod staging;

@@ -1,6 +1,7 @@
 //! What failed of many: said at once, counted, and shown again at the end; the rest goes on.
 
 use crate::command::exit::{Exit, Failure, Outcome, code, text};
+use crate::command::show;
 use serde_json::{Value, json};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -23,7 +24,7 @@ impl Failures {
     pub(crate) fn add(&self, name: &str, error: &anyhow::Error) -> String {
         let (text, exit) = (text(error), code(error));
         // Names can hold anything: they must not look like more lines of ours.
-        let line = format!("leasehold: {}: {text}", name.escape_debug());
+        let line = show::name(&format!("leasehold: {name}: {text}")).into_owned();
         self.all().push(Failed { name: name.to_owned(), text, exit });
         line
     }
@@ -33,7 +34,8 @@ impl Failures {
     }
 
     pub(crate) fn json(&self) -> Value {
-        let row = |failed: &Failed| json!({ "path": failed.name, "error": failed.text, "exit": failed.exit as u8 });
+        let row =
+            |failed: &Failed| json!({ "path": failed.name, "error": failed.text, "exit": failed.exit as u8 });
         self.all().iter().map(row).collect()
     }
 

@@ -100,7 +100,8 @@ impl Get {
             return Ok(());
         }
         if common.json {
-            let value = json!({ "path": path, "bytes": bytes, "fetched": fetched, "seconds": took.as_secs_f64() });
+            let value =
+                json!({ "path": path, "bytes": bytes, "fetched": fetched, "seconds": took.as_secs_f64() });
             return Ok(show::json_document(&value)?);
         }
         let rate = rough((fetched as f64 / took.as_secs_f64().max(1e-9)) as u64);

@@ -66,7 +66,9 @@ impl Fetching {
         }
         let Some(error) = failed else { return Ok(()) };
         Err(match self.sink.give_up() {
-            Some(left) => Failure::new(code(&error), format!("{}; {left}", crate::command::exit::text(&error))).into(),
+            Some(left) => {
+                Failure::new(code(&error), format!("{}; {left}", crate::command::exit::text(&error))).into()
+            }
             None => error,
         })
     }
@@ -115,10 +117,8 @@ impl Fetch {
         if fetching.size <= self.chunk && !self.resume {
             return all();
         }
-        let map = self
-            .line
-            .hold(async |link| Ok(link.client().block_map(&fetching.path, window).await?))
-            .await;
+        let map =
+            self.line.hold(async |link| Ok(link.client().block_map(&fetching.path, window).await?)).await;
         // A server that cannot tell has to be read.
         let Ok(map) = map else { return all() };
         let mut ranges = Vec::new();
@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn a_range_is_cut_into_ranges_that_cover_it_once() {
-        let all = |start, end, chunk| cut(start, end, chunk).map(|r| (r.start(), r.end())).collect::<Vec<_>>();
+        let all =
+            |start, end, chunk| cut(start, end, chunk).map(|r| (r.start(), r.end())).collect::<Vec<_>>();
         assert_eq!(all(0, 0, 4), []);
         assert_eq!(all(0, 4, 4), [(0, 4)]);
         assert_eq!(all(0, 9, 4), [(0, 4), (4, 8), (8, 9)]);

@@ -91,9 +91,10 @@ impl Sink {
             options.read(true).write(true).create(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
             let file = options.open(&path)?;
             flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-                Errno::WOULDBLOCK => {
-                    io::Error::new(io::ErrorKind::ResourceBusy, "another get is writing it; wait for that one")
-                }
+                Errno::WOULDBLOCK => io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "another get is writing it; wait for that one",
+                ),
                 error => error.into(),
             })?;
             // The other get may just have given it its name.
@@ -193,7 +194,8 @@ mod tests {
 
     fn names(directory: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(directory).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }

@@ -50,7 +50,8 @@ impl Get {
         let started = Instant::now();
         let root = destination(&self.file, &found.path)?;
         let tree = Tree::default();
-        std::fs::create_dir(&root).or_else(|error| if root.is_dir() { Ok(()) } else { Err(error) })
+        std::fs::create_dir(&root)
+            .or_else(|error| if root.is_dir() { Ok(()) } else { Err(error) })
             .with_context(|| format!("cannot make {}", root.display()))?;
         tree.list(&fetch, found.path.clone(), root.clone()).await?;
         fetch.progress.expect(tree.files.borrow().iter().map(|(file, _)| file.size).sum());
@@ -67,7 +68,14 @@ impl Get {
         tree.failures.outcome("got")
     }
 
-    fn print_tree(&self, common: &Common, path: &str, tree: &Tree, fetched: u64, started: Instant) -> Outcome {
+    fn print_tree(
+        &self,
+        common: &Common,
+        path: &str,
+        tree: &Tree,
+        fetched: u64,
+        started: Instant,
+    ) -> Outcome {
         let took = started.elapsed();
         let (files, directories) = (tree.done.borrow().len(), tree.directories.borrow().len());
         let (links, bytes) = (tree.links.get(), tree.bytes.get());
@@ -111,7 +119,11 @@ fn destination(to: &Path, path: &str) -> anyhow::Result<PathBuf> {
 fn local_name(directory: &Path, path: &str) -> anyhow::Result<PathBuf> {
     let name = path.rsplit('/').next().unwrap_or_default();
     if matches!(name, "" | "." | "..") || name.contains('\0') {
-        return Err(Failure::new(Exit::Failed, format!("the server sent the name {name:?}, which no file has")).into());
+        return Err(Failure::new(
+            Exit::Failed,
+            format!("the server sent the name {name:?}, which no file has"),
+        )
+        .into());
     }
     Ok(directory.join(name))
 }
@@ -153,7 +165,12 @@ impl Tree {
         Ok(())
     }
 
-    fn entry(&self, directory: &Path, file: proto::File, below: &mut Vec<(String, PathBuf)>) -> anyhow::Result<()> {
+    fn entry(
+        &self,
+        directory: &Path,
+        file: proto::File,
+        below: &mut Vec<(String, PathBuf)>,
+    ) -> anyhow::Result<()> {
         let local = local_name(directory, &file.path)?;
         let kind = file.kind();
         if matches!(kind, Kind::File | Kind::Link) && file.links > 1 && file.inode != 0 {
@@ -186,14 +203,19 @@ impl Tree {
         for (file, local) in self.files.take() {
             // A long file goes alone; with --resume each is compared by itself.
             let alone = file.size > fetch.chunk || resume;
-            if alone || bytes.saturating_add(file.size) > fetch.chunk || batches.last().is_none_or(|last| last.len() >= BATCH_MAX) {
+            if alone
+                || bytes.saturating_add(file.size) > fetch.chunk
+                || batches.last().is_none_or(|last| last.len() >= BATCH_MAX)
+            {
                 batches.push(Vec::new());
                 bytes = 0;
             }
             bytes = if alone { u64::MAX } else { bytes + file.size };
             batches.last_mut().expect("pushed above").push((file, local));
         }
-        stream::iter(batches).for_each_concurrent(fetch.depth, |batch| self.fetch_batch(fetch, resume, batch)).await;
+        stream::iter(batches)
+            .for_each_concurrent(fetch.depth, |batch| self.fetch_batch(fetch, resume, batch))
+            .await;
     }
 
     async fn fetch_batch(&self, fetch: &Fetch, resume: bool, batch: Vec<(proto::File, PathBuf)>) {

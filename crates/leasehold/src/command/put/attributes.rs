@@ -46,7 +46,9 @@ fn xattrs(path: &Path) -> std::io::Result<HashMap<String, bytes::Bytes>> {
     };
     let mut values = HashMap::new();
     for name in names[..length].split(|byte| *byte == 0) {
-        let Some(name) = std::str::from_utf8(name).ok().filter(|name| name.starts_with("user.")) else { continue };
+        let Some(name) = std::str::from_utf8(name).ok().filter(|name| name.starts_with("user.")) else {
+            continue;
+        };
         let mut value = vec![0; XATTR_BYTES_MAX];
         let length = getxattr(path, name, &mut value)?;
         value.truncate(length);

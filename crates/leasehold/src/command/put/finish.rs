@@ -25,7 +25,8 @@ const AGAIN_MAX: usize = 4;
 impl Transfer {
     /// Sees to the end of files of which nothing is under way any more.
     pub(crate) async fn finish(&self, files: &[Arc<Target>]) {
-        let files: Vec<&Target> = files.iter().map(Arc::as_ref).filter(|target| !target.has_failed()).collect();
+        let files: Vec<&Target> =
+            files.iter().map(Arc::as_ref).filter(|target| !target.has_failed()).collect();
         if files.is_empty() {
             return;
         }
@@ -85,14 +86,23 @@ impl Transfer {
     }
 
     /// Where the source has holes, the file gets them.
-    async fn punch(&self, link: &Link, target: &Target, holes: &[ByteRange], size: u64) -> anyhow::Result<()> {
+    async fn punch(
+        &self,
+        link: &Link,
+        target: &Target,
+        holes: &[ByteRange],
+        size: u64,
+    ) -> anyhow::Result<()> {
         for hole in holes {
             let Some(hole) = ByteRange::new(hole.start(), hole.end().min(size)) else { continue };
             let mut at = hole.start();
-            while let Some(part) = ByteRange::new(at, hole.end().min(at.saturating_add(COMPARED_BYTES * 64))) {
+            while let Some(part) = ByteRange::new(at, hole.end().min(at.saturating_add(COMPARED_BYTES * 64)))
+            {
                 let map = link.client().block_map(&target.path, part).await?;
                 for data in map.data() {
-                    if let Some(range) = ByteRange::new(data.start().max(hole.start()), data.end().min(hole.end())) {
+                    if let Some(range) =
+                        ByteRange::new(data.start().max(hole.start()), data.end().min(hole.end()))
+                    {
                         link.client().punch(&target.path, range).await?;
                     }
                 }
@@ -144,7 +154,8 @@ impl Transfer {
 
     async fn put_again(&self, link: &Link, target: &Target, chunk: Chunk) -> anyhow::Result<()> {
         let From::File(path) = &target.from else {
-            let text = "the server lost what it was given, and standard input cannot be read again; put it again";
+            let text =
+                "the server lost what it was given, and standard input cannot be read again; put it again";
             return Err(Failure::new(Exit::Failed, text).into());
         };
         let bytes = read_again(path.clone(), chunk.range).await?;
@@ -167,7 +178,9 @@ impl Transfer {
             self.sync(link, put()).await?;
         }
         if self.preserve {
-            for (target, set) in join_all(put().map(async |target| (target, attributes::copy(link, target).await))).await {
+            for (target, set) in
+                join_all(put().map(async |target| (target, attributes::copy(link, target).await))).await
+            {
                 self.or_fail(link, target, set)?;
             }
             if self.sync {
@@ -177,7 +190,11 @@ impl Transfer {
         Ok(())
     }
 
-    async fn sync<'a>(&self, link: &Link, files: impl Iterator<Item = &'a Target> + Clone) -> anyhow::Result<()> {
+    async fn sync<'a>(
+        &self,
+        link: &Link,
+        files: impl Iterator<Item = &'a Target> + Clone,
+    ) -> anyhow::Result<()> {
         let paths = files.clone().map(|target| target.path.clone());
         match link.session.sync_all(paths).await {
             Ok(()) => Ok(()),

@@ -65,7 +65,11 @@ impl Reader {
         };
         read?;
         self.batch.ends.push(target.clone());
-        if self.batch.bytes >= self.chunk || self.batch.ends.len() >= BATCH_MAX { self.flush() } else { Ok(()) }
+        if self.batch.bytes >= self.chunk || self.batch.ends.len() >= BATCH_MAX {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     fn open_and_read(&mut self, target: &Arc<Target>, path: &Path) -> io::Result<Result<(), Stopped>> {
@@ -215,11 +219,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_is_cut_into_chunks_and_an_empty_one_into_none() {
-        for (bytes, chunk, pieces) in [
-            (&b""[..], 4, vec![]),
-            (b"abcd", 4, vec![(0, 4)]),
-            (b"abcdef", 4, vec![(0, 4), (4, 2)]),
-        ] {
+        for (bytes, chunk, pieces) in
+            [(&b""[..], 4, vec![]), (b"abcd", 4, vec![(0, 4)]), (b"abcdef", 4, vec![(0, 4), (4, 2)])]
+        {
             let (_file, from) = file(bytes);
             let (found, target) = cut(from, chunk).await;
             assert_eq!(found, pieces);

@@ -15,8 +15,8 @@ use crate::size::rough;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use leasehold_client::{
-    Access, AcquireOptions, BLOCK_BYTES, BreakNotice, ByteRange, CommitError, Lease, LeaseState, RevokeNotice, Want,
-    WriteError, crc32c, crc32c_of_blocks,
+    Access, AcquireOptions, BLOCK_BYTES, BreakNotice, ByteRange, CommitError, Lease, LeaseState,
+    RevokeNotice, Want, WriteError, crc32c, crc32c_of_blocks,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,7 +48,8 @@ pub(crate) struct Transfer {
 impl Transfer {
     /// Puts what comes; `over` hears of each file that is over, whether it failed or not.
     pub(crate) async fn all(&self, batches: mpsc::Receiver<Batch>, depth: usize, over: &dyn Fn(&Target)) {
-        let mut running = ReceiverStream::new(batches).map(|batch| self.batch(batch, over)).buffer_unordered(depth);
+        let mut running =
+            ReceiverStream::new(batches).map(|batch| self.batch(batch, over)).buffer_unordered(depth);
         while running.next().await.is_some() {}
     }
 
@@ -75,7 +76,9 @@ impl Transfer {
     pub(crate) async fn put(&self, link: &Link, pieces: &[Piece]) -> anyhow::Result<()> {
         self.create(link, pieces).await?;
         if self.resume {
-            let found = join_all(pieces.iter().filter(|piece| !piece.is_done()).map(|piece| self.compare(link, piece)));
+            let found = join_all(
+                pieces.iter().filter(|piece| !piece.is_done()).map(|piece| self.compare(link, piece)),
+            );
             found.await.into_iter().collect::<anyhow::Result<()>>()?;
         }
         loop {
@@ -85,7 +88,8 @@ impl Transfer {
             }
             match self.acquire(link, &todo).await {
                 Ok(leases) => {
-                    let under = leases.into_iter().zip(&todo).map(|(lease, piece)| self.under(link, lease, piece));
+                    let under =
+                        leases.into_iter().zip(&todo).map(|(lease, piece)| self.under(link, lease, piece));
                     for (done, piece) in join_all(under).await.into_iter().zip(&todo) {
                         self.settle(link, piece, done)?;
                     }

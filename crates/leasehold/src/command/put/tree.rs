@@ -44,7 +44,8 @@ impl Put {
         let tree = tokio::task::block_in_place(|| walk(from, &root, &done.failures, &progress));
         progress.expect(tree.bytes);
         done.make_directories(&transfer, &tree).await?;
-        let targets = tree.files.iter().map(|(from, to)| Target::new(From::File(from.clone()), to.clone())).collect();
+        let targets =
+            tree.files.iter().map(|(from, to)| Target::new(From::File(from.clone()), to.clone())).collect();
         let batches = source::read(targets, self.pipeline.chunk.0, transfer.stop.clone());
         let over = |target: &Target| done.file_is_over(&transfer, target);
         transfer.all(batches, usize::from(self.pipeline.depth), &over).await;
@@ -110,7 +111,8 @@ async fn destination(transfer: &Transfer, from: &Path, to: &str) -> anyhow::Resu
     match (found, from.file_name()) {
         (None, _) | (Some(proto::file::Kind::Directory), None) => Ok(to.to_owned()),
         (Some(proto::file::Kind::Directory), Some(name)) => {
-            let name = name.to_str().with_context(|| format!("{} is not UTF-8; rename it", from.display()))?;
+            let name =
+                name.to_str().with_context(|| format!("{} is not UTF-8; rename it", from.display()))?;
             Ok(format!("{}/{name}", to.trim_end_matches('/')))
         }
         (Some(_), _) => {
@@ -182,7 +184,9 @@ impl Done {
         });
         symlinks.await;
         let more = stream::iter(&tree.more_names).for_each_concurrent(CALLS_MAX, async |(first, to)| {
-            let link = transfer.line.hold(async |link| replacing(link, to, async || link.client().link(first, to).await).await);
+            let link = transfer
+                .line
+                .hold(async |link| replacing(link, to, async || link.client().link(first, to).await).await);
             made(to, link.await).await;
         });
         more.await;
@@ -193,7 +197,10 @@ impl Done {
             let text = "it is a symbolic link to a name that is not UTF-8, which a store cannot hold";
             return Err(Failure::new(Exit::Failed, text).into());
         };
-        transfer.line.hold(async |link| replacing(link, to, async || link.client().symlink(says, to).await).await).await
+        transfer
+            .line
+            .hold(async |link| replacing(link, to, async || link.client().symlink(says, to).await).await)
+            .await
     }
 }
 

@@ -85,7 +85,13 @@ impl Walk<'_> {
                 Err(error) => self.fail(path, anyhow::Error::from(error).context("cannot read the link")),
             }
         } else {
-            let what = if kind.is_fifo() { "a pipe" } else if kind.is_socket() { "a socket" } else { "a device" };
+            let what = if kind.is_fifo() {
+                "a pipe"
+            } else if kind.is_socket() {
+                "a socket"
+            } else {
+                "a device"
+            };
             let text = format!("it is {what}, which a store cannot hold; leave it out");
             self.fail(path, Failure::new(Exit::Failed, text));
         }
@@ -122,7 +128,8 @@ mod tests {
         assert_eq!(names(&tree.directories), ["/to", "/to/empty"]);
         assert_eq!(names(&tree.files), ["/to/a\nb c"]);
         assert_eq!(tree.more_names, [("/to/a\nb c".to_owned(), "/to/again".to_owned())]);
-        let links: Vec<_> = tree.symlinks.iter().map(|(_, says, to)| (says.to_str().unwrap(), to.as_str())).collect();
+        let links: Vec<_> =
+            tree.symlinks.iter().map(|(_, says, to)| (says.to_str().unwrap(), to.as_str())).collect();
         assert_eq!(links, [("/etc", "/to/link"), ("..", "/to/up")]);
         assert_eq!((tree.bytes, failures.count()), (5, 1));
         assert!(failures.json()[0]["error"].as_str().unwrap().contains("not UTF-8"));
