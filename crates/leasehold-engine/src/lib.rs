@@ -21,6 +21,7 @@
 //! ```
 //! The formats are in `docs/store-format.md`; why the record is as it is, in `docs/decisions/2026-11-21-write-ahead-record.md`.
 
+pub mod about;
 mod adopt;
 pub mod arena;
 mod attributes;

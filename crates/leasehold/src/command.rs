@@ -7,10 +7,12 @@
 mod administer;
 mod demo;
 mod exit;
+mod failures;
 mod files;
 mod get;
 mod hold;
 mod layout;
+mod line;
 mod pace;
 mod place;
 mod progress;
