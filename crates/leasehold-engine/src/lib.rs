@@ -22,6 +22,7 @@
 //! The formats are in `docs/store-format.md`; why the record is as it is, in `docs/decisions/2026-11-21-write-ahead-record.md`.
 
 pub mod arena;
+pub mod bare;
 pub mod break_log;
 mod buffer;
 mod change;
