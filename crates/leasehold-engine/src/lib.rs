@@ -25,6 +25,7 @@ pub mod about;
 mod adopt;
 pub mod arena;
 mod attributes;
+pub mod bare;
 mod block_map;
 pub mod break_log;
 mod buffer;
