@@ -21,6 +21,7 @@ pub use crate::store::OpenError;
 
 use crate::arena::Arena;
 use crate::disk::Disk;
+use crate::namespace::Damaged;
 use crate::path::StorePath;
 use leasehold_core::ids::FileId;
 use leasehold_core::input::{Fault, Input};
@@ -222,7 +223,18 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn open_file(&self, path: &StorePath) -> Result<OpenedFile, NamespaceError> {
-        self.inner.open_file(path, false)
+        self.inner.open_file(path, false, Damaged::Refuse)
+    }
+
+    /// Opens the file at `path` in order to adopt it: where [`Storage::open_file`] answers [`NamespaceError::Sidecar`], the
+    /// header of its checksums is made anew, its length is its size, and all blocks of which nothing else is known are
+    /// unknown. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`].
+    pub fn open_to_adopt(&self, path: &StorePath) -> Result<OpenedFile, NamespaceError> {
+        self.inner.open_file(path, false, Damaged::Anew)
     }
 
     /// Opens the file at `path`, and creates it if it is not there. Blocks. The name is durable after the next flush
@@ -232,7 +244,7 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn create(&self, path: &StorePath) -> Result<OpenedFile, NamespaceError> {
-        self.inner.open_file(path, true)
+        self.inner.open_file(path, true, Damaged::Refuse)
     }
 
     /// What is known about a name. Blocks.
@@ -242,6 +254,15 @@ impl Storage {
     /// [`NamespaceError`].
     pub fn stat(&self, path: &StorePath) -> Result<Stat, NamespaceError> {
         self.inner.stat(path)
+    }
+
+    /// Makes durable all names that were changed. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the filesystem says; the names are kept in mind, for the next time.
+    pub fn sync_names(&self) -> std::io::Result<()> {
+        self.inner.names.sync()
     }
 
     /// The names in a directory, sorted. Blocks.

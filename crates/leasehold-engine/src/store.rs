@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/files/                 ordinary files
-//! DIR/.leasehold/format      "leasehold store 1"
+//! DIR/.leasehold/format      "leasehold store 2"
 //! DIR/.leasehold/lock        flocked by the server, with its pid
 //! DIR/.leasehold/log/0, 1    the write-ahead record
 //! DIR/.leasehold/staging/..  files that have no name yet
@@ -21,8 +21,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The newest format that this version knows.
-pub const FORMAT: u32 = 1;
+/// The newest format that this version knows, and the one that it leaves behind.
+pub const FORMAT: u32 = 2;
 const FORMAT_LINE: &str = "leasehold store ";
 
 /// It accepts O_DIRECT since Linux 6.6, and copies all the same.
@@ -80,6 +80,8 @@ pub(crate) struct Store {
     pub(crate) kind: rustix::fs::FsWord,
     /// Ranges of whole multiples of this can be taken out of files; `None`: none can.
     pub(crate) collapse_unit: Option<u64>,
+    /// Its format, if that is an older one: nothing of a newer one may be written before [`Store::write_format`].
+    pub(crate) older: Option<u32>,
     /// Where files are that have no name yet.
     pub(crate) staging: OwnedFd,
     lock: File,
@@ -90,14 +92,11 @@ impl Store {
     pub(crate) fn open(disk: Arc<dyn Disk>, directory: &Path) -> Result<Store, OpenError> {
         let own = directory.join(".leasehold");
         let format = own.join("format");
-        let made = match fs::read_to_string(&format) {
-            Ok(text) => {
-                check_format(directory, &format, &text)?;
-                false
-            }
+        let found = match fs::read_to_string(&format) {
+            Ok(text) => Some(check_format(directory, &format, &text)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 check_empty(directory)?;
-                true
+                None
             }
             Err(error) => return Err(at("read", &format)(error)),
         };
@@ -115,11 +114,13 @@ impl Store {
             rustix::fs::fstatfs(&files).map_err(io::Error::from).map_err(at("look at", &files_path))?.f_type;
         let direct = kind != TMPFS && takes_direct(&own.join("probe"))?;
         let file_bytes_max = file_bytes_max(&own.join("probe"))?;
-        let collapse_unit = collapse_unit(&own.join("probe"))?;
-        let store = Store { disk, own, files, direct, file_bytes_max, kind, collapse_unit, staging, lock };
-        if made {
+        let collapse_unit = collapse_unit(&*disk, &own.join("probe"))?;
+        let older = found.filter(|found| *found < FORMAT);
+        let store =
+            Store { disk, own, files, direct, file_bytes_max, kind, collapse_unit, staging, older, lock };
+        if found.is_none() {
             // The format goes last: a store that has one is complete.
-            store.write_format().map_err(at("write", &format))?;
+            store.write_format()?;
             store.sync_directory(directory).map_err(at("sync", directory))?;
             if let Some(parent) = directory.canonicalize().ok().as_deref().and_then(Path::parent) {
                 store.sync_directory(parent).map_err(at("sync", parent))?;
@@ -128,14 +129,18 @@ impl Store {
         Ok(store)
     }
 
+    /// Says durably that the store has the newest format.
+    pub(crate) fn write_format(&self) -> Result<(), OpenError> {
+        self.try_write_format().map_err(at("write", &self.own.join("format")))
+    }
+
     /// How files of the store are opened for their data.
     pub(crate) fn data_flags(&self) -> OFlags {
         let direct = if self.direct { OFlags::DIRECT } else { OFlags::empty() };
         OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | direct
     }
 
-    /// Durable when done.
-    fn write_format(&self) -> io::Result<()> {
+    fn try_write_format(&self) -> io::Result<()> {
         let line = format!("{FORMAT_LINE}{FORMAT}\n");
         let file = self.create_own("format.new")?;
         let file = Arc::new(DiskFile { file, name: ".leasehold/format.new".to_owned() });
@@ -239,10 +244,10 @@ fn sidecar_name(identity: Identity) -> String {
     format!(".leasehold/sums/{identity}")
 }
 
-fn check_format(directory: &Path, path: &Path, text: &str) -> Result<(), OpenError> {
+fn check_format(directory: &Path, path: &Path, text: &str) -> Result<u32, OpenError> {
     let number = text.strip_prefix(FORMAT_LINE).and_then(|rest| rest.trim_end().parse::<u32>().ok());
     match number {
-        Some(FORMAT) => Ok(()),
+        Some(found @ 1..=FORMAT) => Ok(found),
         Some(found) => Err(OpenError::NewerFormat { directory: directory.to_owned(), found, known: FORMAT }),
         None => Err(OpenError::Damaged {
             path: path.to_owned(),
@@ -350,16 +355,16 @@ fn make_directory(disk: &dyn Disk, path: &Path, name: &str) -> io::Result<()> {
 }
 
 /// See [`Store`]. The filesystem is asked: it depends on its kind, its block size and its features.
-fn collapse_unit(probe: &Path) -> Result<Option<u64>, OpenError> {
-    use rustix::fs::{FallocateFlags, fallocate};
-    let file = File::create(probe).map_err(at("create", probe))?;
+fn collapse_unit(disk: &dyn Disk, probe: &Path) -> Result<Option<u64>, OpenError> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(probe);
+    let file = DiskFile { file: file.map_err(at("create", probe))?, name: ".leasehold/probe".to_owned() };
     fs::remove_file(probe).map_err(at("remove", probe))?;
     for unit in (0..=8).map(|doubled| (PAGE as u64) << doubled) {
-        file.set_len(2 * unit).map_err(at("write", probe))?;
-        match fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, unit) {
+        file.file.set_len(2 * unit).map_err(at("write", probe))?;
+        match disk.collapse(&file, 0, unit) {
             Ok(()) => return Ok(Some(unit)),
             // Blocks that are larger.
-            Err(rustix::io::Errno::INVAL) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(_) => return Ok(None),
         }
     }

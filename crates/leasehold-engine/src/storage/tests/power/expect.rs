@@ -77,7 +77,14 @@ impl Committed {
                 self.size = size;
                 self.held.retain(|block| *block < blocks);
             }
-            Change::Punch { range } => {
+            Change::Collapse { range } => {
+                self.bytes.drain(range.start() as usize..range.end() as usize);
+                self.size -= range.len();
+                let (first, taken) = (range.blocks().start(), range.blocks().len());
+                let held = self.held.iter().filter(|block| !(first..first + taken).contains(block));
+                self.held = held.map(|block| if *block < first { *block } else { block - taken }).collect();
+            }
+            Change::Punch { range } | Change::Zero { range } => {
                 let end = range.end().min(self.size);
                 if range.start() < end {
                     self.bytes[range.start() as usize..end as usize].fill(0);

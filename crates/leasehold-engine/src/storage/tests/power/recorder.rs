@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -170,6 +170,25 @@ impl Disk for Recorder {
         Ok(())
     }
 
+    fn zero(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+        // Where the space stays cannot be seen.
+        self.punch(file, offset, length)
+    }
+
+    fn collapse(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+        let mut state = self.tape.state();
+        collapse(&file.file, offset, length)?;
+        if let Some(inode) = state.inode(&file.file) {
+            state.events.push(Event::Meta(Meta::Collapse { inode, offset, length }, vec![inode]));
+        }
+        Ok(())
+    }
+
+    fn clone_file(&self, _: &DiskFile, _: &DiskFile) -> io::Result<()> {
+        // So that it is copied, by writes that are recorded.
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+
     fn change_name(
         &self,
         change: NameChange<'_>,
@@ -231,6 +250,15 @@ impl Disk for Recorder {
     }
 }
 
+/// Takes the bytes out, on any filesystem.
+fn collapse(file: &fs::File, offset: u64, length: u64) -> io::Result<()> {
+    let size = file.metadata()?.len();
+    let mut behind = vec![0; (size - offset - length) as usize];
+    file.read_exact_at(&mut behind, offset + length)?;
+    file.write_all_at(&behind, offset)?;
+    file.set_len(size - length)
+}
+
 /// A disk on which files are taken for others, as [`Placed`] says.
 pub(super) struct Image {
     pub(super) disk: Arc<dyn Disk>,
@@ -244,6 +272,10 @@ impl Disk for Image {
 
     fn finish(&self) {
         self.disk.finish();
+    }
+
+    fn collapse(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+        collapse(&file.file, offset, length)
     }
 
     fn identify(&self, file: BorrowedFd<'_>) -> io::Result<Identity> {

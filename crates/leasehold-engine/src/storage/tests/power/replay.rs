@@ -2,7 +2,8 @@
 //!
 //! - A write is durable once it is done; until then each of its sectors is there or not.
 //! - Sizes, holes and names change in one order, as in a journal: a power loss leaves the changes up to some place in it, at
-//!   least up to the last one that a flush of its file or directory has covered. A hole may be punched in part.
+//!   least up to the last one that a flush of its file or directory has covered. A hole may be punched, and blocks behind
+//!   what was taken out may have moved, in part.
 //! - A write that is there makes its file long enough for it, even where a change of size before it is lost.
 
 use super::Random;
@@ -35,8 +36,8 @@ pub(super) struct Moment<'a> {
 #[derive(Clone)]
 pub(super) struct Variant {
     metas: usize,
-    /// The last of these, if it is a hole, is there in part.
-    half_punched: bool,
+    /// The last of these, if it is a hole or a collapse, is there in part.
+    in_part: bool,
     /// Sectors of writes under way; none of those that are missing here.
     writes: BTreeMap<u64, Vec<bool>>,
 }
@@ -44,7 +45,7 @@ pub(super) struct Variant {
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} changes of sizes and names", self.metas)?;
-        if self.half_punched {
+        if self.in_part {
             write!(f, ", the last in part")?;
         }
         for (write, sectors) in &self.writes {
@@ -132,10 +133,15 @@ impl<'a> Moment<'a> {
                     place += 1;
                     match meta {
                         Meta::Punch { inode, offset, length }
-                            if place == variant.metas && variant.half_punched =>
+                            if place == variant.metas && variant.in_part =>
                         {
                             let length = length / 2 / BLOCK as u64 * BLOCK as u64;
                             volume.apply(&Meta::Punch { inode: *inode, offset: *offset, length });
+                        }
+                        Meta::Collapse { inode, offset, length }
+                            if place == variant.metas && variant.in_part =>
+                        {
+                            volume.shift(*inode, *offset, *length, 3);
                         }
                         _ if place <= variant.metas => volume.apply(meta),
                         _ => {}
@@ -163,14 +169,14 @@ impl<'a> Moment<'a> {
         let nothing = BTreeMap::new();
         let variant = |metas, writes: &BTreeMap<u64, Vec<bool>>| Variant {
             metas,
-            half_punched: false,
+            in_part: false,
             writes: writes.clone(),
         };
         let mut variants = vec![variant(all, &everything), variant(durable, &nothing)];
         if all > durable {
             variants.push(variant(durable, &everything));
             variants.push(variant(all, &nothing));
-            variants.push(Variant { half_punched: true, ..variant(all, &everything) });
+            variants.push(Variant { in_part: true, ..variant(all, &everything) });
         }
         let metas = |random: &mut Random| durable + random.below((all - durable) as u64 + 1) as usize;
         for write in self.under_way.keys().take(effort.singles) {
@@ -203,8 +209,8 @@ impl<'a> Moment<'a> {
                         }
                     }
                 }
-                let half_punched = random.below(4) == 0;
-                variants.push(Variant { half_punched, ..variant(metas(random), &writes) });
+                let in_part = random.below(4) == 0;
+                variants.push(Variant { in_part, ..variant(metas(random), &writes) });
             }
         }
         variants

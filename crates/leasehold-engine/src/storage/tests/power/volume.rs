@@ -31,6 +31,7 @@ pub(super) enum Meta {
     Remove { path: String },
     Size { inode: InodeId, size: u64 },
     Punch { inode: InodeId, offset: u64, length: u64 },
+    Collapse { inode: InodeId, offset: u64, length: u64 },
 }
 
 /// See the module.
@@ -110,7 +111,27 @@ impl Volume {
                 let hole = offset / BLOCK as u64..(offset + length) / BLOCK as u64;
                 blocks.retain(|block, _| !hole.contains(block));
             }
+            Meta::Collapse { inode, offset, length } => {
+                let end = self.shift(*inode, *offset, *length, u64::MAX);
+                self.apply(&Meta::Size { inode: *inode, size: end });
+            }
         }
+    }
+
+    /// The beginning of a collapse: the first `count` blocks behind what is taken out have moved. The file's length after
+    /// the whole of it.
+    pub(super) fn shift(&mut self, inode: InodeId, offset: u64, length: u64, count: u64) -> u64 {
+        let Some(Inode::File { size, blocks, .. }) = self.inodes.get_mut(&inode) else { return 0 };
+        let (first, taken) = (offset / BLOCK as u64, length / BLOCK as u64);
+        let end = (first + taken).saturating_add(count);
+        let moving: Vec<u64> = blocks.range(first + taken..end).map(|(block, _)| *block).collect();
+        // What is taken out, and where the last of those that move were.
+        blocks.retain(|block, _| *block < first || *block >= first + taken || moving.contains(block));
+        for block in moving {
+            let bytes = blocks.remove(&block).expect("listed above");
+            blocks.insert(block - taken, bytes);
+        }
+        *size - length
     }
 
     /// Writes those sectors of `bytes` that `landed` says.

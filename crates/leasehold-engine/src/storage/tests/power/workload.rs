@@ -90,7 +90,8 @@ impl<'a> Workload<'a> {
         match self.random.below(24) {
             0..12 => self.write(file),
             12..14 => self.truncate(file),
-            14..17 => self.punch(file),
+            14..16 => self.punch(file),
+            16 => self.collapse(file),
             17..19 => self.flush(file),
             19 => self.remove(file),
             20 => self.rename(file),
@@ -216,7 +217,24 @@ impl<'a> Workload<'a> {
             if (start as usize) < end {
                 bytes[start as usize..end].fill(0);
             }
-            self.change(file, Change::Punch { range }, range.blocks());
+            let change =
+                if self.random.below(3) == 0 { Change::Zero { range } } else { Change::Punch { range } };
+            self.change(file, change, range.blocks());
+        }
+    }
+
+    fn collapse(&mut self, file: usize) {
+        let blocks = self.files[file].bytes.len() as u64 / BLOCK_BYTES;
+        if blocks < 3 {
+            return;
+        }
+        let first = self.random.below(blocks - 2);
+        let end = first + 1 + self.random.below((blocks - first - 1).min(5));
+        let range = ByteRange::new(first * BLOCK_BYTES, end * BLOCK_BYTES).unwrap();
+        let busy = BlockRange::new(first, u64::MAX).unwrap();
+        if end * BLOCK_BYTES < self.files[file].bytes.len() as u64 && self.free(file, busy) {
+            self.files[file].bytes.drain(range.start() as usize..range.end() as usize);
+            self.change(file, Change::Collapse { range }, busy);
         }
     }
 
