@@ -16,7 +16,8 @@ Usage: cargo xtask TASK [ARGUMENTS]
 
   demo    builds Leasehold and runs the main job on a throw-away store (30 s after the build)
   test    everything that must pass: format, lints, tests, the memory-order model, docs, licences
-  soak    the slow tier: the revocation storm with 100,000 rounds, 100 crashes, long random tests (an hour or two)
+  soak    the slow tier: the revocation storm with 100,000 rounds, 100 crashes, power lost at every
+          moment of 2000 recordings, long random tests (an hour or two)
   bench   the figures, as ratios against baselines measured in the same run
 
 ARGUMENTS are passed on (demo, bench), or name the only parts to run (test, soak).
@@ -69,6 +70,12 @@ const SOAK: &[Part] = &[
         cargo(&["test", "--release", "--package", "leasehold", "--test", "crash", "--", "--nocapture"])
             .env("LEASEHOLD_CRASH_ROUNDS", "100")
             .run()
+    }),
+    ("power", || {
+        let tests = ["--lib", "storage::tests::power", "--", "--nocapture"];
+        let mut all = vec!["test", "--release", "--package", "leasehold-engine"];
+        all.extend(tests);
+        cargo(&all).env("LEASEHOLD_POWER_SEEDS", "2000").run()
     }),
     ("random", || {
         cargo(&["test", "--release", "--package", "leasehold-core", "--package", "leasehold-engine"])

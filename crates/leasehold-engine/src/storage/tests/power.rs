@@ -5,7 +5,7 @@
 //! with what had been acknowledged until then ([`expect`]). Images have inodes of their own, so their disk says which
 //! recorded file each stands for (`Disk::identify`).
 //!
-//! `LEASEHOLD_POWER_SEEDS` sets how many recordings are tried (2 if not set).
+//! `LEASEHOLD_POWER_SEEDS` sets how many recordings are tried (10 if not set).
 
 mod expect;
 mod recorder;
@@ -234,7 +234,7 @@ fn lose_power_again(
 
 #[test]
 fn whenever_the_power_fails_what_was_acknowledged_is_there_and_the_rest_is_old_or_new() {
-    let seeds = std::env::var("LEASEHOLD_POWER_SEEDS").map_or(2, |seeds| seeds.parse().expect("a number"));
+    let seeds = std::env::var("LEASEHOLD_POWER_SEEDS").map_or(10, |seeds| seeds.parse().expect("a number"));
     let mut torn = 0;
     for seed in 0..seeds {
         let events = record(seed, 60, Lie::Nothing);
@@ -259,7 +259,7 @@ fn a_disk_that_lies_about_what_is_durable_is_found_out() {
     ];
     for lie in lies {
         let effort = Effort { singles: 1, random: 2, second: u64::MAX };
-        let found_out = (0..10).find_map(|seed| try_all(&record(seed, 20, lie), seed, effort).err());
+        let found_out = (0..30).find_map(|seed| try_all(&record(seed, 30, lie), seed, effort).err());
         let what = found_out.unwrap_or_else(|| panic!("{lie:?} was not found out"));
         eprintln!("{lie:?}: {what}");
     }
