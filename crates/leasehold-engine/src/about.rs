@@ -50,9 +50,11 @@ impl Engine {
             }
             Ok(BlockMap { size, runs })
         });
-        mapped
-            .await
-            .map_err(|fault| FileError::Read { path: path.clone(), source: output::ReadError::Fault(fault) })
+        mapped.await.map_err(|fault| FileError::Read {
+            path: path.clone(),
+            trouble: None,
+            source: output::ReadError::Fault(fault),
+        })
     }
 
     /// The mode, the time of modification and the extended attributes of a file or directory.

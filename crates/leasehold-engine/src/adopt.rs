@@ -38,7 +38,7 @@ impl Inner {
             let data = next_data(&file.disk.file, blocks)?;
             let hole_end = data.map_or(blocks.end(), BlockRange::start);
             if let Some(hole) = BlockRange::new(blocks.start(), hole_end) {
-                self.adopt_hole(file, hole)?;
+                self.adopt_hole(file, hole, if past_end { size } else { SIZE_STAYS })?;
             }
             let done = match data {
                 Some(data) => {
@@ -75,9 +75,15 @@ impl Inner {
         })
     }
 
-    fn adopt_hole(self: &Arc<Inner>, file: &Arc<StoreFile>, hole: BlockRange) -> Result<(), ChangeFailed> {
+    /// With the size if it is adopted, too: on opening it was taken from the file, and is nowhere else yet.
+    fn adopt_hole(
+        self: &Arc<Inner>,
+        file: &Arc<StoreFile>,
+        hole: BlockRange,
+        size: u64,
+    ) -> Result<(), ChangeFailed> {
         self.mend_ends(file, Some(hole))?;
-        let body = ChangeBody { size: SIZE_STAYS, hole: Some(hole), images: Vec::new(), allocated: false };
+        let body = ChangeBody { size, hole: Some(hole), images: Vec::new(), allocated: false };
         self.recorded(file, Body::Change(body.clone()), |_| self.apply(&mut file.sums(), &body))
     }
 

@@ -16,7 +16,7 @@ use crate::record::{Body, ChangeBody, SIZE_STAYS};
 use crate::sidecar::{BlockState, PAGE};
 use crate::staging::Staged;
 use crate::storage::{Detail, Inner};
-use crate::sums::{Sums, SumsError};
+use crate::sums::Sums;
 use crate::writeback::fault_of;
 use leasehold_core::ids::{FileId, RequestId};
 use leasehold_core::input::{Change, Fault, Input};
@@ -60,11 +60,9 @@ impl ChangeFailed {
     fn fault(&self) -> Fault {
         match self {
             ChangeFailed::Record(error) => fault_of(error),
-            ChangeFailed::System(error) | ChangeFailed::Block(JudgeError::Sums(SumsError::System(error))) => {
-                fault_of(error)
-            }
-            ChangeFailed::Block(JudgeError::Mismatch(_)) => Fault::Checksum,
-            ChangeFailed::Block(_) | ChangeFailed::Collapse(_) => Fault::Io,
+            ChangeFailed::System(error) => fault_of(error),
+            ChangeFailed::Block(error) => error.fault(),
+            ChangeFailed::Collapse(_) => Fault::Io,
             ChangeFailed::Moved { .. } => Fault::Moved,
         }
     }

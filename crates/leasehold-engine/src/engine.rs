@@ -16,7 +16,7 @@ use crate::storage::{Detail, Mismatch, NamespaceError, OpenError, Opened, Storag
 use bytes::Bytes;
 use leasehold_core::identity::Identity;
 use leasehold_core::ids::{LeaseId, RequestId, SessionId};
-use leasehold_core::input::{Access, Input, OnConflict, Want};
+use leasehold_core::input::{Access, Fault, Input, OnConflict, Want};
 use leasehold_core::output::{self, NoSuchLease, Reply};
 use leasehold_core::range::ByteRange;
 use leasehold_core::view::Stats;
@@ -259,10 +259,12 @@ pub enum AcquireError {
         max: u64,
     },
     /// The core refused.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}{source}", trouble.as_ref().map_or(String::new(), |what| format!("{what}: ")))]
     Refused {
         /// The file in question, or the first.
         path: StorePath,
+        /// What is wrong with its blocks, if that is the matter.
+        trouble: Option<String>,
         /// Why.
         source: output::AcquireError,
     },
@@ -495,9 +497,18 @@ impl Engine {
                     | output::AcquireError::TimedOut { file, .. } => Some(*file),
                     _ => None,
                 };
-                let index = pins.iter().position(|pinned| Some(pinned.file()) == file).unwrap_or(0);
+                let mut index = pins.iter().position(|pinned| Some(pinned.file()) == file).unwrap_or(0);
+                let mut trouble = None;
+                if source == output::AcquireError::Fault(Fault::Checksum) {
+                    let wants = pins.iter().zip(&wanted);
+                    let mut found = wants
+                        .map(|(pinned, want)| self.0.storage.trouble_in(pinned.file(), want.range.blocks()));
+                    if let Some(at) = found.clone().position(|trouble| trouble.is_some()) {
+                        (index, trouble) = (at, found.nth(at).flatten());
+                    }
+                }
                 let path = wanted.get(index).map_or(StorePath::ROOT, |wanted| wanted.path.clone());
-                Err(AcquireError::Refused { path, source })
+                Err(AcquireError::Refused { path, trouble, source })
             }
         }
     }

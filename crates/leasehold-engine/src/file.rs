@@ -8,8 +8,14 @@ use crate::sidecar::{BlockState, Header};
 use crate::storage::Mismatch;
 use crate::sums::{Sums, SumsError};
 use leasehold_core::ids::FileId;
+use leasehold_core::input::Fault;
+use leasehold_core::range::BlockRange;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+
+/// So many troubles of a file are remembered; then they are forgotten, since a file that is bad throughout needs no list.
+const TROUBLES_MAX: usize = 256;
 
 /// See the module.
 pub(crate) struct StoreFile {
@@ -20,6 +26,8 @@ pub(crate) struct StoreFile {
     sums: Mutex<Sums>,
     /// Blocks found to differ since the file was opened.
     pub(crate) mismatches: AtomicU64,
+    /// What was found wrong with blocks when they were last looked at, for people. Not of all: see [`TROUBLES_MAX`].
+    troubles: Mutex<BTreeMap<u64, String>>,
     /// Created, and its inode not flushed yet.
     pub(crate) unsynced: AtomicBool,
 }
@@ -39,6 +47,7 @@ impl StoreFile {
             path: Mutex::new(path),
             sums: Mutex::new(sums),
             mismatches: AtomicU64::new(0),
+            troubles: Mutex::default(),
             unsynced: AtomicBool::new(false),
         }
     }
@@ -69,7 +78,8 @@ impl StoreFile {
         block: u64,
         found: u32,
     ) -> Result<(), JudgeError> {
-        let committed = match sums.get(disk, block)? {
+        let state = sums.get(disk, block).inspect_err(|error| self.note_trouble(block, error.to_string()))?;
+        let committed = match state {
             BlockState::Unknown => {
                 sums.set(disk, block, BlockState::Known(found))?;
                 return Ok(());
@@ -79,18 +89,31 @@ impl StoreFile {
             BlockState::Torn => None,
         };
         if committed == Some(found) {
+            self.troubles.lock().expect("no panic while held").remove(&block);
             return Ok(());
         }
         self.mismatches.fetch_add(1, Ordering::Relaxed);
         let mismatch = Mismatch { file: self.id, path: self.path(), block, committed, found };
-        tracing::error!(
-            path = %mismatch.path,
-            range = %format_args!("{}..{}", block * 4096, (block + 1) * 4096),
-            committed = %committed.map_or("torn".to_owned(), |crc| format!("{crc:08x}")),
-            found = %format_args!("{found:08x}"),
-            "a block does not hold what was committed"
-        );
+        let range = format!("{}..{}", block * 4096, (block + 1) * 4096);
+        let was = committed.map_or("torn in a crash".to_owned(), |crc| format!("{crc:#010x}"));
+        let is = format!("{found:#010x}");
+        tracing::error!(path = %mismatch.path, %range, committed = %was, found = %is, "a block does not hold what was committed");
+        self.note_trouble(block, format!("bytes {range}: committed {was}, found {is}"));
         Err(JudgeError::Mismatch(mismatch))
+    }
+
+    pub(crate) fn note_trouble(&self, block: u64, what: String) {
+        let mut troubles = self.troubles.lock().expect("no panic while held");
+        if troubles.len() >= TROUBLES_MAX {
+            troubles.clear();
+        }
+        troubles.insert(block, what);
+    }
+
+    /// What was found wrong with the first of these blocks that has anything.
+    pub(crate) fn trouble_in(&self, blocks: BlockRange) -> Option<String> {
+        let troubles = self.troubles.lock().expect("no panic while held");
+        troubles.range(blocks.start()..blocks.end()).next().map(|(_, what)| what.clone())
     }
 }
 
@@ -101,4 +124,16 @@ pub(crate) enum JudgeError {
     Mismatch(Mismatch),
     #[error(transparent)]
     Sums(#[from] SumsError),
+}
+
+impl JudgeError {
+    /// The fault that the core shall see.
+    pub(crate) fn fault(&self) -> Fault {
+        match self {
+            // A damaged page of checksums is no better than a damaged block.
+            JudgeError::Mismatch(_) | JudgeError::Sums(SumsError::Damaged { .. }) => Fault::Checksum,
+            JudgeError::Sums(SumsError::System(error)) => crate::writeback::fault_of(error),
+            JudgeError::Sums(SumsError::TooFar { .. }) => Fault::Io,
+        }
+    }
 }

@@ -113,10 +113,12 @@ pub enum FileError {
         source: output::ChangeError,
     },
     /// A read was refused or failed.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}{source}", trouble.as_ref().map_or(String::new(), |what| format!("{what}: ")))]
     Read {
         /// The file.
         path: StorePath,
+        /// What is wrong with its blocks, if that is the matter.
+        trouble: Option<String>,
         /// Why.
         source: output::ReadError,
     },
@@ -487,7 +489,12 @@ impl Engine {
         let ready = match result {
             Ok(Some(ready)) => ready,
             Ok(None) => return Ok(Bytes::new()),
-            Err(source) => return Err(FileError::Read { path: path.clone(), source }),
+            Err(source) => {
+                let trouble = (source == output::ReadError::Fault(Fault::Checksum))
+                    .then(|| self.0.storage.trouble_in(file, range.blocks()))
+                    .flatten();
+                return Err(FileError::Read { path: path.clone(), trouble, source });
+            }
         };
         let skip = (ready.range.start() % BLOCK_BYTES) as usize;
         // SAFETY: the core lends the frames to this read until `ReadFinished`; no key was ever made for them.

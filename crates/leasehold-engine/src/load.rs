@@ -91,7 +91,7 @@ impl Inner {
                 Err(JudgeError::Mismatch(_)) => result = Err(Fault::Checksum),
                 Err(JudgeError::Sums(error)) => {
                     tracing::error!(path = %file.path(), block, %error, "cannot verify a block");
-                    return Err(Fault::Io);
+                    return Err(JudgeError::Sums(error).fault());
                 }
             }
         }
@@ -114,7 +114,7 @@ impl Inner {
         let file = self.file(file);
         let result = self.try_merge(&file, range, size, run).map_err(|error| {
             tracing::error!(path = %file.path(), %range, %error, "cannot merge the boundary blocks of a commit");
-            Fault::Io
+            error.fault()
         });
         self.answer(Input::Merged { lease, result });
     }

@@ -72,7 +72,9 @@ impl Inner {
         let mut block = blocks.start();
         while block < end {
             // Others get their turn in between.
-            let (next, counted) = file.sums().survey(&*self.disk, block, end)?;
+            let surveyed = file.sums().survey(&*self.disk, block, end);
+            let (next, counted) =
+                surveyed.inspect_err(|error| file.note_trouble(block, error.to_string()))?;
             survey += counted;
             block = next;
         }

@@ -129,7 +129,7 @@ impl Scrubber {
         let mut announced = self.engine.0.mismatches.subscribe();
         let before = match self.unknown_blocks(&pinned).await {
             Ok(unknown) => unknown,
-            Err(fault) => return Scrubbed::failed(path, fault),
+            Err(fault) => return Scrubbed::failed(path, self.name(&pinned, fault)),
         };
         let mut scrubbed = Scrubbed::of(path);
         let length = self.pace.as_ref().map_or(CALL_BYTES_MAX, Pace::piece_bytes);
@@ -213,6 +213,13 @@ impl Scrubber {
                 Err(error) => return scrubbed.error = Some(error.to_string()),
             }
         }
+    }
+
+    /// Why the checksums cannot be looked through, and which.
+    fn name(&self, pinned: &Pinned, fault: Fault) -> String {
+        let all = BlockRange::new(0, u64::MAX).expect("not empty");
+        let trouble = self.engine.0.storage.trouble_in(pinned.file(), all);
+        trouble.map_or_else(|| fault.to_string(), |what| format!("{what}: {fault}"))
     }
 
     /// Blocks of the file that have no checksum yet.

@@ -21,6 +21,7 @@ pub use crate::store::OpenError;
 
 use crate::arena::Arena;
 use crate::disk::Disk;
+use crate::file::JudgeError;
 use crate::namespace::Damaged;
 use crate::path::StorePath;
 use leasehold_core::ids::FileId;
@@ -484,6 +485,14 @@ impl Storage {
         self.inner.walk(from, visit).map(drop)
     }
 
+    /// What a read, or whoever else needed these blocks of an open file, last found wrong with the first of them that
+    /// has anything: for people.
+    #[must_use]
+    pub fn trouble_in(&self, file: FileId, blocks: BlockRange) -> Option<String> {
+        let file = self.inner.files().by_id.get(&file).cloned()?;
+        file.trouble_in(blocks)
+    }
+
     /// How many blocks of an open file are in which state. Blocks.
     ///
     /// # Errors
@@ -493,7 +502,7 @@ impl Storage {
         let file = self.inner.file(file);
         self.inner.survey(&file, blocks).map_err(|error| {
             tracing::error!(path = %file.path(), %error, "cannot survey the file");
-            Fault::Io
+            JudgeError::Sums(error).fault()
         })
     }
 

@@ -14,7 +14,7 @@ const BLOCK_BYTES: u64 = 4096;
 
 /// Verify every checksum
 ///
-/// Exit code 5 if a block is not what was committed, and was not adopted.
+/// Exit code 5 if a block is not what was committed, and was not adopted, or if a file could not be verified.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Scrub {
     /// A file or directory; or a server, with / as the path: all of it [default: this machine's server]
@@ -94,9 +94,11 @@ impl Scrub {
             .into());
         }
         if failed > 0 {
-            return Err(
-                Failure::new(Exit::Failed, format!("{failed} files could not be read to their end")).into()
-            );
+            return Err(Failure::new(
+                Exit::Checksum,
+                format!("{failed} files could not be verified to their end"),
+            )
+            .into());
         }
         Ok(())
     }

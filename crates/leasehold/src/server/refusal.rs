@@ -140,7 +140,7 @@ impl Refusal for NamespaceError {
             | NamespaceError::NotEmpty { .. } => Reason::WrongKind,
             NamespaceError::Link { .. } | NamespaceError::Root => Reason::Invalid,
             NamespaceError::LastName { .. } => Reason::Conflict,
-            NamespaceError::Sidecar { .. } => Reason::Io,
+            NamespaceError::Sidecar { .. } => Reason::Mismatch,
             NamespaceError::System { source, .. } => system(source),
         }
     }

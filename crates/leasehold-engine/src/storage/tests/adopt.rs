@@ -85,7 +85,7 @@ fn torn_blocks_damaged_pages_and_a_damaged_header_are_mended_by_adoption() {
         assert!(error.to_string().contains("scrub --adopt"), "{error}");
         let file = driver.storage().open_to_adopt(&path("a")).unwrap().file;
         assert!(driver.read(file, 0, 960 * 4096) == bytes[..960 * 4096], "this page is good");
-        assert_eq!(driver.try_read(file, 960 * 4096, 4096), Err(Fault::Io));
+        assert_eq!(driver.try_read(file, 960 * 4096, 4096), Err(Fault::Checksum));
         assert_eq!(driver.adopt(file, 0, 1000 * 4096), None);
         assert!(driver.read(file, 0, 1000 * 4096) == bytes[..1000 * 4096]);
         assert_eq!(driver.try_read(file, 1000 * 4096, 4096), Err(Fault::Checksum), "not adopted yet");

@@ -66,7 +66,7 @@ fn a_damaged_sidecar_page_is_found_out() {
         let driver = Driver::open(directory.path());
         let file = driver.open_file("a");
         assert!(driver.read(file, 0, 4096) == pattern(1, 4096), "the other page is good");
-        assert_eq!(driver.try_read(file, 1000 * 4096, 4096), Err(Fault::Io));
+        assert_eq!(driver.try_read(file, 1000 * 4096, 4096), Err(Fault::Checksum));
         driver.stop();
         poke(&sidecar, 60, &[0xff; 4]);
         let driver = Driver::open(directory.path());
