@@ -1,5 +1,6 @@
 //! Plain file operations and questions, over gRPC.
 
+use crate::block_map::BlockMap;
 use crate::caller::this_process;
 use crate::error::{CallError, ConnectError};
 use crate::event::Event;
@@ -227,7 +228,35 @@ impl Client {
 
     /// fsync: returns once every commit that was acknowledged before is durable.
     pub async fn sync(&self, path: &str) -> Result<(), CallError> {
-        self.calls().sync(proto::SyncRequest { path: path.to_owned(), lease: None }).await?;
+        let request = proto::SyncRequest { path: path.to_owned(), ..Default::default() };
+        self.calls().sync(request).await?;
+        Ok(())
+    }
+
+    /// What the store knows of the blocks of a range, without reading them: holes, and checksums. What was committed before
+    /// is durable on return.
+    pub async fn block_map(&self, path: &str, range: ByteRange) -> Result<BlockMap, CallError> {
+        let mut map = BlockMap::starting_at(range.start());
+        loop {
+            let rest = ByteRange::new(map.end(), range.end()).map(proto::Range::from);
+            let Some(rest) = rest else { return Ok(map) };
+            let request = proto::BlockMapRequest { path: path.to_owned(), range: Some(rest) };
+            if !map.append(self.calls().block_map(request).await?.into_inner())? {
+                return Ok(map);
+            }
+        }
+    }
+
+    /// The mode, the time of modification and the extended attributes of a file or directory.
+    pub async fn attributes(&self, path: &str) -> Result<proto::Attributes, CallError> {
+        let request = proto::AttributesRequest { path: path.to_owned() };
+        Ok(self.calls().attributes(request).await?.into_inner().attributes.unwrap_or_default())
+    }
+
+    /// Sets them; what is absent stays.
+    pub async fn set_attributes(&self, path: &str, attributes: proto::Attributes) -> Result<(), CallError> {
+        let request = proto::SetAttributesRequest { path: path.to_owned(), attributes: Some(attributes) };
+        self.calls().set_attributes(request).await?;
         Ok(())
     }
 

@@ -94,6 +94,8 @@ impl Reason {
         match (by_name, status.code()) {
             (Some((reason, _)), _) => reason,
             (None, tonic::Code::Unavailable) => Reason::Unreachable,
+            // What the server says has no cause on this side; a connection that breaks in the middle of a call has.
+            (None, _) if std::error::Error::source(status).is_some() => Reason::Unreachable,
             (None, _) => Reason::Other,
         }
     }
@@ -134,6 +136,14 @@ impl From<crate::convert::Malformed> for CallError {
                 "the server's answer breaks the protocol: {malformed}; do both ends have the same version?"
             ),
         }
+    }
+}
+
+impl CallError {
+    /// Whether the server, the way to it, or the session is gone: a new connection and a new session may help.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self.reason, Reason::Unreachable | Reason::Stopping | Reason::NoSession)
     }
 }
 

@@ -37,6 +37,7 @@ pub struct Lease {
     path: Arc<str>,
     range: ByteRange,
     access: Access,
+    created: bool,
     written: Mutex<Written>,
     state: watch::Receiver<LeaseState>,
     /// Whether the server already knows that this end is done with the lease.
@@ -125,10 +126,12 @@ impl Lease {
         shared: Arc<Shared>,
         grant: (LeaseId, Tag),
         (path, range, access): (Arc<str>, ByteRange, Access),
+        created: bool,
         state: watch::Receiver<LeaseState>,
     ) -> Lease {
         let (id, tag) = grant;
-        Lease { shared, id, tag, path, range, access, written: Mutex::default(), state, over: false }
+        let written = Mutex::default();
+        Lease { shared, id, tag, path, range, access, created, written, state, over: false }
     }
 
     /// Its id, as in the server's notices.
@@ -153,6 +156,18 @@ impl Lease {
     #[must_use]
     pub fn access(&self) -> Access {
         self.access
+    }
+
+    /// Whether its acquire created the file.
+    #[must_use]
+    pub fn created(&self) -> bool {
+        self.created
+    }
+
+    /// The CRC32C of its range, if every byte of it was written.
+    #[must_use]
+    pub fn crc32c(&self) -> Option<u32> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).crc32c(self.range).ok()
     }
 
     /// What was heard of it so far.
@@ -371,6 +386,13 @@ impl Lease {
             Err(error) if error.reason == Reason::NoLease => Ok(()),
             released => released,
         }
+    }
+
+    /// Takes the lease for released: the caller tells the server. `None` if something was written under it, which must
+    /// arrive before the release; it is released in the background then.
+    pub(crate) fn let_go(mut self) -> Option<LeaseId> {
+        self.over = !self.wrote();
+        self.over.then_some(self.id)
     }
 
     fn wrote(&self) -> bool {

@@ -146,6 +146,24 @@ impl Session {
     /// # Errors
     /// [`Reason::Conflict`] names the holder; [`Reason::TimedOut`] that `wait` was over.
     pub async fn acquire(&self, wants: &[Want], options: AcquireOptions) -> Result<Vec<Lease>, CallError> {
+        self.acquire_with(wants, options, false).await
+    }
+
+    /// The same, and creates the files that do not exist; [`Lease::created`] tells which. They stay if the acquire fails.
+    pub async fn acquire_or_create(
+        &self,
+        wants: &[Want],
+        options: AcquireOptions,
+    ) -> Result<Vec<Lease>, CallError> {
+        self.acquire_with(wants, options, true).await
+    }
+
+    async fn acquire_with(
+        &self,
+        wants: &[Want],
+        options: AcquireOptions,
+        create: bool,
+    ) -> Result<Vec<Lease>, CallError> {
         let request = proto::AcquireRequest {
             session: self.shared.secret.clone(),
             wants: wants
@@ -154,6 +172,7 @@ impl Session {
                     path: want.path.clone(),
                     range: Some(want.range.into()),
                     access: convert::access_number(want.access),
+                    create,
                 })
                 .collect(),
             on_conflict: convert::on_conflict_number(options.on_conflict),
@@ -169,7 +188,8 @@ impl Session {
             .map(|(grant, want)| {
                 let id = LeaseId(grant.lease);
                 let what = (Arc::from(want.path.as_str()), want.range, want.access);
-                Lease::new(self.shared.clone(), (id, Tag(grant.tag)), what, acquiring.granted(id))
+                let state = acquiring.granted(id);
+                Lease::new(self.shared.clone(), (id, Tag(grant.tag)), what, grant.created, state)
             })
             .collect();
         let as_asked = grants.len() == wants.len()
@@ -185,8 +205,39 @@ impl Session {
     }
 
     /// fsync: returns once every commit of the file that was acknowledged before is durable.
+    ///
+    /// # Errors
+    /// [`Reason::NoSession`] if the server was started anew since: what this session committed may be lost with the old one.
     pub async fn sync(&self, path: &str) -> Result<(), CallError> {
-        self.shared.client.sync(path).await
+        self.sync_all([path.to_owned()]).await
+    }
+
+    /// [`Session::sync`] of many files in one call.
+    ///
+    /// # Errors
+    /// As there; about one of the files.
+    pub async fn sync_all(&self, paths: impl IntoIterator<Item = String>) -> Result<(), CallError> {
+        let (session, paths) = (self.shared.secret.clone(), paths.into_iter().collect::<Vec<_>>());
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let request = proto::SyncRequest { session, paths, ..Default::default() };
+        self.shared.client.calls().sync(request).await?;
+        Ok(())
+    }
+
+    /// Releases many read leases in one call.
+    ///
+    /// # Errors
+    /// The server could not be told. The leases end with the session then.
+    pub async fn release_all(&self, leases: Vec<Lease>) -> Result<(), CallError> {
+        let leases: Vec<u64> = leases.into_iter().filter_map(Lease::let_go).map(|lease| lease.0).collect();
+        if leases.is_empty() {
+            return Ok(());
+        }
+        let request = proto::ReleaseRequest { session: self.shared.secret.clone(), lease: 0, leases };
+        self.shared.client.calls().release(request).await?;
+        Ok(())
     }
 
     /// Why the session is over, if it is.
@@ -226,7 +277,8 @@ impl Shared {
             let message = format!("the data connection of the session is gone ({why}); open a new session");
             return Err(CallError { reason: Reason::NoSession, message });
         }
-        let request = proto::ReleaseRequest { session: self.secret.clone(), lease: lease.0 };
+        let request =
+            proto::ReleaseRequest { session: self.secret.clone(), lease: lease.0, leases: Vec::new() };
         self.client.calls().release(request).await?;
         Ok(())
     }
@@ -234,7 +286,7 @@ impl Shared {
     /// fsync of the file of a lease, whatever it is called by now.
     pub(crate) async fn sync(&self, lease: LeaseId) -> Result<(), CallError> {
         let of = proto::LeaseOfSession { session: self.secret.clone(), lease: lease.0 };
-        let request = proto::SyncRequest { path: String::new(), lease: Some(of) };
+        let request = proto::SyncRequest { lease: Some(of), ..Default::default() };
         self.client.calls().sync(request).await?;
         Ok(())
     }

@@ -29,6 +29,8 @@ pub struct Stat {
     pub size: u64,
     /// How many names it has.
     pub links: u64,
+    /// Equal for all names of one file, and for no other while it exists.
+    pub inode: u64,
     /// When it was last modified on disk.
     pub modified: SystemTime,
     /// What a symbolic link says.
@@ -177,8 +179,8 @@ impl Engine {
         if let Some(file) = stat.file {
             size = self.look(move |view| view.core.file_size(file)).await.flatten().unwrap_or(size);
         }
-        let (kind, links, modified) = (stat.kind, stat.links, stat.modified);
-        Ok(Stat { path: path.clone(), kind, size, links, modified, target })
+        let crate::storage::Stat { kind, links, inode, modified, .. } = stat;
+        Ok(Stat { path: path.clone(), kind, size, links, inode, modified, target })
     }
 
     /// What is known about every name in a directory, sorted by name. A file's own name gives the file.
@@ -404,12 +406,15 @@ impl Engine {
         result.map_err(|source| FileError::Change { path: path.clone(), source })
     }
 
-    /// fsync: returns once every commit acknowledged before the call is durable.
+    /// fsync: returns once every commit acknowledged before the call is durable. Of a directory: all changes of names.
     ///
     /// # Errors
     /// [`FileError`]; the committed bytes are kept, and tried again.
     pub async fn sync(&self, path: &StorePath) -> Result<(), FileError> {
-        let pinned = self.pin(path).await?;
+        let pinned = match self.pin(path).await {
+            Err(NamespaceError::NotAFile { .. }) => return self.sync_directory(path).await,
+            pinned => pinned?,
+        };
         self.sync_file(pinned.file(), path).await
     }
 
@@ -435,6 +440,18 @@ impl Engine {
             unreachable!("a sync's reply is one")
         };
         result.map_err(|source| FileError::Sync { path: path.clone(), source })
+    }
+
+    async fn sync_directory(&self, path: &StorePath) -> Result<(), FileError> {
+        let (storage, path) = (self.0.storage.clone(), path.clone());
+        let synced = blocking(move || {
+            if storage.stat(&path)?.kind != Kind::Directory {
+                return Err(NamespaceError::NotAFile { path });
+            }
+            let failed = |source| NamespaceError::System { operation: "sync", path, source };
+            storage.sync_names().map_err(failed)
+        });
+        synced.await.map_err(FileError::Path)
     }
 
     /// The committed bytes of the range (at most [`CALL_BYTES_MAX`]), verified; shorter at the end of file, empty past

@@ -21,9 +21,11 @@
 //! ```
 //! The formats are in `docs/store-format.md`; why the record is as it is, in `docs/decisions/2026-11-21-write-ahead-record.md`.
 
+pub mod about;
 mod adopt;
 pub mod arena;
 mod attributes;
+pub mod bare;
 mod block_map;
 pub mod break_log;
 mod buffer;

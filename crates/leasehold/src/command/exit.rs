@@ -58,7 +58,11 @@ pub(crate) fn report(ended: Outcome) -> Exit {
 }
 
 fn complain(error: &anyhow::Error) {
-    // Like `{:#}`, without causes that a text repeats.
+    eprintln!("leasehold: {}", show::name(&text(error)));
+}
+
+/// Like `{:#}`, without causes that a text repeats.
+pub(crate) fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let more = cause.to_string();
@@ -66,7 +70,7 @@ fn complain(error: &anyhow::Error) {
             text = if text.is_empty() { more } else { format!("{text}: {more}") };
         }
     }
-    eprintln!("leasehold: {}", show::name(&text));
+    text
 }
 
 /// How one thing after another went, where a failure of one does not stop the others.
@@ -100,7 +104,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-fn code(error: &anyhow::Error) -> Exit {
+/// The code that an error ends the command with.
+pub(crate) fn code(error: &anyhow::Error) -> Exit {
     error.chain().find_map(code_of).unwrap_or(Exit::Failed)
 }
 

@@ -5,12 +5,13 @@ use crate::server::refusal::{Refusal, refuse, status};
 use crate::server::rows;
 use crate::server::sessions::{Secret, Sessions};
 use crate::server::streams::{self, Events};
+use futures_util::stream::FuturesUnordered;
 use leasehold_client::convert::{self, Malformed};
 use leasehold_client::proto::leasehold_server::Leasehold;
 use leasehold_client::{Reason, proto};
 use leasehold_core::ids::{LeaseId, SessionId};
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
-use leasehold_engine::engine::{Engine, Wanted};
+use leasehold_engine::engine::{Engine, ReleaseError, Wanted};
 use leasehold_engine::files;
 use leasehold_engine::path::StorePath;
 use leasehold_engine::scrubber::ScrubOptions;
@@ -188,7 +189,8 @@ impl Leasehold for Calls {
             .into_iter()
             .map(|want| {
                 let access = convert::access(want.access).map_err(|error| refuse(&error))?;
-                Ok(Wanted { path: parse_path(&want.path)?, range: parse_range(want.range)?, access })
+                let (path, range) = (parse_path(&want.path)?, parse_range(want.range)?);
+                Ok(Wanted { path, range, access, create: want.create })
             })
             .collect::<Result<Vec<Wanted>, Status>>()?;
         if wanted.is_empty() {
@@ -202,13 +204,26 @@ impl Leasehold for Calls {
             tag: grant.tag,
             range: Some(grant.range.into()),
             access: convert::access_number(grant.access),
+            created: grant.created,
         });
         answer(proto::AcquireResponse { grants: grants.collect() })
     }
 
     async fn release(&self, request: Request<proto::ReleaseRequest>) -> Answer<proto::ReleaseResponse> {
-        let session = self.session(&request.get_ref().session)?;
-        or_refuse(self.engine().release(session, LeaseId(request.get_ref().lease)).await)?;
+        let proto::ReleaseRequest { session, lease, leases } = request.into_inner();
+        let session = self.session(&session)?;
+        let more: FuturesUnordered<_> =
+            leases.into_iter().map(|lease| self.engine().release(session, LeaseId(lease))).collect();
+        let released: Vec<_> = more.collect().await;
+        if lease != 0 || released.is_empty() {
+            or_refuse(self.engine().release(session, LeaseId(lease)).await)?;
+        }
+        for released in released {
+            match released {
+                Err(ReleaseError::NoLease(_)) => {} // it was revoked, and its holder need not know yet
+                other => or_refuse(other)?,
+            }
+        }
         answer(proto::ReleaseResponse {})
     }
 
@@ -391,15 +406,48 @@ impl Leasehold for Calls {
     }
 
     async fn sync(&self, request: Request<proto::SyncRequest>) -> Answer<proto::SyncResponse> {
-        let proto::SyncRequest { path, lease } = request.into_inner();
-        match lease {
-            Some(proto::LeaseOfSession { session, lease }) => {
-                let session = self.session(&session)?;
-                or_refuse(self.engine().sync_lease(session, LeaseId(lease)).await)?;
-            }
-            None => or_refuse(self.engine().sync(&parse_path(&path)?).await)?,
+        let proto::SyncRequest { path, lease, session, paths } = request.into_inner();
+        if !session.is_empty() {
+            self.session(&session)?;
+        }
+        if let Some(proto::LeaseOfSession { session, lease }) = lease {
+            let session = self.session(&session)?;
+            or_refuse(self.engine().sync_lease(session, LeaseId(lease)).await)?;
+            return answer(proto::SyncResponse {});
+        }
+        let one = if paths.is_empty() { Some(path) } else { None };
+        let paths = one.iter().chain(&paths).map(|path| parse_path(path));
+        let paths = paths.collect::<Result<Vec<StorePath>, Status>>()?;
+        let mut syncing: FuturesUnordered<_> = paths.iter().map(|path| self.engine().sync(path)).collect();
+        while let Some(synced) = syncing.next().await {
+            or_refuse(synced)?;
         }
         answer(proto::SyncResponse {})
+    }
+
+    async fn block_map(&self, request: Request<proto::BlockMapRequest>) -> Answer<proto::BlockMapResponse> {
+        let proto::BlockMapRequest { path, range } = request.into_inner();
+        let range = range.map_or(Ok(ByteRange::ALL), |range| parse_range(Some(range)))?;
+        answer(rows::block_map(or_refuse(self.engine().block_map(&parse_path(&path)?, range).await)?))
+    }
+
+    async fn attributes(
+        &self,
+        request: Request<proto::AttributesRequest>,
+    ) -> Answer<proto::AttributesResponse> {
+        let path = parse_path(&request.get_ref().path)?;
+        let attributes = rows::attributes(or_refuse(self.engine().attributes(&path).await)?);
+        answer(proto::AttributesResponse { attributes: Some(attributes) })
+    }
+
+    async fn set_attributes(
+        &self,
+        request: Request<proto::SetAttributesRequest>,
+    ) -> Answer<proto::SetAttributesResponse> {
+        let proto::SetAttributesRequest { path, attributes } = request.into_inner();
+        let attributes = rows::attributes_in(attributes.unwrap_or_default());
+        or_refuse(self.engine().set_attributes(&parse_path(&path)?, attributes).await)?;
+        answer(proto::SetAttributesResponse {})
     }
 
     async fn leases(&self, request: Request<proto::LeasesRequest>) -> Answer<proto::LeasesResponse> {

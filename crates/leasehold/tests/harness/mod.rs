@@ -276,6 +276,7 @@ impl Control {
             path: path.to_owned(),
             range: Some(proto::Range { start, end }),
             access: proto::Access::Overwrite.into(),
+            ..Default::default()
         };
         let request =
             proto::AcquireRequest { session: self.session.clone(), wants: vec![want], ..Default::default() };
