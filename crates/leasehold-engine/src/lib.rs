@@ -49,6 +49,7 @@ pub mod metrics;
 mod names;
 mod namespace;
 mod open_files;
+mod orphans;
 pub mod path;
 mod record;
 mod recovery;
