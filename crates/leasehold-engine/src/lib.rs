@@ -21,9 +21,11 @@
 //! ```
 //! The formats are in `docs/store-format.md`; why the record is as it is, in `docs/decisions/2026-11-21-write-ahead-record.md`.
 
+pub mod about;
 mod adopt;
 pub mod arena;
 mod attributes;
+pub mod bare;
 mod block_map;
 pub mod break_log;
 mod buffer;
@@ -33,6 +35,7 @@ mod checkpoint;
 pub mod checksum;
 mod clone;
 mod collapse;
+mod copies;
 pub mod disk;
 mod driver;
 pub mod engine;
@@ -49,6 +52,7 @@ pub mod metrics;
 mod names;
 mod namespace;
 mod open_files;
+mod operation;
 mod orphans;
 pub mod path;
 mod record;
@@ -56,6 +60,7 @@ mod recovery;
 mod replay;
 mod ring;
 mod scrub;
+pub mod scrubber;
 pub mod session;
 mod sidecar;
 mod sparse;

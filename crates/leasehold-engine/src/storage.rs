@@ -254,6 +254,15 @@ impl Storage {
         self.inner.stat(path)
     }
 
+    /// Makes durable all names that were changed. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the filesystem says; the names are kept in mind, for the next time.
+    pub fn sync_names(&self) -> std::io::Result<()> {
+        self.inner.names.sync()
+    }
+
     /// The names in a directory, sorted. Blocks.
     ///
     /// # Errors
