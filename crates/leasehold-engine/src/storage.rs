@@ -14,6 +14,7 @@ pub use crate::block_map::{MapRun, MapState};
 pub use crate::collapse::CollapseRefused;
 pub use crate::evict::Evicted;
 pub use crate::namespace::{Entry, Kind, NamespaceError, OpenedFile, Stat};
+pub use crate::orphans::Orphans;
 pub use crate::recovery::Damage;
 pub use crate::scrub::Survey;
 pub use crate::staging::Staged;
@@ -496,6 +497,19 @@ impl Storage {
         let file = self.inner.file(file);
         self.inner.survey(&file, blocks).map_err(|error| {
             tracing::error!(path = %file.path(), %error, "cannot survey the file");
+            Fault::Io
+        })
+    }
+
+    /// Removes the sidecars of files that are gone: others removed them. Takes a system call for each sidecar, and walks no
+    /// files; a scrub of the whole store is the time for it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`] if the sidecars cannot be listed or removed; the log has the cause.
+    pub fn collect_orphans(&self) -> Result<Orphans, Fault> {
+        self.inner.collect_orphans().map_err(|error| {
+            tracing::error!(%error, "cannot remove the sidecars of files that are gone");
             Fault::Io
         })
     }

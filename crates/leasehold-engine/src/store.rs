@@ -189,6 +189,18 @@ impl Store {
         Ok(Arc::new(DiskFile { file, name: sidecar_name(identity) }))
     }
 
+    /// Calls `visit` with the identity of every sidecar. What has no name of a sidecar is left alone.
+    pub(crate) fn each_sidecar(&self, visit: &mut dyn FnMut(Identity) -> io::Result<()>) -> io::Result<()> {
+        for directory in fs::read_dir(self.own.join("sums"))? {
+            for sidecar in fs::read_dir(directory?.path())? {
+                if let Some(identity) = sidecar?.file_name().to_str().and_then(Identity::parse) {
+                    visit(identity)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn remove_sidecar(&self, identity: Identity) -> io::Result<()> {
         match fs::remove_file(self.sidecar_path(identity)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
