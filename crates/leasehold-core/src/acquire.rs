@@ -122,7 +122,11 @@ impl Core {
 
     fn conflict(&self, blocker: Blocker, want: &Want) -> AcquireError {
         let holder = match blocker {
-            Blocker::Lease(lease) => Some((lease, self.leases[&lease].identity.clone())),
+            Blocker::Lease(lease) => {
+                let state = &self.leases[&lease];
+                // Nobody knows a capture by its own number.
+                Some((state.of.unwrap_or(lease), state.identity.clone()))
+            }
             Blocker::Request(_) => None,
         };
         AcquireError::Conflict { file: want.file, range: want.range, holder }

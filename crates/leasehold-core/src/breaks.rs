@@ -8,7 +8,6 @@ use crate::config::OnExpiry;
 use crate::core::{Core, Timer};
 use crate::identity::Identity;
 use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick};
-use crate::lease::State;
 use crate::output::{AcquireError, Notice, Operation, Output, RevokeReason};
 use crate::range::ByteRange;
 use crate::request::Kind;
@@ -73,9 +72,7 @@ impl Core {
         let break_id = BreakId(self.next_id());
         let max = self.config.limits.breaks_per_lease_max;
         let lease = self.lease_mut(id);
-        let ending =
-            matches!(lease.state, State::Fencing(_) | State::Verifying { .. } | State::Merging { .. });
-        if ending || lease.abandoned.is_some() {
+        if lease.is_ending() {
             return;
         }
         let recorded = lease.breaks.len() < max;

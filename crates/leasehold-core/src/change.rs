@@ -1,11 +1,17 @@
-//! Changes of a file's layout: truncate, punch, remove.
+//! Changes of a file's layout: truncate, punch, zero, collapse, remove; and what needs blocks to itself in the same way:
+//! clone and adopt.
 //!
 //! ```text
 //! waiting --leases broken and gone, earlier changes done--> in phase --drained--> performing --> done
 //! ```
-//! An extending truncate has nobody to wait for and begins at its phase. Its phase reaches from the old tail to the end
-//! of all files, since a commit beyond it must not be cut off. If such a commit came first, it is a shrinking truncate
-//! after all, and begins again as one, once.
+//! What takes nothing from anybody has nobody to wait for and begins at its phase: a clone, an adoption, an extending
+//! truncate. It sees every commit that came before it on disk, and none in progress.
+//!
+//! The phase of an extending truncate reaches from the old tail to the end of all files, since a commit beyond it must
+//! not be cut off. If such a commit came first, it is a shrinking truncate after all, and begins again as one, once.
+//! An adoption that takes the size has all blocks to itself: no commit may be on its way that would make the file longer.
+//! Whoever finds in its phase that another change has made the file so short that more blocks are affected gets in line
+//! again, for all of them.
 
 use crate::commit::whole_blocks;
 use crate::core::Core;
@@ -13,7 +19,7 @@ use crate::identity::Identity;
 use crate::ids::{FileId, LeaseId, RequestId};
 use crate::input::{Change, Fault};
 use crate::output::{ChangeError, Operation, Output, Reply};
-use crate::phase::{PhaseId, PhaseOwner, intersection};
+use crate::phase::{PhaseId, PhaseOwner, contains, intersection};
 use crate::range::{BLOCK_BYTES, BlockRange, ByteRange};
 use crate::request::{Blocker, Kind};
 use crate::scheme::LayoutRule;
@@ -48,28 +54,33 @@ impl Core {
         if self.is_known(id) {
             return;
         }
-        let full = self.is_full_of_requests();
-        let error = match (self.named_file(file), full) {
-            (None, _) => ChangeError::NoFile,
-            (_, Some((limit, max))) => ChangeError::Limit { limit, max },
-            (Some(state), None) => {
-                state.requests.insert(id);
-                let takes = takes(change, state.size);
-                let request = ChangeRequest {
-                    file,
-                    change,
-                    breaker,
-                    takes,
-                    blocker: None,
-                    phase: None,
-                    performing: false,
-                    cancelled: false,
-                };
-                self.insert_request(id, Kind::Change(request));
-                return self.claim(id, out);
-            }
+        let size = match self.admit_change(file, change) {
+            Ok(size) => size,
+            Err(error) => return self.reply(id, Reply::Change(Err(error)), out),
         };
-        self.reply(id, Reply::Change(Err(error)), out);
+        self.file_mut(file).requests.insert(id);
+        let request = ChangeRequest {
+            file,
+            change,
+            breaker,
+            takes: takes(change, size),
+            blocker: None,
+            phase: None,
+            performing: false,
+            cancelled: false,
+        };
+        self.insert_request(id, Kind::Change(request));
+        self.claim(id, out);
+    }
+
+    /// Whether the change may wait for its turn at all; the file's size.
+    fn admit_change(&mut self, file: FileId, change: Change) -> Result<u64, ChangeError> {
+        let Some(size) = self.named_file(file).map(|file| file.size) else { return Err(ChangeError::NoFile) };
+        if let Some((limit, max)) = self.is_full_of_requests() {
+            return Err(ChangeError::Limit { limit, max });
+        }
+        // Before it breaks a lease for nothing.
+        collapsible(change, size).map(|()| size)
     }
 
     fn change_mut(&mut self, id: RequestId) -> &mut ChangeRequest {
@@ -117,31 +128,33 @@ impl Core {
             }
         }
         let size = self.file(file).size;
-        let blocks = affects(change, size).blocks();
-        let mut replaces = takes.and_then(whole_blocks);
-        if let Change::Punch { .. } = change {
-            // A punch keeps the size, and the writeback of the tail may be what brings it to the disk.
-            let tail = BlockRange::new(0, size.saturating_sub(1) / BLOCK_BYTES);
-            replaces = replaces.zip(tail).and_then(|(whole, before)| intersection(whole, before));
-        }
+        let (blocks, replaces) = (affects(change, size).blocks(), replaces(change, takes, size));
         let phase = self.enter_phase(file, blocks, PhaseOwner::Change(id), replaces);
         self.change_mut(id).phase = Some(phase);
     }
 
-    pub(crate) fn change_phase_held(&mut self, id: RequestId, out: &mut Vec<Output>) {
+    pub(crate) fn change_phase_held(&mut self, id: RequestId, phase: PhaseId, out: &mut Vec<Output>) {
         let request = self.change_mut(id);
-        let (file, change, phase) = (request.file, request.change, request.phase);
-        if request.takes.is_none() {
-            // A commit may have made the file longer since.
-            let takes = takes(change, self.file(file).size);
-            if takes.is_some()
-                && let Some(phase) = phase
-            {
-                self.leave_phase(file, phase);
-                let request = self.change_mut(id);
-                (request.takes, request.phase) = (takes, None);
-                return self.claim(id, out);
-            }
+        let (file, change, before) = (request.file, request.change, request.takes);
+        // Commits and changes that came first may have changed the size.
+        let size = self.file(file).size;
+        let takes = takes(change, size);
+        if before.is_none() && takes.is_some() {
+            self.leave_phase(file, phase);
+            let request = self.change_mut(id);
+            (request.takes, request.phase) = (takes, None);
+            return self.claim(id, out);
+        }
+        if !contains(self.phase_mut(file, phase).blocks, affects(change, size).blocks()) {
+            self.leave_phase(file, phase);
+            let all = ByteRange::ALL.blocks();
+            let phase = self.enter_phase(file, all, PhaseOwner::Change(id), None);
+            self.change_mut(id).phase = Some(phase);
+            return;
+        }
+        if let Err(error) = collapsible(change, size) {
+            self.leave_phase_undone(file, phase, out);
+            return self.finish_change(id, Err(error), out);
         }
         self.change_mut(id).performing = true;
         out.push(Output::Perform { request: id, file, change });
@@ -176,7 +189,8 @@ impl Core {
             Change::Truncate { size } => state.size = size,
             Change::Punch { .. } | Change::Zero { .. } | Change::Clone => {}
             Change::Collapse { range } => state.size -= range.len(),
-            Change::Adopt { .. } => state.size = found.unwrap_or(state.size),
+            Change::Adopt { range } if range.end() > state.size => state.size = found.unwrap_or(state.size),
+            Change::Adopt { .. } => {}
             Change::Remove => (state.size, state.removed) = (0, true),
         }
         self.leave_phase(file, phase);
@@ -244,7 +258,8 @@ impl Core {
                     }
                     self.finish_change(id, Err(ChangeError::NoFile), out);
                 }
-                Some(Kind::Change(_)) | None => {}
+                // A capture goes with its lease.
+                Some(Kind::Change(_) | Kind::Capture(_)) | None => {}
             }
         }
     }
@@ -268,8 +283,34 @@ fn affects(change: Change, size: u64) -> ByteRange {
         Change::Truncate { size: new } => ByteRange::from(new.min(size)),
         Change::Punch { range } | Change::Zero { range } => range,
         Change::Collapse { range } => ByteRange::from(range.start()),
-        Change::Adopt { range } if range.end() > size => ByteRange::from(range.start().min(size)),
-        Change::Adopt { range } => range,
-        Change::Remove | Change::Clone => ByteRange::ALL,
+        Change::Adopt { range } if range.end() <= size => range,
+        Change::Adopt { .. } | Change::Remove | Change::Clone => ByteRange::ALL,
+    }
+}
+
+/// The blocks of which nothing is left that a failed writeback could still bring to the disk.
+fn replaces(change: Change, takes: Option<ByteRange>, size: u64) -> Option<BlockRange> {
+    match change {
+        Change::Truncate { .. } | Change::Remove => takes.and_then(whole_blocks),
+        Change::Punch { range } | Change::Zero { range } => {
+            // The size stays, and the writeback of the tail may be what brings it to the disk.
+            let tail = BlockRange::new(0, size.saturating_sub(1) / BLOCK_BYTES);
+            whole_blocks(range).zip(tail).and_then(|(whole, before)| intersection(whole, before))
+        }
+        // What is behind the range moves, so it must be on disk.
+        Change::Collapse { range } => whole_blocks(range),
+        Change::Clone | Change::Adopt { .. } => None,
+    }
+}
+
+/// Whether a collapse can be made, as far as the file's size goes.
+fn collapsible(change: Change, size: u64) -> Result<(), ChangeError> {
+    match change {
+        Change::Collapse { range }
+            if range.start() % BLOCK_BYTES != 0 || range.end() % BLOCK_BYTES != 0 || range.end() >= size =>
+        {
+            Err(ChangeError::CannotCollapse { range, size })
+        }
+        _ => Ok(()),
     }
 }

@@ -8,9 +8,9 @@
 use crate::breaks::Outcome;
 use crate::core::Core;
 use crate::frame::Owner;
-use crate::ids::{LeaseId, RequestId, SessionId};
+use crate::ids::{LeaseId, RequestId};
 use crate::input::{Access, Fault};
-use crate::lease::{Ending, State};
+use crate::lease::{State, Step};
 use crate::output::{CommitError, Committed, Output, Reply};
 use crate::phase::{PhaseId, PhaseOwner};
 use crate::range::{BLOCK_BYTES, BlockRange, ByteRange, Run};
@@ -18,25 +18,6 @@ use crate::scheme::DataPath;
 use alloc::vec::Vec;
 
 impl Core {
-    pub(crate) fn commit(
-        &mut self,
-        request: RequestId,
-        session: SessionId,
-        id: LeaseId,
-        out: &mut Vec<Output>,
-    ) {
-        if self.is_known(request) {
-            return;
-        }
-        if self.is_usable(session, id) {
-            self.answers.insert(request, id);
-            self.fence(id, Ending::Commit(request), out);
-        } else {
-            let error = self.late_commit(session, id, out);
-            self.reply(request, Reply::Commit(Err(error)), out);
-        }
-    }
-
     pub(crate) fn commit_fenced(&mut self, id: LeaseId, request: RequestId, out: &mut Vec<Output>) {
         let lease = self.lease_mut(id);
         lease.state = State::Verifying { request };
@@ -60,19 +41,33 @@ impl Core {
         if !agrees {
             return self.commit_failed(id, CommitError::Mismatch(id), out);
         }
+        self.enter_commit_phase(id, request);
+    }
+
+    /// Puts the commit, or the capture, in line for its blocks.
+    pub(crate) fn enter_commit_phase(&mut self, id: LeaseId, request: RequestId) {
+        let lease = &self.leases[&id];
         let (file, range) = (lease.file, lease.range);
         let phase = self.enter_phase(file, range.blocks(), PhaseOwner::Commit(id), whole_blocks(range));
-        self.lease_mut(id).state = State::Merging { request, phase, asked: false };
+        self.lease_mut(id).state = State::Merging { request, phase, step: Step::InLine };
     }
 
     pub(crate) fn commit_phase_held(&mut self, id: LeaseId, phase: PhaseId, out: &mut Vec<Output>) {
+        match self.leases[&id].of {
+            Some(of) => self.copy_under_key(id, of, phase, out),
+            None => self.complete_boundary(id, out),
+        }
+    }
+
+    /// Fills the boundary blocks, if they are not the lease's own from end to end.
+    pub(crate) fn complete_boundary(&mut self, id: LeaseId, out: &mut Vec<Output>) {
         let lease = self.lease_mut(id);
-        let State::Merging { request, .. } = lease.state else { return };
+        let State::Merging { request, phase, .. } = lease.state else { return };
         let (file, range, run) = (lease.file, lease.range, lease.run);
         if whole_blocks(range) == Some(range.blocks()) {
             return self.swap_in(id, out);
         }
-        lease.state = State::Merging { request, phase, asked: true };
+        lease.state = State::Merging { request, phase, step: Step::Merging };
         let last = Run { first: crate::ids::FrameId(run.first.0 + run.frames - 1), frames: 1 };
         self.frames.mix_bytes(Run { frames: 1, ..run });
         self.frames.mix_bytes(last);
@@ -82,7 +77,7 @@ impl Core {
 
     pub(crate) fn merged(&mut self, id: LeaseId, result: Result<(), Fault>, out: &mut Vec<Output>) {
         let Some(lease) = self.leases.get(&id) else { return };
-        let State::Merging { phase, asked: true, .. } = lease.state else { return };
+        let State::Merging { phase, step: Step::Merging, .. } = lease.state else { return };
         match result {
             Ok(()) => self.swap_in(id, out),
             Err(fault) => {
@@ -96,10 +91,11 @@ impl Core {
     fn swap_in(&mut self, id: LeaseId, out: &mut Vec<Output>) {
         let lease = &self.leases[&id];
         let State::Merging { request, phase, .. } = lease.state else { return };
-        let (session, file, range, run) = (lease.session, lease.file, lease.range, lease.run);
+        let (file, range, run) = (lease.file, lease.range, lease.run);
         if lease.poisoned {
+            let error = CommitError::Poisoned(lease.of.unwrap_or(id));
             self.leave_phase_undone(file, phase, out);
-            return self.commit_failed(id, CommitError::Poisoned(id), out);
+            return self.commit_failed(id, error, out);
         }
         let order = whole_blocks(range).and_then(|replaced| self.cut_failed_writes(file, replaced, out));
         let state = self.file_mut(file);
@@ -108,20 +104,36 @@ impl Core {
         self.begin_write(file, range, run, id, order, out);
         self.advance_syncs(file, out);
         self.leave_phase(file, phase);
-        self.answer(request, Reply::Commit(Ok(Committed { size })), out);
-        out.push(Output::Forget { lease: id, session });
-        self.lease_over(id, Outcome::Committed, out);
+        self.commit_over(id, request, Ok(Committed { size }), out);
     }
 
     /// The lease is fenced, and holds no phase: nothing of it gets into the file.
     pub(crate) fn commit_failed(&mut self, id: LeaseId, error: CommitError, out: &mut Vec<Output>) {
         let lease = &self.leases[&id];
         let (State::Verifying { request } | State::Merging { request, .. }) = lease.state else { return };
-        let (session, run) = (lease.session, lease.run);
+        let run = lease.run;
         self.free_frames(run, Owner::Lease(id));
-        self.answer(request, Reply::Commit(Err(error)), out);
-        out.push(Output::Forget { lease: id, session });
-        self.lease_over(id, Outcome::Released, out);
+        self.commit_over(id, request, Err(error), out);
+    }
+
+    /// Tells the holder; the lease is over, or the capture, which has no key.
+    fn commit_over(
+        &mut self,
+        id: LeaseId,
+        request: RequestId,
+        result: Result<Committed, CommitError>,
+        out: &mut Vec<Output>,
+    ) {
+        let lease = &self.leases[&id];
+        let (session, captured) = (lease.session, lease.of.is_some());
+        let outcome = if result.is_ok() { Outcome::Committed } else { Outcome::Released };
+        if captured {
+            self.answer(request, Reply::Capture(result), out);
+        } else {
+            self.answer(request, Reply::Commit(result), out);
+            out.push(Output::Forget { lease: id, session });
+        }
+        self.lease_over(id, outcome, out);
     }
 }
 

@@ -4,6 +4,7 @@ use crate::breaks::Break;
 use crate::config::Config;
 use crate::file::File;
 use crate::frame::FrameTable;
+use crate::holder::Ask;
 use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick, WriteId};
 use crate::input::Input;
 use crate::lease::Lease;
@@ -53,8 +54,10 @@ pub struct Core {
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) files: BTreeMap<FileId, File>,
     pub(crate) leases: BTreeMap<LeaseId, Lease>,
+    /// Captures that are leases by now, by the lease that they capture, as they came.
+    pub(crate) captures: BTreeMap<LeaseId, VecDeque<LeaseId>>,
     pub(crate) requests: BTreeMap<RequestId, Request>,
-    /// Commits and releases that are owed an answer, by the lease that carries them.
+    /// Commits, captures and releases that are owed an answer, by the lease that carries them.
     pub(crate) answers: BTreeMap<RequestId, LeaseId>,
     pub(crate) breaks: BTreeMap<BreakId, Break>,
     pub(crate) writes: BTreeMap<WriteId, Writeback>,
@@ -106,6 +109,7 @@ impl Core {
             sessions: BTreeMap::from([(SessionId::LOCAL, Session::local())]),
             files: BTreeMap::new(),
             leases: BTreeMap::new(),
+            captures: BTreeMap::new(),
             requests: BTreeMap::new(),
             answers: BTreeMap::new(),
             breaks: BTreeMap::new(),
@@ -170,8 +174,15 @@ impl Core {
             Input::Acquire { request, session, wants, on_conflict, deadline } => {
                 self.acquire(request, session, wants, on_conflict, deadline, out);
             }
-            Input::Commit { request, session, lease } => self.commit(request, session, lease, out),
-            Input::Release { request, session, lease } => self.release(request, session, lease, out),
+            Input::Commit { request, session, lease } => {
+                self.holder_asks(request, session, lease, Ask::Commit, out);
+            }
+            Input::Release { request, session, lease } => {
+                self.holder_asks(request, session, lease, Ask::Release, out);
+            }
+            Input::Capture { request, session, lease, range, deadline } => {
+                self.holder_asks(request, session, lease, Ask::Capture { range, deadline }, out);
+            }
             Input::Read { request, file, range, deadline } => self.read(request, file, range, deadline, out),
             Input::ReadFinished { request } => self.read_finished(request),
             Input::Change { request, file, change, breaker } => {
@@ -182,15 +193,15 @@ impl Core {
             Input::LeaseLoaded { lease, result } => self.lease_loaded(lease, result, out),
             Input::ReadLoaded { request, result } => self.read_loaded(request, result, out),
             Input::Exposed { lease, result } => self.exposed(lease, result, out),
-            Input::Fenced { lease } => self.fenced(lease, out),
-            Input::FenceUnproven { lease } => self.fence_unproven(lease, out),
+            Input::Fenced { lease } => self.fence_answered(lease, true, out),
+            Input::FenceUnproven { lease } => self.fence_answered(lease, false, out),
             Input::Verified { lease, agrees } => self.verified(lease, agrees, out),
             Input::Merged { lease, result } => self.merged(lease, result, out),
+            Input::Captured { lease } => self.captured(lease, out),
             Input::Recorded { write, result } => self.recorded(write, result, out),
             Input::Written { write, result } => self.written(write, result, out),
             Input::Performed { request, result } => self.performed(request, result, out),
             Input::Flushed { request, result } => self.flushed(request, result, out),
-            Input::Capture { .. } | Input::Captured { .. } => todo!("captures"),
         }
     }
 

@@ -32,6 +32,8 @@ pub(crate) struct Lease {
     pub run: Run,
     pub state: State,
     pub since: Tick,
+    /// A capture has no key, and copies what is under the key of this lease.
+    pub of: Option<LeaseId>,
     /// The acquire that it is for, until that is granted: its holder does not know it before.
     pub request: Option<RequestId>,
     /// It must end, with this outcome for those who broke it, once the outstanding answer has come.
@@ -64,15 +66,34 @@ pub(crate) enum State {
     Exposing,
     Live,
     Fencing(Ending),
+    /// The fence is proven, or will never be; it waits for its captures.
+    Fenced {
+        ending: Ending,
+        proven: bool,
+    },
     Verifying {
         request: RequestId,
     },
-    /// It waits for its phase and then swaps its blocks in; `asked`: `Output::Merge` is out.
+    /// A capture behind earlier ones of the same lease.
+    Queued {
+        request: RequestId,
+    },
+    /// It waits for its phase and then swaps its blocks in.
     Merging {
         request: RequestId,
         phase: PhaseId,
-        asked: bool,
+        step: Step,
     },
+}
+
+/// How far a commit, or a capture, has come with its phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Step {
+    InLine,
+    /// `Output::Capture` is out.
+    Copying,
+    /// `Output::Merge` is out.
+    Merging,
 }
 
 /// Why a lease is fenced.
@@ -86,9 +107,57 @@ pub(crate) enum Ending {
 }
 
 impl Lease {
+    /// A lease of fresh frames.
+    pub fn new(
+        session: SessionId,
+        identity: Arc<Identity>,
+        file: FileId,
+        range: ByteRange,
+        access: Access,
+        run: Run,
+        since: Tick,
+    ) -> Lease {
+        Lease {
+            session,
+            identity,
+            file,
+            range,
+            access,
+            run,
+            state: State::Exposing,
+            since,
+            of: None,
+            request: None,
+            abandoned: None,
+            poisoned: false,
+            breaks: Vec::new(),
+            deadline: None,
+            by: None,
+            watchers: BTreeSet::new(),
+            write: None,
+            detached: false,
+        }
+    }
+
     /// Whether a key of it may be able to place bytes.
     pub fn has_key(&self) -> bool {
-        matches!(self.state, State::Exposing | State::Live | State::Fencing(_))
+        matches!(
+            self.state,
+            State::Exposing | State::Live | State::Fencing(_) | State::Fenced { proven: false, .. }
+        )
+    }
+
+    /// Whether it ends soon, whatever its holder does.
+    pub fn is_ending(&self) -> bool {
+        self.abandoned.is_some()
+            || match self.state {
+                State::Loading { .. } | State::Zeroing | State::Exposing | State::Live => false,
+                State::Fencing(_)
+                | State::Fenced { .. }
+                | State::Verifying { .. }
+                | State::Queued { .. }
+                | State::Merging { .. } => true,
+            }
     }
 
     /// What a commit is told after a revoke.
@@ -121,25 +190,8 @@ impl Core {
         let owner = self.sessions.get_mut(&session).expect("requests end with their session");
         owner.leases.insert(id);
         let Want { file, range, access } = want;
-        let lease = Lease {
-            session,
-            identity: owner.identity.clone(),
-            file,
-            range,
-            access,
-            run,
-            state: State::Exposing,
-            since: self.now,
-            request: Some(request),
-            abandoned: None,
-            poisoned: false,
-            breaks: Vec::new(),
-            deadline: None,
-            by: None,
-            watchers: BTreeSet::new(),
-            write: None,
-            detached: false,
-        };
+        let mut lease = Lease::new(session, owner.identity.clone(), file, range, access, run, self.now);
+        lease.request = Some(request);
         self.leases.insert(id, lease);
         self.file_mut(file).leases.insert(range, access.writes(), id);
         self.break_for_those_who_wait(id, out);
@@ -240,7 +292,11 @@ impl Core {
                 self.stop_grace(id);
             }
             State::Live => self.fence(id, Ending::Abandon(outcome), out),
-            State::Fencing(_) | State::Verifying { .. } | State::Merging { .. } => {}
+            State::Fencing(_)
+            | State::Fenced { .. }
+            | State::Verifying { .. }
+            | State::Queued { .. }
+            | State::Merging { .. } => {}
         }
     }
 
@@ -249,32 +305,6 @@ impl Core {
         if self.leases.get(&id).is_some_and(|lease| lease.state == State::Live) {
             self.fence(id, Ending::Revoke(reason), out);
         }
-    }
-
-    pub(crate) fn release(
-        &mut self,
-        request: RequestId,
-        session: SessionId,
-        id: LeaseId,
-        out: &mut Vec<Output>,
-    ) {
-        if self.is_known(request) {
-            return;
-        }
-        if self.is_usable(session, id) {
-            self.answers.insert(request, id);
-            self.fence(id, Ending::Release(request), out);
-        } else {
-            let _known_now = self.late_commit(session, id, out);
-            self.reply(request, Reply::Release(Err(NoSuchLease(id))), out);
-        }
-    }
-
-    /// Whether the session has been granted the lease, and it is not ending.
-    pub(crate) fn is_usable(&self, session: SessionId, id: LeaseId) -> bool {
-        self.leases.get(&id).is_some_and(|lease| {
-            lease.session == session && lease.state == State::Live && lease.request.is_none()
-        })
     }
 
     pub(crate) fn fence(&mut self, id: LeaseId, ending: Ending, out: &mut Vec<Output>) {
@@ -290,29 +320,40 @@ impl Core {
         }
     }
 
-    pub(crate) fn fenced(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        let Some(lease) = self.leases.get(&id) else { return };
+    /// The fence is proven, or will never be. The lease ends when its captures are over.
+    pub(crate) fn fence_answered(&mut self, id: LeaseId, proven: bool, out: &mut Vec<Output>) {
+        let Some(lease) = self.leases.get_mut(&id) else { return };
         let State::Fencing(ending) = lease.state else { return };
-        let run = lease.run;
-        if let Ending::Commit(request) = ending {
-            return self.commit_fenced(id, request, out);
-        }
-        if self.config.scheme.data_path == DataPath::FileFrames {
-            self.return_file_frames(id, out);
-        } else {
-            self.free_frames(run, Owner::Lease(id));
-        }
-        self.tell_uncommitted(id, ending, true, out);
+        lease.state = State::Fenced { ending, proven };
+        self.end_fenced(id, out);
     }
 
-    pub(crate) fn fence_unproven(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        let Some(lease) = self.leases.get(&id) else { return };
-        let State::Fencing(ending) = lease.state else { return };
-        let (run, session) = (lease.run, lease.session);
+    /// Ends the lease, if it is fenced and nothing is copied from its frames any more.
+    pub(crate) fn end_fenced(&mut self, id: LeaseId, out: &mut Vec<Output>) {
+        let lease = &self.leases[&id];
+        let State::Fenced { ending, proven } = lease.state else { return };
+        if self.captures.contains_key(&id) {
+            return;
+        }
+        match ending {
+            _ if !proven => self.quarantine(id, out),
+            Ending::Commit(request) => return self.commit_fenced(id, request, out),
+            _ if self.config.scheme.data_path == DataPath::FileFrames => self.return_file_frames(id, out),
+            _ => {
+                let run = lease.run;
+                self.free_frames(run, Owner::Lease(id));
+            }
+        }
+        self.tell_uncommitted(id, ending, proven, out);
+    }
+
+    /// Bytes may still land in its frames, until nothing is left of the session's endpoint.
+    fn quarantine(&mut self, id: LeaseId, out: &mut Vec<Output>) {
         self.drop_write_under_key(id, out);
+        let lease = &self.leases[&id];
+        let (run, session) = (lease.run, lease.session);
         self.frames.hand_over(run, Owner::Lease(id), Owner::Quarantine(session));
         out.push(Output::Disconnect { session });
-        self.tell_uncommitted(id, ending, false, out);
     }
 
     /// The lease is over without a commit: tells its holder, and those who wait.
@@ -379,5 +420,8 @@ impl Core {
             self.end_break(broken, outcome, out);
         }
         self.work.requests.extend(lease.watchers);
+        if let Some(of) = lease.of {
+            self.next_capture(of, out);
+        }
     }
 }

@@ -28,6 +28,7 @@ extern crate alloc;
 
 mod acquire;
 pub mod breaks;
+mod capture;
 mod change;
 mod commit;
 pub mod config;
@@ -35,6 +36,7 @@ mod core;
 mod file;
 mod file_frames;
 mod frame;
+mod holder;
 pub mod identity;
 pub mod ids;
 #[allow(missing_docs, reason = "the fields of a variant are named for their types and for its comment")]

@@ -4,7 +4,7 @@ use crate::breaks::Break;
 use crate::identity::Identity;
 use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick, WriteId};
 use crate::input::{Access, Change, Fault};
-use crate::range::{BlockRange, ByteRange, Run};
+use crate::range::{BLOCK_BYTES, BlockRange, ByteRange, Run};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -151,7 +151,8 @@ fn held_by(holder: &Option<(LeaseId, Arc<Identity>)>) -> impl core::fmt::Display
     Shown(holder)
 }
 
-/// Why nothing was committed. The lease is over in every case; the file is as it was.
+/// Why nothing was committed, or captured; the file is as it was. After a commit the lease is over in every case; after
+/// a capture it goes on, if it is not over or ending for another reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum CommitError {
     /// Not, or no more, a lease of this session.
@@ -177,6 +178,11 @@ pub enum CommitError {
     /// The file was removed.
     #[error("the file of lease {0} was removed")]
     Removed(LeaseId),
+    /// A capture of a lease whose frames need not hold the file's bytes where nothing was written.
+    #[error(
+        "lease {0} is for overwriting, so a part of it cannot be captured; acquire it for updating instead"
+    )]
+    NotPreloaded(LeaseId),
     /// A capture of bytes that are not all under the lease.
     #[error("{range} is not all within lease {lease}; capture what is leased")]
     OutOfLease { lease: LeaseId, range: ByteRange },
@@ -189,7 +195,7 @@ pub enum CommitError {
     /// A capture for which a limit of the server leaves no room.
     #[error("limit reached: {limit} is {max}; raise it in the server's configuration")]
     Limit { limit: &'static str, max: u64 },
-    /// The boundary blocks could not be read.
+    /// The boundary blocks could not be read, or an earlier commit of the blocks not written.
     #[error(transparent)]
     Fault(#[from] Fault),
 }
@@ -225,6 +231,12 @@ pub enum ChangeError {
     /// A limit of the server.
     #[error("limit reached: {limit} is {max}; raise it in the server's configuration")]
     Limit { limit: &'static str, max: u64 },
+    /// A collapse of a range that is not of whole blocks, or does not end before the end of file.
+    #[error(
+        "cannot take {range} out of a file of {size} bytes: it must begin and end at a multiple of {BLOCK_BYTES} bytes, \
+         and end before the end of file; choose such a range, or truncate the file"
+    )]
+    CannotCollapse { range: ByteRange, size: u64 },
     /// The file system said no.
     #[error(transparent)]
     Fault(#[from] Fault),
@@ -264,7 +276,7 @@ pub enum Notice {
 /// What a breaker wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// A truncate, punch or removal.
+    /// A change of the file's layout, or what must have the file to itself in the same way.
     Change(Change),
     /// An acquire with `OnConflict::Break` (a local write is one, too: the holder is `SessionId::LOCAL`).
     Acquire { range: ByteRange, access: Access },

@@ -155,7 +155,7 @@ impl Core {
                     PhaseOwner::Commit(lease) => self.commit_phase_held(lease, id, out),
                     PhaseOwner::Load(lease) => self.load_phase_held(lease, id, out),
                     PhaseOwner::Read(request) => self.read_phase_held(request, out),
-                    PhaseOwner::Change(request) => self.change_phase_held(request, out),
+                    PhaseOwner::Change(request) => self.change_phase_held(request, id, out),
                 }
             }
         }
@@ -214,6 +214,7 @@ pub(crate) fn intersection(a: BlockRange, b: BlockRange) -> Option<BlockRange> {
     BlockRange::new(a.start().max(b.start()), a.end().min(b.end()))
 }
 
-fn contains(outer: BlockRange, inner: BlockRange) -> bool {
+/// Whether all blocks of `inner` are in `outer`.
+pub(crate) fn contains(outer: BlockRange, inner: BlockRange) -> bool {
     outer.start() <= inner.start() && inner.end() <= outer.end()
 }

@@ -7,10 +7,11 @@
 //! A change goes before acquires that are not granted yet: otherwise a queue of them could delay it by a grace period
 //! each (P5). Among acquires, and among changes, it is first come, first served.
 //!
-//! Commits and releases are not here: their leases carry them.
+//! Commits and releases are not here: their leases carry them, and those of captures as soon as they have frames.
 
 use crate::acquire::Acquire;
 use crate::breaks::Outcome;
+use crate::capture::Capture;
 use crate::change::ChangeRequest;
 use crate::core::{Core, Timer};
 use crate::ids::{LeaseId, RequestId};
@@ -36,9 +37,10 @@ pub(crate) enum Kind {
     Read(Read),
     Change(ChangeRequest),
     Sync(Sync),
+    Capture(Capture),
 }
 
-/// What an acquire or a change watches.
+/// What an acquire, a change or a capture watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Blocker {
     Lease(LeaseId),
@@ -73,7 +75,7 @@ impl Core {
         out.push(Output::Reply { request, reply });
     }
 
-    /// The answer to a commit or a release, if anybody still wants it.
+    /// The answer to a commit, a capture or a release, if anybody still wants it.
     pub(crate) fn answer(&mut self, request: RequestId, reply: Reply, out: &mut Vec<Output>) {
         if self.answers.remove(&request).is_some() {
             self.reply(request, reply, out);
@@ -106,6 +108,7 @@ impl Core {
         match &mut self.requests.get_mut(&id)?.kind {
             Kind::Acquire(acquire) => Some(&mut acquire.blocker),
             Kind::Change(change) => Some(&mut change.blocker),
+            Kind::Capture(capture) => Some(&mut capture.blocker),
             Kind::Read(_) | Kind::Sync(_) => None,
         }
     }
@@ -115,6 +118,7 @@ impl Core {
         match self.requests.get(&id).map(|request| &request.kind) {
             Some(Kind::Acquire(_)) => self.advance_acquire(id, out),
             Some(Kind::Change(_)) => self.advance_change(id),
+            Some(Kind::Capture(_)) => self.advance_capture(id, out),
             Some(Kind::Read(_) | Kind::Sync(_)) | None => {}
         }
     }
@@ -125,6 +129,7 @@ impl Core {
             match &self.requests[&first].kind {
                 Kind::Acquire(_) => self.advance_acquire(first, out),
                 Kind::Read(_) => self.advance_read(first, out),
+                Kind::Capture(_) => self.advance_capture(first, out),
                 Kind::Change(_) | Kind::Sync(_) => unreachable!("changes and syncs need no frames"),
             }
             if self.frame_queue.first() == Some(&first) {
@@ -143,13 +148,14 @@ impl Core {
 
     /// Whoever asked has gone.
     pub(crate) fn cancel(&mut self, id: RequestId, out: &mut Vec<Output>) {
-        // A commit or release goes on: it ends a lease. Only its answer is dropped.
+        // A commit, a capture or a release goes on. Only its answer is dropped.
         self.answers.remove(&id);
         match self.requests.get(&id).map(|request| &request.kind) {
             Some(Kind::Acquire(_)) => self.end_acquire(id, Outcome::Released, out),
             Some(Kind::Read(_)) => self.cancel_read(id),
             Some(Kind::Change(_)) => self.cancel_change(id),
             Some(Kind::Sync(_)) => self.cancel_sync(id),
+            Some(Kind::Capture(_)) => self.forget_capture(id),
             None => {}
         }
     }
@@ -159,6 +165,7 @@ impl Core {
         match self.requests.get(&id).map(|request| &request.kind) {
             Some(Kind::Acquire(_)) => self.acquire_timed_out(id, out),
             Some(Kind::Read(_)) => self.read_timed_out(id, out),
+            Some(Kind::Capture(_)) => self.capture_timed_out(id, out),
             Some(Kind::Change(_) | Kind::Sync(_)) | None => {}
         }
     }

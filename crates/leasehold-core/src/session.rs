@@ -9,7 +9,8 @@ use crate::identity::{Evidence, Identity};
 use crate::ids::{LeaseId, RequestId, SessionId};
 use crate::input::Access;
 use crate::lease::{Ending, State};
-use crate::output::{AcquireError, CommitError, Output, RevokeReason};
+use crate::output::{AcquireError, CommitError, NoSuchLease, Output, RevokeReason};
+use crate::request::Kind;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -21,9 +22,9 @@ pub(crate) struct Session {
     pub identity: Arc<Identity>,
     /// Its leases in any state.
     pub leases: BTreeSet<LeaseId>,
-    /// Leases that its acquires in waiting will need.
+    /// Leases that these will need.
     pub leases_wanted: usize,
-    /// Its acquires that are owed an answer.
+    /// Its acquires that are owed an answer, and its captures that have no frames yet.
     pub requests: BTreeSet<RequestId>,
     /// Leases that ended without a commit, oldest first: what a late commit of them is told. Their keys swallow late
     /// bytes until they are forgotten.
@@ -76,7 +77,13 @@ impl Core {
             out.push(Output::Disconnect { session: id });
         }
         for request in requests {
-            self.refuse_acquire(request, AcquireError::NoSession, Outcome::SessionEnded, out);
+            match &self.requests[&request].kind {
+                Kind::Capture(capture) => {
+                    let error = NoSuchLease(capture.of).into();
+                    self.refuse_capture(request, error, out);
+                }
+                _ => self.refuse_acquire(request, AcquireError::NoSession, Outcome::SessionEnded, out),
+            }
         }
         for lease in leases {
             if let Some(state) = self.leases.get_mut(&lease) {
@@ -94,8 +101,12 @@ impl Core {
 
     /// The session's data stream has failed a checksum: whatever it wrote and has not committed cannot be trusted.
     pub(crate) fn poison_session(&mut self, id: SessionId, out: &mut Vec<Output>) {
-        let Some(session) = self.sessions.get(&id) else { return };
-        for lease in session.leases.clone() {
+        let leases: Vec<LeaseId> = match self.sessions.get(&id) {
+            Some(session) => session.leases.iter().copied().collect(),
+            // It has ended, but what it had sent in time is on its way.
+            None => self.leases.iter().filter(|(_, lease)| lease.session == id).map(|(&id, _)| id).collect(),
+        };
+        for lease in leases {
             let Some(state) = self.leases.get_mut(&lease) else { continue };
             if state.access == Access::Read {
                 continue;
@@ -134,7 +145,8 @@ impl Core {
     ) -> CommitError {
         if let Some(state) = self.leases.get(&lease)
             && state.session == id
-            && let State::Fencing(Ending::Revoke(reason)) = state.state
+            && let State::Fencing(Ending::Revoke(reason))
+            | State::Fenced { ending: Ending::Revoke(reason), .. } = state.state
         {
             return state.commit_error(lease, reason);
         }
@@ -146,6 +158,6 @@ impl Core {
             out.push(Output::Forget { lease, session: id });
             return error;
         }
-        crate::output::NoSuchLease(lease).into()
+        NoSuchLease(lease).into()
     }
 }

@@ -10,7 +10,7 @@ use crate::core::Core;
 use crate::identity::Identity;
 use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick, WriteId};
 use crate::input::Access;
-use crate::lease::{Lease, State};
+use crate::lease::{Ending, Lease, State};
 use crate::output::Operation;
 use crate::phase::{PhaseId, PhaseOwner, Progress};
 use crate::range::{ByteRange, Run};
@@ -18,6 +18,7 @@ use crate::read::{Read, ReadStage};
 use crate::request::{Kind, Request};
 use crate::scheme::LayoutRule;
 use crate::sync::{Sync, SyncStage};
+use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -95,6 +96,8 @@ pub enum WaitKind {
     Commit(LeaseId),
     /// A release of this lease.
     Release(LeaseId),
+    /// A capture of some bytes of this lease.
+    Capture(LeaseId, ByteRange),
 }
 
 /// What a request waits for.
@@ -231,6 +234,12 @@ impl Core {
                 };
                 wait(*file, WaitKind::Sync, None, None, on)
             }
+            Kind::Capture(capture) => {
+                let lease = self.leases.get(&capture.of)?;
+                let what = WaitKind::Capture(capture.of, capture.range);
+                let (who, until) = (lease.identity.clone(), capture.deadline);
+                wait(lease.file, what, Some(who), Some(until), alloc::vec![WaitOn::Frames])
+            }
         }
     }
 
@@ -288,7 +297,11 @@ impl Core {
         let lease = &self.leases[&id];
         match lease.state {
             State::Fencing(_) => WaitOn::Fence(id),
-            State::Verifying { .. } => WaitOn::Disk,
+            State::Fenced { .. } => match self.captures.get(&id).and_then(VecDeque::front) {
+                Some(&capture) => self.lease_in_the_way(capture),
+                None => WaitOn::Disk,
+            },
+            State::Queued { .. } | State::Verifying { .. } => WaitOn::Disk,
             State::Merging { phase, .. } => self.phase_waits_on(lease.file, phase),
             _ => WaitOn::Lease { id, holder: lease.identity.clone(), deadline: lease.deadline },
         }
@@ -310,8 +323,11 @@ impl Core {
     /// A commit or release that goes on.
     fn ending(&self, request: RequestId, id: LeaseId) -> Wait {
         let lease = &self.leases[&id];
-        let what = match lease.state {
-            State::Fencing(crate::lease::Ending::Release(_)) => WaitKind::Release(id),
+        let what = match (lease.of, lease.state) {
+            (Some(of), _) => WaitKind::Capture(of, lease.range),
+            (_, State::Fencing(Ending::Release(_)) | State::Fenced { ending: Ending::Release(_), .. }) => {
+                WaitKind::Release(id)
+            }
             _ => WaitKind::Commit(id),
         };
         let on = alloc::vec![self.lease_in_the_way(id)];
@@ -328,7 +344,9 @@ impl Lease {
             State::Live if self.request.is_some() => LeaseState::Preparing,
             State::Live => LeaseState::Live,
             State::Fencing(_) => LeaseState::Fencing,
-            State::Verifying { .. } | State::Merging { .. } => LeaseState::Committing,
+            State::Fenced { .. } | State::Verifying { .. } | State::Queued { .. } | State::Merging { .. } => {
+                LeaseState::Committing
+            }
         };
         LeaseView {
             id,

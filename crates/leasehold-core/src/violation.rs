@@ -3,11 +3,13 @@
 use crate::core::{Core, Timer};
 use crate::frame::Owner;
 use crate::ids::{FileId, LeaseId, RequestId, Tick, WriteId};
+use crate::input::Change;
 use crate::lease::State;
 use crate::range::ByteRange;
 use crate::read::{Read, ReadStage};
 use crate::request::Kind;
 use crate::scheme::{DataPath, LayoutRule};
+use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 
@@ -30,6 +32,11 @@ pub enum Violation {
     /// P5.
     #[error("P5 bounded breaks: {request} waits for {lease}, which has no deadline")]
     UnboundedWait { request: RequestId, lease: LeaseId },
+    /// P9.
+    #[error(
+        "P9 clones stay as they were: {request} clones a file whose frames the live key of {lease} can change"
+    )]
+    MovingClone { request: RequestId, lease: LeaseId },
     /// The core's own bookkeeping is wrong under every scheme.
     #[error("invariant of the core: {0}")]
     Inconsistent(String),
@@ -44,6 +51,7 @@ impl Violation {
             Violation::StrayKey { .. } => "P3",
             Violation::DisownedDirty { .. } => "P4",
             Violation::UnboundedWait { .. } => "P5",
+            Violation::MovingClone { .. } => "P9",
             Violation::Inconsistent(_) => "core",
         }
     }
@@ -78,14 +86,30 @@ impl Core {
             }
         }
         for (&request, state) in &self.requests {
-            if let Kind::Change(change) = &state.kind
-                && let (None, Some(takes)) = (change.phase, change.takes)
+            let Kind::Change(change) = &state.kind else { continue };
+            if let (None, Some(takes)) = (change.phase, change.takes)
                 && self.config.scheme.layout != LayoutRule::Ignore
             {
                 self.check_bounded(request, state.since, change.file, takes)?;
             }
+            if change.performing && change.change == Change::Clone {
+                self.check_still(request, change.file)?;
+            }
         }
         Ok(())
+    }
+
+    /// Nobody can change what is being cloned. Where DMA lands in the file's own frames, the clone has, or shares, what
+    /// lands there during it or later.
+    fn check_still(&self, request: RequestId, file: FileId) -> Result<(), Violation> {
+        if self.config.scheme.data_path == DataPath::PrivateFrames {
+            return Ok(());
+        }
+        let mut writers = self.file(file).leases.conflicting(ByteRange::ALL, false);
+        match writers.find(|lease| self.leases[lease].has_key()) {
+            Some(lease) => Err(Violation::MovingClone { request, lease }),
+            None => Ok(()),
+        }
     }
 
     /// Every lease that a change waits for ends by the change's own deadline, or is ending.
@@ -100,9 +124,7 @@ impl Core {
         let latest = self.now.max(since).after_ms(self.config.grace_ms);
         for lease in self.file(file).leases.conflicting(takes, true) {
             let state = &self.leases[&lease];
-            let ends_by_itself = state.abandoned.is_some()
-                || matches!(state.state, State::Fencing(_) | State::Verifying { .. } | State::Merging { .. });
-            if !ends_by_itself && state.deadline.is_none_or(|deadline| deadline > latest) {
+            if !state.is_ending() && state.deadline.is_none_or(|deadline| deadline > latest) {
                 return Err(Violation::UnboundedWait { request, lease });
             }
         }
@@ -172,6 +194,18 @@ impl Core {
         let files: usize = self.files.values().map(|file| file.writes.len()).sum();
         sound(files == self.writes.len(), "a file's writebacks are miscounted")?;
         sound(self.answers.values().all(|lease| self.leases.contains_key(lease)), "an answer is lost")?;
+        for (of, captures) in &self.captures {
+            let lease = self.leases.get(of).map(|lease| lease.state);
+            let there = matches!(lease, Some(State::Live | State::Fencing(_) | State::Fenced { .. }));
+            sound(there && !captures.is_empty(), "captures have outlived their lease")?;
+            for (at, id) in captures.iter().enumerate() {
+                let queued = matches!(self.leases[id].state, State::Queued { .. });
+                sound(self.leases[id].of == Some(*of) && queued == (at > 0), "a capture is out of line")?;
+            }
+        }
+        let captures: usize = self.captures.values().map(VecDeque::len).sum();
+        let leases = self.leases.values().filter(|lease| lease.of.is_some()).count();
+        sound(captures == leases, "a capture is in no line")?;
         for id in &self.frame_queue {
             sound(self.requests.contains_key(id), "a request that is gone is in line for frames")?;
         }

@@ -20,6 +20,21 @@ fn range((_, _, b, c): Throw) -> ByteRange {
     kib(start, start + 1 + u64::from(c) % 9)
 }
 
+/// Whole blocks.
+fn blocks((_, _, b, c): Throw) -> ByteRange {
+    let first = u64::from(b) % (FILE_KIB / 4);
+    kib(4 * first, 4 * (first + 1 + u64::from(c) % 3))
+}
+
+/// Mostly a part of what is leased.
+fn part(world: &World, lease: LeaseId, (_, _, b, c): Throw) -> ByteRange {
+    let Some(view) = world.core.lease(lease).filter(|_| c % 16 != 0) else { return kib(0, 1) };
+    let (start, sectors) = (view.range.start() / world::SECTOR, view.range.len() / world::SECTOR);
+    let from = u64::from(b) / 4 % sectors;
+    let length = 1 + u64::from(c) / 2 % (sectors - from);
+    kib(start + from, start + from + length)
+}
+
 fn access(a: u8) -> Access {
     [Access::Read, Access::Overwrite, Access::Update][usize::from(a) % 3]
 }
@@ -51,21 +66,29 @@ fn throw(world: &mut World, dice: Throw) {
             let leases = known_leases(world);
             if !leases.is_empty() {
                 let (session, lease) = leases[usize::from(b) % leases.len()];
-                if what % 32 == 7 {
-                    world.ask_release(session.0, lease);
-                } else {
-                    world.ask_commit(session.0, lease);
-                }
+                match what % 32 {
+                    7 if c % 2 == 0 => world.ask_release(session.0, lease),
+                    4 | 5 => world.ask_commit(session.0, lease),
+                    _ => world.ask_capture(session.0, lease, part(world, lease, dice), u64::from(a) * 4),
+                };
             }
         }
         8 | 9 => drop(world.ask_read(file, range(dice), u64::from(a) * 10)),
         10 => {
             let size = u64::from(c) % FILE_KIB * world::SECTOR;
-            let change = match a % 8 {
-                0..=4 => Change::Truncate { size },
-                5 | 6 => Change::Punch { range: range(dice) },
+            let change = match a % 16 {
+                0..=5 => Change::Truncate { size },
+                6 | 7 => Change::Punch { range: range(dice) },
+                8 | 9 => Change::Zero { range: range(dice) },
+                10 | 11 if c % 8 == 0 => Change::Collapse { range: range(dice) },
+                10 | 11 => {
+                    let first = u64::from(b) % 4;
+                    Change::Collapse { range: kib(4 * first, 4 * (first + 1 + u64::from(c) % 2)) }
+                }
+                12 | 13 => Change::Clone,
+                14 => Change::Adopt { range: range(dice) },
                 _ if b == 0 => Change::Remove,
-                _ => Change::Punch { range: range(dice) },
+                _ => Change::Adopt { range: blocks(dice) },
             };
             world.ask_change(file, change);
         }
@@ -109,7 +132,7 @@ fn nonsense(world: &mut World, (_, a, b, c): Throw) {
     let (lease, write, request) = (LeaseId(id), WriteId(id), RequestId(id));
     let result = if c % 2 == 0 { Ok(()) } else { Err(Fault::Io) };
     let before = world.core.clone();
-    world.step(match a % 12 {
+    world.step(match a % 13 {
         0 => Input::LeaseLoaded { lease, result },
         1 => Input::ReadLoaded { request, result },
         2 => Input::Exposed { lease, result },
@@ -119,8 +142,9 @@ fn nonsense(world: &mut World, (_, a, b, c): Throw) {
         6 => Input::Merged { lease, result },
         7 => Input::Recorded { write, result },
         8 => Input::Written { write, result },
-        9 => Input::Performed { request, result },
+        9 => Input::Performed { request, result: result.map(|()| Some(7)) },
         10 => Input::Flushed { request, result },
+        11 => Input::Captured { lease },
         _ => Input::FileOpened { file: FileId(1), size: 77 },
     });
     assert!(world.said.is_empty() || before.next_deadline() <= Some(world.now), "nonsense changes nothing");
@@ -144,7 +168,7 @@ fn config(expiry: bool, frames: u32) -> Config {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 160, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_the_order_every_request_is_answered_once_and_every_frame_comes_back(

@@ -25,8 +25,12 @@ const PATIENCE_MS: u64 = 60_000;
 /// What somebody may do, once each, at any moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Act {
-    /// A session asks for these bytes.
+    /// A session asks for these bytes, to overwrite them.
     Acquire(u64, u64, u64, OnConflict),
+    /// A session waits for these bytes, to update them.
+    Update(u64, u64, u64),
+    /// A session captures these bytes of the lease it has.
+    Capture(u64, u64, u64),
     /// A session commits, or releases, the lease it has.
     Commit(u64),
     Release(u64),
@@ -53,6 +57,7 @@ struct Seen {
     broken: BTreeSet<&'static str>,
     outcomes: BTreeSet<String>,
     committed: bool,
+    captured: bool,
     changed: bool,
     stuck: bool,
 }
@@ -87,6 +92,7 @@ impl State {
             match &output {
                 Output::Reply { reply, .. } => {
                     seen.committed |= matches!(reply, Reply::Commit(Ok(_)));
+                    seen.captured |= matches!(reply, Reply::Capture(Ok(_)));
                     seen.changed |= matches!(reply, Reply::Change(Ok(())));
                     continue;
                 }
@@ -96,16 +102,33 @@ impl State {
                 }
                 Output::Notify { .. } | Output::Forget { .. } => continue,
                 Output::Load { into: run, .. }
+                | Output::Capture { into: run, .. }
                 | Output::Zero { into: run, .. }
                 | Output::Expose { run, .. }
+                | Output::Verify { run, .. }
+                | Output::Merge { run, .. }
                 | Output::Record { run, .. }
                 | Output::Write { run, .. } => {
                     let reached = self.keys.values().any(|(_, other)| overlap(*run, *other));
                     if reached {
                         seen.broken.insert("frames that a key reaches");
                     }
+                    let copied = |other: &Output| matches!(other, Output::Capture { from, .. } if overlap(*run, *from));
+                    if self.pending.iter().any(copied) {
+                        seen.broken.insert("frames that are being copied");
+                    }
                 }
                 _ => {}
+            }
+            let is_write = |output: &Output| {
+                matches!(output, Output::Record { .. } | Output::Write { .. } | Output::Merge { .. })
+            };
+            let is_clone = |output: &Output| matches!(output, Output::Perform { change: Change::Clone, .. });
+            let both = |a: &dyn Fn(&Output) -> bool, b: &dyn Fn(&Output) -> bool| {
+                a(&output) && self.pending.iter().any(b)
+            };
+            if both(&is_write, &is_clone) || both(&is_clone, &is_write) {
+                seen.broken.insert("P9");
             }
             self.pending.push(output);
         }
@@ -135,9 +158,10 @@ impl State {
             }
             Output::Verify { lease, .. } => Input::Verified { lease, agrees: true },
             Output::Merge { lease, .. } => Input::Merged { lease, result },
+            Output::Capture { lease, .. } => Input::Captured { lease },
             Output::Record { write, .. } => Input::Recorded { write, result },
             Output::Write { write, .. } => Input::Written { write, result },
-            Output::Perform { request, .. } => Input::Performed { request, result },
+            Output::Perform { request, .. } => Input::Performed { request, result: Ok(None) },
             Output::Flush { request, .. } => Input::Flushed { request, result },
             Output::Reply { .. }
             | Output::Notify { .. }
@@ -158,12 +182,28 @@ impl State {
             let mut leases = self.core.leases();
             leases.find(|view| view.session == SessionId(session) && view.state == LeaseState::Live)
         };
+        let deadline = self.now.after_ms(PATIENCE_MS);
+        let acquire = |session, start, end, access, on_conflict| {
+            let range = ByteRange::new(start, end).expect("not empty");
+            let wants = vec![Want { file: FILE, range, access }];
+            Input::Acquire { request, session: SessionId(session), wants, on_conflict, deadline }
+        };
         let input = match act {
             Act::Acquire(session, start, end, on_conflict) => {
+                acquire(session, start, end, Access::Overwrite, on_conflict)
+            }
+            Act::Update(session, start, end) => {
+                acquire(session, start, end, Access::Update, OnConflict::Wait)
+            }
+            Act::Capture(session, start, end) => {
                 let range = ByteRange::new(start, end).expect("not empty");
-                let wants = vec![Want { file: FILE, range, access: Access::Overwrite }];
-                let deadline = self.now.after_ms(PATIENCE_MS);
-                Input::Acquire { request, session: SessionId(session), wants, on_conflict, deadline }
+                match lease_of(session) {
+                    Some(view) => {
+                        let (session, lease) = (view.session, view.id);
+                        Input::Capture { request, session, lease, range, deadline }
+                    }
+                    None => return false,
+                }
             }
             Act::Commit(session) => match lease_of(session) {
                 Some(view) => Input::Commit { request, session: view.session, lease: view.id },
@@ -284,15 +324,46 @@ const RIVALS: [Act; 5] = [
 const ALONE: [Act; 4] =
     [Act::Acquire(1, 0, 8192, OnConflict::Wait), Act::Release(1), Act::Sync, Act::Change(Change::Remove)];
 
+/// A resident lease: two captures that share a block, a truncate into it, a commit, a rival.
+const RESIDENT: [Act; 6] = [
+    Act::Update(1, 0, 8192),
+    Act::Capture(1, 512, 8192),
+    Act::Capture(1, 0, 4096),
+    TRUNCATE,
+    Act::Commit(1),
+    Act::Acquire(2, 0, 1024, OnConflict::Break),
+];
+
+/// A capture while others come and go, and an arena in which it may have to wait.
+const CAPTURED: [Act; 6] = [
+    Act::Update(1, 0, 8192),
+    Act::Capture(1, 0, 8192),
+    Act::Acquire(2, 8192, 20480, OnConflict::Wait),
+    Act::EndSession(1),
+    Act::Release(1),
+    Act::Change(Change::Remove),
+];
+
+/// A clone among commits, a capture and a truncate.
+const CLONED: [Act; 6] = [
+    Act::Update(1, 512, 8192),
+    Act::Capture(1, 512, 4096),
+    Act::Commit(1),
+    TRUNCATE,
+    Act::Change(Change::Clone),
+    Act::Sync,
+];
+
 #[test]
 fn leasehold_keeps_every_promise_in_every_order() {
-    for acts in [&NEIGHBOURS[..], &CROWD, &RIVALS, &ALONE] {
+    for acts in [&NEIGHBOURS[..], &CROWD, &RIVALS, &ALONE, &RESIDENT, &CAPTURED, &CLONED] {
         let seen = explore(LEASEHOLD, acts);
         assert_eq!(seen.broken, BTreeSet::new(), "after {} states", seen.states);
         assert!(!seen.stuck, "somebody waits for ever");
         assert!(seen.changed && seen.states > 100, "only {} states", seen.states);
         let commits = acts.contains(&Act::Commit(1));
         assert_eq!(seen.committed, commits);
+        assert_eq!(seen.captured, acts.iter().any(|act| matches!(act, Act::Capture(..))));
         let mut outcomes =
             BTreeSet::from([Outcome::Fenced, Outcome::Quarantined].map(|one| format!("{one:?}")));
         outcomes.insert(format!("{:?}", if commits { Outcome::Committed } else { Outcome::Released }));
@@ -307,6 +378,14 @@ fn naive_writes_unstable_blocks_and_lets_keys_outlive_their_blocks() {
     assert!(seen.broken.is_superset(&BTreeSet::from(["P1", "P3", "P4"])), "broken: {:?}", seen.broken);
     assert!(!seen.broken.contains("core"), "the machine itself is sound");
     assert!(!seen.broken.contains("P5"), "it waits for nobody");
+}
+
+#[test]
+fn older_designs_clone_what_a_peer_is_writing() {
+    for scheme in [NAIVE, BREAK_LAYOUTS] {
+        let seen = explore(scheme, &[ALONE[0], ALONE[1], Act::Change(Change::Clone)]);
+        assert!(seen.broken.contains("P9") && !seen.broken.contains("core"), "broken: {:?}", seen.broken);
+    }
 }
 
 #[test]

@@ -6,11 +6,12 @@ use leasehold_core::breaks::Outcome;
 use leasehold_core::ids::{FileId, LeaseId, SessionId};
 use leasehold_core::input::{Access, Change, Fault, Input, OnConflict};
 use leasehold_core::output::{
-    AcquireError, ChangeError, CommitError, Notice, Operation, Output, ReadError, Reply, RevokeReason,
-    SyncError,
+    AcquireError, ChangeError, CommitError, NoSuchLease, Notice, Operation, Output, ReadError, Reply,
+    RevokeReason, SyncError,
 };
 use leasehold_core::range::ByteRange;
-use leasehold_core::view::{LeaseState, WaitOn};
+use leasehold_core::schemes::{BREAK_LAYOUTS, NAIVE};
+use leasehold_core::view::{LeaseState, WaitKind, WaitOn};
 use leasehold_core::{Config, Limits, OnExpiry};
 use world::{SECTOR, World, kib, want, who};
 
@@ -861,6 +862,601 @@ fn a_sync_waits_for_what_took_the_place_of_what_it_owes() {
     world.run();
     assert_eq!(world.sync_reply(sync), Some(Ok(())));
     world.wind_down();
+}
+
+// Other changes, and what needs a file to itself in the same way
+
+fn zero(range: ByteRange) -> Change {
+    Change::Zero { range }
+}
+
+fn collapse(range: ByteRange) -> Change {
+    Change::Collapse { range }
+}
+
+fn adopt(range: ByteRange) -> Change {
+    Change::Adopt { range }
+}
+
+#[test]
+fn a_zero_breaks_what_it_takes_and_keeps_the_size() {
+    let mut world = world();
+    world.fill(1, kib(0, 8), 5);
+    let taken = world.lease(1, 1, kib(0, 2), Overwrite);
+    let kept = world.lease(1, 1, kib(3, 4), Overwrite);
+    let change = world.ask_change(1, zero(kib(1, 3)));
+    assert_eq!([taken, kept].map(|lease| breaks_told(&world, lease)), [1, 0]);
+    world.ask_release(1, taken);
+    world.run();
+    assert_eq!(world.change_reply(change), Some(Ok(())));
+    assert_eq!(world.see(1, kib(0, 9)), [5, 0, 0, 5, 5, 5, 5, 5]);
+    let past_the_end = world.ask_change(1, zero(kib(6, 100)));
+    world.run();
+    assert_eq!(world.change_reply(past_the_end), Some(Ok(())));
+    assert_eq!(world.core.file_size(FileId(1)), Some(8 * SECTOR));
+    world.wind_down();
+}
+
+#[test]
+fn a_zero_takes_the_place_of_a_failed_write_except_of_the_tail_that_carries_the_size() {
+    let mut world = world();
+    failed_write(&mut world, kib(0, 12), 5);
+    let change = world.ask_change(1, zero(kib(4, 8)));
+    world.answer_one(is_perform, true);
+    assert_eq!(world.change_reply(change), Some(Ok(())), "the disk need not take the write first");
+    world.run();
+    assert_eq!(world.see(1, kib(0, 12)), [5, 5, 5, 5, 0, 0, 0, 0, 5, 5, 5, 5]);
+
+    let mut world = self::world();
+    failed_write(&mut world, kib(0, 12), 5);
+    let change = world.ask_change(1, zero(kib(0, 12)));
+    assert!(!world.is_pending(is_perform));
+    world.answer_one(is_write, true);
+    world.run();
+    assert_eq!(world.change_reply(change), Some(Ok(())));
+    assert_eq!(world.see(1, kib(0, 12)), [0; 12]);
+    world.wind_down();
+}
+
+#[test]
+fn a_collapse_breaks_all_from_its_start_on_and_moves_what_is_behind_it_to_the_front() {
+    let mut world = world();
+    for at in 0..4 {
+        world.fill(1, kib(4 * at, 4 * at + 4), 1 + at as u8);
+    }
+    let before = world.lease(1, 1, kib(0, 4), Update);
+    let behind = world.lease(2, 1, kib(13, 14), Overwrite);
+    let past_the_end = world.lease(2, 1, kib(40, 41), Overwrite);
+    let change = world.ask_change(1, collapse(kib(4, 8)));
+    assert_eq!([before, behind, past_the_end].map(|lease| breaks_told(&world, lease)), [0, 1, 1]);
+    world.dma(behind, 9);
+    let commit = world.ask_commit(2, behind);
+    world.ask_release(2, past_the_end);
+    world.run();
+    assert!(matches!(world.commit_reply(commit), Some(Ok(_))), "in time, at the offset of then");
+    assert_eq!(world.change_reply(change), Some(Ok(())));
+    assert_eq!(world.core.file_size(FileId(1)), Some(12 * SECTOR));
+    assert_eq!(world.see(1, kib(0, 16)), [1, 1, 1, 1, 3, 3, 3, 3, 4, 9, 4, 4]);
+    assert!(world.core.lease(before).is_some());
+    world.wind_down();
+}
+
+/// The first collapse counted all that was behind it as replaced, as a truncate does, and dropped it.
+#[test]
+fn what_moves_in_a_collapse_is_on_disk_first_and_if_it_cannot_be_nothing_moves() {
+    let mut world = world();
+    world.fill(1, kib(0, 12), 5);
+    failed_write(&mut world, kib(8, 12), 6);
+    let change = world.ask_change(1, collapse(kib(0, 4)));
+    assert!(!world.is_pending(is_perform));
+    world.answer_one(is_write, false);
+    assert_eq!(world.change_reply(change), Some(Err(ChangeError::Fault(Fault::NoSpace))));
+    world.run();
+    assert_eq!(world.see(1, kib(0, 12)), [5, 5, 5, 5, 5, 5, 5, 5, 6, 6, 6, 6], "nothing is lost");
+    world.wind_down();
+}
+
+#[test]
+fn what_a_collapse_takes_out_need_not_get_to_the_disk() {
+    let mut world = world();
+    world.fill(1, kib(0, 12), 5);
+    failed_write(&mut world, kib(0, 8), 6);
+    let change = world.ask_change(1, collapse(kib(4, 8)));
+    world.answer_one(is_perform, true);
+    assert_eq!(world.change_reply(change), Some(Ok(())));
+    world.run();
+    assert_eq!(world.see(1, kib(0, 12)), [6, 6, 6, 6, 5, 5, 5, 5]);
+    world.wind_down();
+}
+
+#[test]
+fn a_collapse_that_cannot_be_made_is_refused_before_it_breaks_anything() {
+    let mut world = world();
+    world.fill(1, kib(0, 8), 5);
+    let lease = world.lease(1, 1, kib(0, 8), Update);
+    for range in [kib(1, 4), kib(0, 3), kib(4, 8), kib(4, 12)] {
+        let change = world.ask_change(1, collapse(range));
+        let size = 8 * SECTOR;
+        assert_eq!(world.change_reply(change), Some(Err(ChangeError::CannotCollapse { range, size })));
+    }
+    assert_eq!(breaks_told(&world, lease), 0);
+    world.wind_down();
+}
+
+#[test]
+fn a_collapse_is_judged_by_the_size_at_its_turn() {
+    let mut world = world();
+    world.fill(1, kib(0, 16), 5);
+    let lease = world.lease(1, 1, kib(12, 16), Update);
+    let truncate = world.ask_change(1, truncate(8));
+    let change = world.ask_change(1, collapse(kib(4, 8)));
+    assert_eq!(world.change_reply(change), None, "of 16 KiB it could be made");
+    world.ask_release(1, lease);
+    world.run();
+    assert_eq!(world.change_reply(truncate), Some(Ok(())));
+    let error = ChangeError::CannotCollapse { range: kib(4, 8), size: 8 * SECTOR };
+    assert_eq!(world.change_reply(change), Some(Err(error)));
+    assert_eq!(world.see(1, kib(0, 16)), [5; 8]);
+    world.wind_down();
+}
+
+#[test]
+fn a_clone_is_what_was_committed_before_it_and_breaks_no_lease() {
+    let mut world = world();
+    let before = world.lease(1, 1, kib(0, 4), Overwrite);
+    let after = world.lease(2, 1, kib(4, 8), Overwrite);
+    world.dma(before, 5);
+    world.dma(after, 6);
+    world.ask_commit(1, before);
+    world.answer_all(|output| !is_write(output));
+    let clone = world.ask_change(1, Change::Clone);
+    assert!(!world.is_pending(is_perform), "the commit is not on disk");
+    let commit = world.ask_commit(2, after);
+    world.answer_all(|output| is_fence(output) || is_verify(output));
+    world.answer_one(is_write, true);
+    assert!(world.is_pending(is_perform));
+    assert_eq!(world.commit_reply(commit), None, "not while the file is cloned");
+    assert_eq!(world.change_reply(clone), None);
+    world.answer_one(is_perform, true);
+    assert_eq!(world.change_reply(clone), Some(Ok(())));
+    world.run();
+    assert!(matches!(world.commit_reply(commit), Some(Ok(_))));
+    assert_eq!([before, after].map(|lease| breaks_told(&world, lease)), [0, 0]);
+    assert_eq!(world.clones, [[5; 4]]);
+    world.wind_down();
+}
+
+#[test]
+fn a_clone_fails_with_the_fault_of_a_write_that_does_not_get_to_the_disk() {
+    let mut world = world();
+    failed_write(&mut world, kib(0, 4), 5);
+    let clone = world.ask_change(1, Change::Clone);
+    world.answer_one(is_write, false);
+    assert_eq!(world.change_reply(clone), Some(Err(ChangeError::Fault(Fault::NoSpace))));
+    let clone = world.ask_change(1, Change::Clone);
+    world.run();
+    assert_eq!(world.change_reply(clone), Some(Ok(())));
+    world.wind_down();
+}
+
+#[test]
+fn changes_that_take_nothing_keep_their_turn_and_go_when_they_are_cancelled_or_the_file_is_removed() {
+    let mut world = world();
+    world.fill(1, kib(0, 8), 5);
+    let remove = world.ask_change(1, Change::Remove);
+    let changes = [Change::Clone, adopt(kib(0, 4)), adopt(kib(0, 100)), Change::Clone];
+    let waiting = changes.map(|change| world.ask_change(1, change));
+    assert_eq!(world.pending.iter().filter(|output| is_perform(output)).count(), 1);
+    let wait = world.core.waits().find(|wait| wait.request == waiting[0]).expect("it waits");
+    assert_eq!(wait.on, [WaitOn::Request(remove)]);
+    world.cancel(waiting[0]);
+    world.run();
+    assert_eq!(world.change_reply(remove), Some(Ok(())));
+    for gone in &waiting[1..] {
+        assert_eq!(world.change_reply(*gone), Some(Err(ChangeError::NoFile)));
+    }
+    assert!(world.clones.is_empty());
+
+    let clone = world.ask_change(2, Change::Clone);
+    let behind = world.ask_change(2, adopt(kib(0, 4)));
+    world.cancel(clone);
+    assert!(
+        !world.is_pending(|output| matches!(output, Output::Perform { change: Change::Adopt { .. }, .. }))
+    );
+    world.run();
+    assert_eq!(world.change_reply(behind), Some(Ok(())), "what is being performed goes on, unanswered");
+    world.wind_down();
+}
+
+#[test]
+fn an_adoption_does_not_lose_what_was_committed_to_its_blocks() {
+    let mut world = world();
+    world.fill(1, kib(0, 12), 5);
+    failed_write(&mut world, kib(4, 8), 6);
+    let elsewhere = world.ask_change(1, adopt(kib(0, 4)));
+    world.answer_one(is_perform, true);
+    assert_eq!(world.change_reply(elsewhere), Some(Ok(())));
+    let here = world.ask_change(1, adopt(kib(7, 8)));
+    world.answer_one(is_write, false);
+    assert_eq!(world.change_reply(here), Some(Err(ChangeError::Fault(Fault::NoSpace))));
+    world.run();
+    assert_eq!(world.see(1, kib(4, 8)), [6; 4]);
+    world.wind_down();
+}
+
+#[test]
+fn an_adoption_past_the_end_takes_the_size_while_no_commit_is_on_its_way() {
+    let mut world = world();
+    world.fill(1, kib(0, 12), 5);
+    let far = world.lease(2, 1, kib(40, 44), Overwrite);
+    let change = world.ask_change(1, adopt(kib(8, 100)));
+    let commit = world.ask_commit(2, far);
+    world.answer_all(|output| is_fence(output) || is_verify(output));
+    assert_eq!(world.commit_reply(commit), None, "the size that is found would not count it");
+    world.answer_one(is_perform, true);
+    assert_eq!(world.change_reply(change), Some(Ok(())));
+    world.run();
+    assert!(matches!(world.commit_reply(commit), Some(Ok(_))));
+    assert_eq!(world.core.file_size(FileId(1)), Some(44 * SECTOR));
+    assert_eq!(breaks_told(&world, far), 0);
+    world.wind_down();
+}
+
+#[test]
+fn an_adoption_that_the_end_of_file_came_before_gets_in_line_again_for_all_blocks() {
+    let mut world = world();
+    world.fill(1, kib(0, 12), 5);
+    let elsewhere = world.lease(2, 1, kib(0, 4), Overwrite);
+    let truncate = world.ask_change(1, truncate(6));
+    let change = world.ask_change(1, adopt(kib(4, 12)));
+    world.answer_one(is_perform, true);
+    assert_eq!(world.change_reply(truncate), Some(Ok(())));
+    assert!(world.is_pending(is_perform), "now it takes the size as well");
+    let commit = world.ask_commit(2, elsewhere);
+    world.answer_all(|output| is_fence(output) || is_verify(output));
+    assert_eq!(world.commit_reply(commit), None);
+    world.run();
+    assert_eq!(world.change_reply(change), Some(Ok(())));
+    assert!(matches!(world.commit_reply(commit), Some(Ok(_))));
+    world.wind_down();
+}
+
+// Captures (rule 7)
+
+fn is_capture(output: &Output) -> bool {
+    matches!(output, Output::Capture { .. })
+}
+
+fn is_live(world: &World, lease: LeaseId) -> bool {
+    world.core.lease(lease).is_some_and(|view| view.state == LeaseState::Live)
+}
+
+/// A file of 12 KiB of fives, of which 10 are under an update lease of session 1.
+fn resident() -> (World, LeaseId) {
+    let mut world = world();
+    world.fill(1, kib(0, 12), 5);
+    let lease = world.lease(1, 1, kib(1, 11), Update);
+    (world, lease)
+}
+
+#[test]
+fn a_capture_commits_what_was_placed_before_it_and_the_lease_goes_on() {
+    let (mut world, lease) = resident();
+    world.dma_into(lease, kib(2, 6), 7);
+    let capture = world.ask_capture(1, lease, kib(2, 5), 1000);
+    world.run();
+    assert_eq!(world.capture_reply(capture).map(|reply| reply.map(|done| done.size)), Some(Ok(12 * SECTOR)));
+    assert!(is_live(&world, lease));
+    assert_eq!(world.see(1, kib(0, 12)), [5, 5, 7, 7, 7, 5, 5, 5, 5, 5, 5, 5], "of the range and no more");
+    world.dma_into(lease, kib(3, 4), 8);
+    let commit = world.ask_commit(1, lease);
+    world.run();
+    assert!(matches!(world.commit_reply(commit), Some(Ok(_))));
+    assert_eq!(world.see(1, kib(0, 12)), [5, 5, 7, 8, 7, 7, 5, 5, 5, 5, 5, 5]);
+    world.wind_down();
+}
+
+#[test]
+fn a_capture_past_the_end_extends_the_file_and_a_sync_owes_it() {
+    let mut world = world();
+    let lease = world.lease(1, 1, kib(0, 40), Update);
+    world.dma_into(lease, kib(8, 9), 7);
+    let capture = world.ask_capture(1, lease, kib(8, 9), 1000);
+    world.answer_all(|output| !is_write(output));
+    assert!(matches!(world.capture_reply(capture), Some(Ok(_))), "visible, and not yet durable");
+    assert_eq!(world.core.file_size(FileId(1)), Some(9 * SECTOR));
+    let sync = world.ask_sync(1);
+    assert_eq!(world.sync_reply(sync), None);
+    world.run();
+    assert_eq!(world.sync_reply(sync), Some(Ok(())));
+    assert_eq!(world.see(1, kib(7, 12)), [0, 7]);
+    world.wind_down();
+}
+
+#[test]
+fn what_lands_during_a_capture_is_in_it_or_not_and_in_the_next_for_sure() {
+    let (mut world, lease) = resident();
+    world.dma(lease, 7);
+    let first = world.ask_capture(1, lease, kib(4, 8), 1000);
+    assert!(world.is_pending(is_capture));
+    world.dma(lease, 8);
+    world.run();
+    assert!(matches!(world.capture_reply(first), Some(Ok(_))));
+    assert_eq!(world.see(1, kib(4, 8)), [7, 8, 7, 8], "the world copies every other sector late");
+    let second = world.ask_capture(1, lease, kib(4, 8), 1000);
+    world.run();
+    assert!(matches!(world.capture_reply(second), Some(Ok(_))));
+    assert_eq!(world.see(1, kib(4, 8)), [8; 4]);
+    world.wind_down();
+}
+
+#[test]
+fn captures_of_one_lease_take_effect_one_after_the_other() {
+    let (mut world, lease) = resident();
+    let asked: Vec<_> = [kib(8, 10), kib(1, 3), kib(1, 9)]
+        .into_iter()
+        .enumerate()
+        .map(|(at, range)| {
+            world.dma(lease, 10 + at as u8);
+            world.ask_capture(1, lease, range, 1000)
+        })
+        .collect();
+    for at in 0..3 {
+        if at == 2 {
+            // It has blocks of the others, too, and waits for their writebacks.
+            assert!(!world.is_pending(is_capture));
+            world.answer_all(|output| matches!(output, Output::Record { .. }) || is_write(output));
+        }
+        world.answer_one(is_capture, true);
+        assert!(!world.is_pending(is_capture), "one at a time");
+        world.answer_one(is_merge, true);
+        let answered = asked.iter().filter(|capture| world.capture_reply(**capture).is_some()).count();
+        assert_eq!(answered, at + 1);
+    }
+    world.run();
+    assert_eq!(world.see(1, kib(1, 10)), [12; 9]);
+    world.wind_down();
+}
+
+#[test]
+fn a_commit_comes_after_the_captures_before_it() {
+    let (mut world, lease) = resident();
+    world.dma(lease, 7);
+    let captures = [kib(1, 9), kib(2, 3)].map(|range| world.ask_capture(1, lease, range, 1000));
+    world.dma(lease, 8);
+    let commit = world.ask_commit(1, lease);
+    world.answer_one(is_fence, true);
+    assert!(!world.is_pending(is_verify), "its frames are being copied");
+    let wait = world.core.waits().find(|wait| wait.request == commit).expect("it waits");
+    assert_eq!((wait.what, &wait.on[..]), (WaitKind::Commit(lease), &[WaitOn::Disk][..]));
+    world.run();
+    for capture in captures {
+        assert!(matches!(world.capture_reply(capture), Some(Ok(_))));
+    }
+    assert!(matches!(world.commit_reply(commit), Some(Ok(_))));
+    assert_eq!(world.see(1, kib(0, 12)), [5, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 5]);
+    world.wind_down();
+}
+
+#[test]
+fn a_truncate_waits_for_a_capture_as_for_a_commit_and_for_no_client() {
+    let (mut world, lease) = resident();
+    world.dma(lease, 7);
+    let capture = world.ask_capture(1, lease, kib(1, 9), 1000);
+    let change = world.ask_change(1, truncate(6));
+    assert_eq!(world.notices.len(), 1, "of the capture nobody is told, and nobody could answer");
+    world.pass(GRACE_MS);
+    world.answer_one(is_fence, true);
+    assert!(!world.is_pending(is_perform));
+    assert_eq!(world.core.next_deadline(), None, "nobody is waited for but the disk");
+    let late = world.ask_commit(1, lease);
+    let revoked = CommitError::Revoked { lease, by: who("breaker") };
+    assert_eq!(world.commit_reply(late), Some(Err(revoked)));
+    world.run();
+    assert!(matches!(world.capture_reply(capture), Some(Ok(_))));
+    assert_eq!(world.change_reply(change), Some(Ok(())));
+    assert_eq!(world.revokes(), [(lease, RevokeReason::GraceOver)]);
+    assert_eq!(world.see(1, kib(0, 12)), [5, 7, 7, 7, 7, 7], "first the capture, then the truncate");
+    world.wind_down();
+}
+
+#[test]
+fn frames_stay_with_their_lease_while_they_are_copied_however_it_ends() {
+    type End = fn(&mut World, LeaseId);
+    let ends: [End; 4] = [
+        |world, lease| {
+            world.ask_release(1, lease);
+        },
+        |world, _| world.step(Input::SessionEnded { session: SessionId(1) }),
+        |world, lease| {
+            world.ask_commit(1, lease);
+        },
+        |world, _| {
+            world.ask_change(1, Change::Remove);
+            world.pass(GRACE_MS);
+        },
+    ];
+    for (end, proven) in ends.into_iter().flat_map(|end| [(end, true), (end, false)]) {
+        let (mut world, lease) = resident();
+        world.dma(lease, 7);
+        let capture = world.ask_capture(1, lease, kib(4, 8), 1000);
+        let leased = world.core.stats().frames.leased;
+        end(&mut world, lease);
+        world.answer_one(is_fence, proven);
+        assert_eq!(world.core.stats().frames.leased, leased);
+        assert_eq!(world.core.stats().frames.quarantined, 0);
+        world.answer_one(is_capture, true);
+        world.run();
+        assert!(matches!(world.capture_reply(capture), Some(Ok(_))), "it was received in time");
+        assert_eq!(world.core.stats().frames.free, 32);
+        world.wind_down();
+    }
+}
+
+#[test]
+fn what_cannot_be_trusted_is_not_captured_however_far_the_capture_has_come() {
+    let stages: [fn(&Output) -> bool; 3] = [|_| false, is_capture, is_merge];
+    for (steps, end_first) in (0..3).flat_map(|steps| [(steps, false), (steps, true)]) {
+        let (mut world, lease) = resident();
+        world.dma(lease, 7);
+        let captures = [kib(2, 3), kib(2, 4)].map(|range| world.ask_capture(1, lease, range, 1000));
+        for stage in &stages[1..steps.max(1)] {
+            world.answer_one(stage, true);
+        }
+        if end_first {
+            world.step(Input::SessionEnded { session: SessionId(1) });
+        }
+        world.step(Input::Poisoned { session: SessionId(1) });
+        world.run();
+        for capture in captures {
+            assert_eq!(world.capture_reply(capture), Some(Err(CommitError::Poisoned(lease))), "at {steps}");
+        }
+        assert_eq!(world.see(1, kib(0, 12)), [5; 12]);
+        world.wind_down();
+    }
+}
+
+#[test]
+fn a_capture_that_fails_changes_nothing_and_the_lease_goes_on() {
+    let (mut world, lease) = resident();
+    world.dma(lease, 7);
+    let capture = world.ask_capture(1, lease, kib(2, 3), 1000);
+    world.answer_one(is_capture, true);
+    world.answer_one(is_merge, false);
+    assert_eq!(world.capture_reply(capture), Some(Err(CommitError::Fault(Fault::NoSpace))));
+    assert_eq!(world.see(1, kib(0, 12)), [5; 12]);
+    let capture = world.ask_capture(1, lease, kib(2, 3), 1000);
+    world.run();
+    assert!(matches!(world.capture_reply(capture), Some(Ok(_))));
+    world.wind_down();
+}
+
+#[test]
+fn a_capture_of_whole_blocks_takes_the_place_of_a_failed_write_and_of_others_has_it_tried_once() {
+    let (mut world, lease) = resident();
+    world.dma(lease, 7);
+    let first = world.ask_capture(1, lease, kib(4, 8), 1000);
+    world.answer_all(|output| !is_write(output));
+    assert!(matches!(world.capture_reply(first), Some(Ok(_))));
+    world.answer_one(is_write, false);
+    world.dma(lease, 8);
+    let part = world.ask_capture(1, lease, kib(5, 6), 1000);
+    let whole = world.ask_capture(1, lease, kib(4, 8), 1000);
+    world.answer_one(is_write, false);
+    assert_eq!(world.capture_reply(part), Some(Err(CommitError::Fault(Fault::NoSpace))));
+    world.answer_one(is_capture, true);
+    assert!(matches!(world.capture_reply(whole), Some(Ok(_))));
+    world.run();
+    assert_eq!(world.see(1, kib(4, 8)), [8; 4]);
+    world.wind_down();
+}
+
+#[test]
+fn a_capture_waits_in_line_for_frames_until_its_deadline() {
+    let (mut world, lease) = resident();
+    let held = world.lease(2, 2, kib(0, 27 * 4), Overwrite);
+    let ahead = world.ask_acquire(3, &[want(2, kib(200, 212), Overwrite)], Wait, 10_000);
+    let late = world.ask_capture(1, lease, kib(1, 2), 100);
+    let patient = world.ask_capture(1, lease, kib(1, 2), 10_000);
+    let gone = world.ask_capture(1, lease, kib(1, 2), 10_000);
+    assert!(world.pending.is_empty(), "there is a frame, but the acquire was first");
+    let wait = world.core.waits().find(|wait| wait.request == patient).expect("it waits");
+    assert_eq!((wait.what, &wait.on[..]), (WaitKind::Capture(lease, kib(1, 2)), &[WaitOn::Frames][..]));
+    world.pass(100);
+    assert_eq!(world.capture_reply(late), Some(Err(CommitError::ArenaFull(lease))));
+    world.cancel(gone);
+    world.cancel(ahead);
+    world.run();
+    assert!(matches!(world.capture_reply(patient), Some(Ok(_))));
+    world.ask_release(2, held);
+    world.run();
+    world.wind_down();
+}
+
+#[test]
+fn a_capture_that_waits_for_frames_holds_up_nobody_and_ends_with_its_lease() {
+    let (mut world, lease) = resident();
+    world.lease(2, 2, kib(0, 29 * 4), Overwrite);
+    let broken = world.ask_capture(1, lease, kib(1, 2), 1_000_000);
+    let change = world.ask_change(1, truncate(0));
+    world.pass(GRACE_MS);
+    world.run();
+    assert_eq!(world.change_reply(change), Some(Ok(())));
+    let revoked = CommitError::Revoked { lease, by: who("breaker") };
+    assert_eq!(world.capture_reply(broken), Some(Err(revoked)), "and its holder is told who broke it");
+
+    let (mut world, lease) = resident();
+    world.lease(2, 2, kib(0, 29 * 4), Overwrite);
+    let waiting = world.ask_capture(1, lease, kib(1, 2), 1_000_000);
+    world.step(Input::SessionEnded { session: SessionId(1) });
+    assert_eq!(world.capture_reply(waiting), Some(Err(CommitError::NoLease(NoSuchLease(lease)))));
+    world.wind_down();
+}
+
+#[test]
+fn only_what_is_leased_for_updating_is_captured() {
+    let (mut world, lease) = resident();
+    let read = world.lease(2, 2, kib(0, 4), Read);
+    let overwrite = world.lease(2, 2, kib(4, 8), Overwrite);
+    let over = world.lease(2, 2, kib(8, 12), Update);
+    world.ask_release(2, over);
+    world.run();
+    let outside = |range| CommitError::OutOfLease { lease, range };
+    let refused = [
+        (2, read, kib(0, 4), CommitError::ReadOnly(read)),
+        (2, overwrite, kib(4, 8), CommitError::NotPreloaded(overwrite)),
+        (2, over, kib(8, 12), CommitError::NoLease(NoSuchLease(over))),
+        (2, lease, kib(4, 8), CommitError::NoLease(NoSuchLease(lease))),
+        (1, lease, kib(0, 4), outside(kib(0, 4))),
+        (1, lease, kib(10, 12), outside(kib(10, 12))),
+    ];
+    for (session, lease, range, error) in refused {
+        let capture = world.ask_capture(session, lease, range, 1000);
+        assert_eq!(world.capture_reply(capture), Some(Err(error)));
+    }
+    assert!([lease, read, overwrite].iter().all(|&lease| is_live(&world, lease)), "and all go on");
+    world.wind_down();
+}
+
+#[test]
+fn a_capture_counts_as_a_lease_and_is_never_larger_than_what_its_lease_leaves_of_the_arena() {
+    let limit = |limit, max| Some(Err(CommitError::Limit { limit, max }));
+    let limits = [
+        (Limits { leases_max: 2, ..Limits::default() }, "leases_max", 2),
+        (Limits { leases_per_session_max: 2, ..Limits::default() }, "leases_per_session_max", 2),
+    ];
+    for (limits, name, max) in limits {
+        let mut world = with_limits(limits);
+        let lease = world.lease(1, 1, kib(0, 4), Update);
+        let first = world.ask_capture(1, lease, kib(0, 4), 1000);
+        let refused = world.ask_capture(1, lease, kib(0, 4), 1000);
+        assert_eq!(world.capture_reply(refused), limit(name, max));
+        world.run();
+        assert!(matches!(world.capture_reply(first), Some(Ok(_))));
+        world.wind_down();
+    }
+    let mut world = with_limits(Limits { requests_max: 1, ..Limits::default() });
+    let lease = world.lease(1, 1, kib(0, 4 * 20), Update);
+    let refused = world.ask_capture(1, lease, kib(0, 4 * 20), 1000);
+    assert_eq!(world.capture_reply(refused), limit("frames", 32), "it would wait for itself");
+    world.ask_sync(1);
+    let refused = world.ask_capture(1, lease, kib(0, 4), 1000);
+    assert_eq!(world.capture_reply(refused), limit("requests_max", 1));
+    world.wind_down();
+}
+
+#[test]
+fn where_peers_write_into_the_files_own_frames_there_is_nothing_to_capture() {
+    for scheme in [NAIVE, BREAK_LAYOUTS] {
+        let mut world = World::new(Config { scheme, ..config() });
+        let lease = world.lease(1, 1, kib(0, 8), Update);
+        let capture = world.ask_capture(1, lease, kib(0, 6), 1000);
+        assert_eq!(
+            world.capture_reply(capture).map(|reply| reply.map(|done| done.size)),
+            Some(Ok(6 * SECTOR))
+        );
+        assert!(is_live(&world, lease));
+    }
 }
 
 // Ends

@@ -3,12 +3,12 @@
 mod harness;
 
 use harness::{Store, content, fill, pattern};
-use leasehold_client::{Client, Reason, proto};
+use leasehold_client::{Client, Reason, ScrubOptions, proto};
 use std::os::unix::fs::FileExt;
 use tokio_stream::StreamExt as _;
 
 async fn scrub(client: &Client) -> (Vec<proto::ScrubFile>, proto::ScrubTotals) {
-    let mut items = Box::pin(client.scrub(None).await.unwrap());
+    let mut items = Box::pin(client.scrub(None, ScrubOptions::default()).await.unwrap());
     let (mut files, mut totals) = (Vec::new(), None);
     while let Some(item) = items.next().await {
         match item.unwrap() {

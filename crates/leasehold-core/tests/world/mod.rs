@@ -17,7 +17,7 @@ use leasehold_core::output::{
 };
 use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange, Run};
 use leasehold_core::scheme::DataPath;
-use leasehold_core::view::LeaseState;
+use leasehold_core::view::{LeaseState, LeaseView};
 use leasehold_core::{Config, Core};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,9 +49,21 @@ impl Content {
                 self.size = size;
                 self.sectors.retain(|&at, _| at * SECTOR < size);
             }
-            Change::Punch { range } => {
+            Change::Punch { range } | Change::Zero { range } => {
                 self.sectors.retain(|&at, _| !(range.start() <= at * SECTOR && at * SECTOR < range.end()));
             }
+            Change::Collapse { range } => {
+                assert!(range.end() < self.size, "a collapse ends before the end of file");
+                self.size -= range.len();
+                let moved = std::mem::take(&mut self.sectors).into_iter().filter_map(|(at, value)| {
+                    let before = at * SECTOR < range.start();
+                    let behind = at * SECTOR >= range.end();
+                    let to = if behind { at - range.len() / SECTOR } else { at };
+                    (before || behind).then_some((to, value))
+                });
+                self.sectors = moved.collect();
+            }
+            Change::Clone | Change::Adopt { .. } => {}
             Change::Remove => *self = Content::default(),
         }
     }
@@ -64,6 +76,17 @@ struct Key {
     run: Run,
     access: Access,
     granted: bool,
+}
+
+/// A capture that is owed an answer.
+#[derive(Clone, Debug)]
+struct Capture {
+    session: SessionId,
+    of: LeaseId,
+    file: FileId,
+    /// What it may find in each sector: what was there when it was asked for, and what was placed later.
+    allowed: BTreeMap<u64, BTreeSet<u8>>,
+    poisoned: bool,
 }
 
 /// See the module.
@@ -92,6 +115,17 @@ pub struct World {
     syncs: BTreeMap<RequestId, (FileId, u64)>,
     /// Keys that may still place bytes.
     keys: BTreeMap<LeaseId, Key>,
+    captures: BTreeMap<RequestId, Capture>,
+    /// What was under the key when a copy of it began.
+    copies: BTreeMap<LeaseId, Vec<u8>>,
+    committing: BTreeMap<RequestId, LeaseId>,
+    committed: BTreeSet<LeaseId>,
+    /// The file as it was when a clone of it began.
+    cloning: BTreeMap<RequestId, Content>,
+    /// The clones that were taken, sector by sector.
+    pub clones: Vec<Vec<u8>>,
+    /// What was in each sector before another tool's bytes were taken for committed.
+    adopted: BTreeMap<(FileId, u64), BTreeSet<u8>>,
     last_request: u64,
     /// The ids under which `LOCAL` and three clients are known now.
     pub sessions: [u64; 4],
@@ -121,11 +155,26 @@ fn overlap(a: Run, b: Run) -> bool {
     a.first.0 < b.first.0 + b.frames && b.first.0 < a.first.0 + a.frames
 }
 
-fn affected(change: Change) -> BlockRange {
+/// The blocks of a file of `size` bytes that nobody else may be at work on.
+fn affected(change: Change, size: u64) -> BlockRange {
+    let bytes = match change {
+        Change::Truncate { size: new } => ByteRange::from(new.min(size)),
+        Change::Punch { range } | Change::Zero { range } => range,
+        Change::Adopt { range } if range.end() <= size => range,
+        Change::Collapse { range } => ByteRange::from(range.start()),
+        Change::Adopt { .. } | Change::Clone | Change::Remove => ByteRange::ALL,
+    };
+    bytes.blocks()
+}
+
+/// What the change takes from under leases, and from commits that are owed.
+fn taken(change: Change, size: u64) -> Option<ByteRange> {
     match change {
-        Change::Truncate { size } => ByteRange::from(size).blocks(),
-        Change::Punch { range } => range.blocks(),
-        Change::Remove => ByteRange::ALL.blocks(),
+        Change::Truncate { size: new } => (new < size).then(|| ByteRange::from(new)),
+        Change::Punch { range } | Change::Zero { range } => Some(range),
+        Change::Collapse { range } => Some(ByteRange::from(range.start())),
+        Change::Clone | Change::Adopt { .. } => None,
+        Change::Remove => Some(ByteRange::ALL),
     }
 }
 
@@ -151,6 +200,13 @@ impl World {
             commits: 0,
             syncs: BTreeMap::new(),
             keys: BTreeMap::new(),
+            captures: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            committing: BTreeMap::new(),
+            committed: BTreeSet::new(),
+            cloning: BTreeMap::new(),
+            clones: Vec::new(),
+            adopted: BTreeMap::new(),
             last_request: 0,
             sessions: [0, 1, 2, 3],
             last_session: 3,
@@ -186,6 +242,10 @@ impl World {
     /// Has the core take the input, and judges what it says.
     pub fn step(&mut self, input: Input) {
         let mut out = Vec::new();
+        if let Input::Poisoned { session } = input {
+            let captures = self.captures.values_mut().filter(|capture| capture.session == session);
+            captures.for_each(|capture| capture.poisoned = true);
+        }
         self.core.step(self.now, input, &mut out);
         if self.core.config().scheme.data_path == DataPath::PrivateFrames {
             self.core.check().unwrap_or_else(|violation| panic!("{violation}\nsaid {out:#?}"));
@@ -205,8 +265,12 @@ impl World {
         if self.core.config().scheme.data_path == DataPath::FileFrames {
             return;
         }
+        if let Output::Capture { from, .. } = *output {
+            assert!(self.is_leased(from), "{output:?} reads frames that are no lease's");
+        }
         match *output {
             Output::Load { into: run, .. }
+            | Output::Capture { into: run, .. }
             | Output::Zero { into: run, .. }
             | Output::Expose { run, .. }
             | Output::Verify { run, .. }
@@ -215,7 +279,11 @@ impl World {
             | Output::Write { run, .. } => {
                 assert_eq!(self.reaches(run), None, "a live key reaches the frames of {output:?}");
                 for other in &self.pending {
+                    if let Output::Capture { from, .. } = *other {
+                        assert!(!overlap(run, from), "{other:?} reads the frames of {output:?}");
+                    }
                     let (Output::Load { into: busy, .. }
+                    | Output::Capture { into: busy, .. }
                     | Output::Zero { into: busy, .. }
                     | Output::Merge { run: busy, .. }
                     | Output::Record { run: busy, .. }
@@ -228,12 +296,14 @@ impl World {
             }
             _ => {}
         }
-        let (file, blocks, size) = match *output {
+        let (file, blocks, change) = match *output {
             Output::Load { file, blocks, .. } | Output::Write { file, blocks, .. } => (file, blocks, None),
             Output::Record { file, range, .. } | Output::Merge { file, range, .. } => {
                 (file, range.blocks(), None)
             }
-            Output::Perform { file, change, .. } => (file, affected(change), Some(change)),
+            Output::Perform { file, change, .. } => {
+                (file, affected(change, self.truth[&file].size), Some(change))
+            }
             _ => return,
         };
         let reads = matches!(output, Output::Load { .. });
@@ -245,21 +315,16 @@ impl World {
                     busy == file && range.blocks().overlaps(blocks)
                 }
                 Output::Perform { file: busy, change, .. } => {
-                    busy == file && affected(change).overlaps(blocks)
+                    busy == file && affected(change, self.truth[&busy].size).overlaps(blocks)
                 }
                 _ => false,
             };
-            assert!(!clash, "{output:?} while {other:?} is under way, size {size:?}");
+            assert!(!clash, "{output:?} while {other:?} is under way, change {change:?}");
         }
         if let Output::Perform { change, .. } = *output {
             for key in self.keys.iter().filter(|(lease, _)| self.core.lease(**lease).is_some()) {
                 let view = self.core.lease(*key.0).expect("filtered");
-                let taken = match change {
-                    Change::Truncate { size } if size >= self.truth[&file].size => None,
-                    Change::Truncate { size } => Some(ByteRange::from(size)),
-                    Change::Punch { range } => Some(range),
-                    Change::Remove => Some(ByteRange::ALL),
-                };
+                let taken = taken(change, self.truth[&file].size);
                 let stray = view.file == file && taken.is_some_and(|taken| taken.overlaps(view.range));
                 assert!(!stray, "{change:?} takes {} from under the live key of {}", view.range, view.id);
             }
@@ -271,8 +336,11 @@ impl World {
             Output::Reply { request, reply } => {
                 assert!(self.asked.contains(&request), "nobody asked {request}");
                 assert!(!self.cancelled.contains(&request), "{request} was cancelled: {reply:?}");
-                if let Reply::Acquire(Ok(leases)) = &reply {
-                    self.check_granted(request, leases);
+                match &reply {
+                    Reply::Acquire(Ok(leases)) => self.check_granted(request, leases),
+                    Reply::Capture(result) => self.check_captured(request, result.is_ok()),
+                    Reply::Commit(Ok(_)) => self.committed.extend(self.committing.get(&request)),
+                    _ => {}
                 }
                 if reply == Reply::Sync(Ok(())) {
                     let (file, commits) = self.syncs[&request];
@@ -299,6 +367,19 @@ impl World {
                 self.check_written(file, blocks, run);
                 self.pending.push(output);
             }
+            Output::Capture { lease, from, .. } => {
+                self.copies.insert(lease, self.arena[World::frames(from)].to_vec());
+                self.pending.push(output);
+            }
+            Output::Perform { request, file, change: Change::Clone } => {
+                let truth = &self.truth[&file];
+                assert_eq!(
+                    &self.disk[&file], truth,
+                    "P9: the disk, which is cloned, is not what was committed"
+                );
+                self.cloning.insert(request, truth.clone());
+                self.pending.push(output);
+            }
             output => self.pending.push(output),
         }
     }
@@ -308,6 +389,19 @@ impl World {
         let (first, last) = (range.start() / SECTOR, (range.end() - 1) / SECTOR);
         let base = range.start() / BLOCK_BYTES * SECTORS;
         (first..=last).map(move |at| (at, (u64::from(run.first.0) * SECTORS + at - base) as usize))
+    }
+
+    /// The places of all sectors of the run.
+    fn frames(run: Run) -> std::ops::Range<usize> {
+        let first = run.first.0 as usize * SECTORS as usize;
+        first..first + run.frames as usize * SECTORS as usize
+    }
+
+    /// Whether all of the run is of one lease.
+    fn is_leased(&self, part: Run) -> bool {
+        self.core.leases().any(|LeaseView { run, .. }| {
+            run.first <= part.first && part.first.0 + part.frames <= run.first.0 + run.frames
+        })
     }
 
     fn blocks_as_bytes(blocks: BlockRange) -> ByteRange {
@@ -347,7 +441,17 @@ impl World {
             let Some(view) = view.filter(|view| view.state == LeaseState::Live) else { continue };
             assert_eq!((view.file, view.range, view.access), (want.file, want.range, want.access));
             if want.access == Access::Read && self.core.config().scheme.data_path == DataPath::PrivateFrames {
-                self.check_bytes(view.file, view.range, view.run);
+                for (sector, place) in World::places(view.range, view.run) {
+                    let (found, truth) = (self.arena[place], self.truth[&view.file].get(sector));
+                    // An adoption takes nothing from leases, so one that was loaded before it has the bytes of then.
+                    let adopted = self.adopted.get(&(view.file, sector));
+                    let earlier = adopted.is_some_and(|before| before.contains(&found));
+                    assert!(
+                        found == truth || earlier,
+                        "sector {sector} of {} is {truth}, not {found}",
+                        view.file
+                    );
+                }
             }
         }
     }
@@ -362,6 +466,22 @@ impl World {
         }
     }
 
+    /// A capture is answered: if it took effect, then in its turn, and with bytes that it may have found.
+    fn check_captured(&mut self, request: RequestId, well: bool) {
+        let Some(capture) = self.captures.remove(&request) else { return };
+        if !well {
+            return;
+        }
+        assert!(!capture.poisoned, "{request} captured bytes of a poisoned lease");
+        assert!(!self.committed.contains(&capture.of), "{request} takes effect after the commit behind it");
+        let earlier = self.captures.range(..request).find(|(_, other)| other.of == capture.of);
+        assert_eq!(earlier.map(|(id, _)| id), None, "an earlier capture was overtaken by {request}");
+        for (sector, allowed) in capture.allowed {
+            let value = self.truth[&capture.file].get(sector);
+            assert!(allowed.contains(&value), "{value} was never in sector {sector}, only {allowed:?}");
+        }
+    }
+
     fn check_bytes(&self, file: FileId, range: ByteRange, run: Run) {
         for (sector, place) in World::places(range, run) {
             let truth = self.truth[&file].get(sector);
@@ -371,10 +491,24 @@ impl World {
 
     /// A remote write of all of the leased range, if a key still lets it through.
     pub fn dma(&mut self, lease: LeaseId, value: u8) {
-        let Some(key) = self.keys.get(&lease) else { return };
-        if key.granted && key.access.writes() {
-            for (_, place) in World::places(key.range, key.run) {
+        if let Some(key) = self.keys.get(&lease) {
+            self.dma_into(lease, key.range, value);
+        }
+    }
+
+    /// A remote write of a part of the leased range.
+    pub fn dma_into(&mut self, lease: LeaseId, part: ByteRange, value: u8) {
+        let Some(key) = self.keys.get(&lease).filter(|key| key.granted && key.access.writes()) else {
+            return;
+        };
+        for (sector, place) in World::places(key.range, key.run) {
+            if part.overlaps(kib(sector, sector + 1)) {
                 self.arena[place] = value;
+                for capture in self.captures.values_mut().filter(|capture| capture.of == lease) {
+                    if let Some(values) = capture.allowed.get_mut(&sector) {
+                        values.insert(value);
+                    }
+                }
             }
         }
     }
@@ -395,8 +529,7 @@ impl World {
                 }
             }
             Output::Zero { lease, into } => {
-                let first = into.first.0 as usize * SECTORS as usize;
-                self.arena[first..first + into.frames as usize * SECTORS as usize].fill(0);
+                self.arena[World::frames(into)].fill(0);
                 Input::LeaseLoaded { lease, result }
             }
             Output::Expose { lease, session, run, access, .. } => {
@@ -427,6 +560,15 @@ impl World {
                 }
                 Input::Merged { lease, result }
             }
+            Output::Capture { lease, from, into, .. } => {
+                assert!(self.is_leased(from), "the frames were given away while they were copied");
+                // The key is live, so some bytes are copied early and some late.
+                let early = self.copies.remove(&lease).expect("it has begun");
+                for (at, (from, into)) in World::frames(from).zip(World::frames(into)).enumerate() {
+                    self.arena[into] = if at % 2 == 0 { early[at] } else { self.arena[from] };
+                }
+                Input::Captured { lease }
+            }
             Output::Record { write, .. } => Input::Recorded { write, result },
             Output::Write { write, file, blocks, size, run } => {
                 let disk = self.disk.get_mut(&file).expect("open");
@@ -440,22 +582,68 @@ impl World {
                 Input::Written { write, result }
             }
             Output::Perform { request, file, change } => {
-                if well {
-                    self.disk.get_mut(&file).expect("open").change(change);
-                    self.truth.get_mut(&file).expect("open").change(change);
-                    let taken = |at: u64| match change {
-                        Change::Truncate { size } => size <= at * SECTOR,
-                        Change::Punch { range } => range.overlaps(kib(at, at + 1)),
-                        Change::Remove => true,
-                    };
-                    self.owed.retain(|&(of, at), _| of != file || !taken(at));
-                }
-                Input::Performed { request, result }
+                let found = if well { self.perform(request, file, change) } else { None };
+                Input::Performed { request, result: result.map(|()| found) }
             }
             Output::Flush { request, .. } => Input::Flushed { request, result },
             output => panic!("{output:?} needs no answer"),
         };
         self.step(input);
+    }
+
+    fn perform(&mut self, request: RequestId, file: FileId, change: Change) -> Option<u64> {
+        let size = self.truth[&file].size;
+        let taken = taken(change, size);
+        let (disk, truth) =
+            (self.disk.get_mut(&file).expect("open"), self.truth.get_mut(&file).expect("open"));
+        match change {
+            Change::Clone => {
+                let before = self.cloning.remove(&request).expect("it has begun");
+                assert_eq!(
+                    (&*disk, &*truth),
+                    (&before, &before),
+                    "P9: the source changed while it was cloned"
+                );
+                self.clones.push((0..before.size.div_ceil(SECTOR)).map(|at| before.get(at)).collect());
+            }
+            Change::Adopt { range } => {
+                let past_the_end = range.end() > size;
+                let mut owed = self.owed.keys().filter(|&&(of, _)| of == file);
+                let lost =
+                    owed.find(|&&(_, at)| past_the_end || range.blocks().overlaps(kib(at, at + 1).blocks()));
+                assert_eq!(lost, None, "P2: what was committed is not on disk, so its place is taken");
+                for at in 0..size.div_ceil(SECTOR).max(32) {
+                    self.adopted.entry((file, at)).or_default().insert(truth.get(at));
+                }
+                // Another tool has been at it.
+                for at in range.start() / SECTOR..range.end().min(size + 2 * SECTOR).div_ceil(SECTOR) {
+                    if at % 3 == request.0 % 3 {
+                        disk.set(at, 200 + (at % 50) as u8);
+                    }
+                }
+                if past_the_end {
+                    disk.size = (request.0 * 3 % 20) * SECTOR;
+                    disk.sectors.retain(|&at, _| at * SECTOR < disk.size);
+                    truth.clone_from(disk);
+                    return Some(disk.size);
+                }
+                for at in range.start() / SECTOR..range.end().div_ceil(SECTOR) {
+                    truth.set(at, disk.get(at));
+                }
+            }
+            _ => {
+                disk.change(change);
+                truth.change(change);
+                let is_taken = |at: u64| taken.is_some_and(|taken| taken.overlaps(kib(at, at + 1)));
+                // What a collapse moves is durable.
+                let lost = self.owed.keys().find(|&&(of, at)| {
+                    of == file && matches!(change, Change::Collapse { range } if range.end() <= at * SECTOR)
+                });
+                assert_eq!(lost, None, "P2: what was committed behind the range is not on disk");
+                self.owed.retain(|&(of, at), _| of != file || !is_taken(at));
+            }
+        }
+        None
     }
 
     /// Answers everything well that `which` picks, until nothing of it is left.
@@ -514,6 +702,7 @@ impl World {
 
     pub fn ask_commit(&mut self, session: u64, lease: LeaseId) -> RequestId {
         let request = self.next_request();
+        self.committing.insert(request, lease);
         self.step(Input::Commit { request, session: SessionId(session), lease });
         request
     }
@@ -521,6 +710,27 @@ impl World {
     pub fn ask_release(&mut self, session: u64, lease: LeaseId) -> RequestId {
         let request = self.next_request();
         self.step(Input::Release { request, session: SessionId(session), lease });
+        request
+    }
+
+    pub fn ask_capture(
+        &mut self,
+        session: u64,
+        lease: LeaseId,
+        range: ByteRange,
+        patience_ms: u64,
+    ) -> RequestId {
+        let request = self.next_request();
+        let session = SessionId(session);
+        if let Some(view) = self.core.lease(lease) {
+            let here = World::places(view.range, view.run);
+            let asked = here.filter(|&(sector, _)| range.overlaps(kib(sector, sector + 1)));
+            let allowed = asked.map(|(sector, at)| (sector, BTreeSet::from([self.arena[at]]))).collect();
+            let capture = Capture { session, of: lease, file: view.file, allowed, poisoned: false };
+            self.captures.insert(request, capture);
+        }
+        let deadline = self.now.after_ms(patience_ms);
+        self.step(Input::Capture { request, session, lease, range, deadline });
         request
     }
 
@@ -555,6 +765,7 @@ impl World {
         self.step(Input::Cancel { request });
         if !self.replies.contains_key(&request) {
             self.cancelled.insert(request);
+            self.captures.remove(&request);
         }
     }
 
@@ -584,6 +795,13 @@ impl World {
     pub fn commit_reply(&self, request: RequestId) -> Option<Result<Committed, CommitError>> {
         match self.replies.get(&request) {
             Some(Reply::Commit(result)) => Some(result.clone()),
+            _ => None,
+        }
+    }
+
+    pub fn capture_reply(&self, request: RequestId) -> Option<Result<Committed, CommitError>> {
+        match self.replies.get(&request) {
+            Some(Reply::Capture(result)) => Some(result.clone()),
             _ => None,
         }
     }
