@@ -9,7 +9,7 @@ use super::process::{Served, Serving};
 use super::put::{put_chunk, put_once};
 use super::{Context, GIB, source};
 use bytes::Bytes;
-use leasehold_client::{ByteRange, Client, Session};
+use leasehold_client::{ByteRange, Client, ScrubOptions, Session};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Instant;
@@ -221,7 +221,7 @@ fn make_files(directory: &Path, from: u64, to: u64) -> std::io::Result<()> {
 
 async fn scrub(client: &Client) -> anyhow::Result<()> {
     use tokio_stream::StreamExt as _;
-    let mut items = Box::pin(client.scrub(None).await?);
+    let mut items = Box::pin(client.scrub(None, ScrubOptions::default()).await?);
     while let Some(item) = items.next().await {
         item?;
     }
