@@ -1,5 +1,6 @@
 //! Plain file operations and questions, over gRPC.
 
+use crate::block_map::BlockMap;
 use crate::caller::this_process;
 use crate::error::{CallError, ConnectError};
 use crate::event::Event;
@@ -8,7 +9,7 @@ use crate::proto::leasehold_client::LeaseholdClient;
 use crate::{ByteRange, proto};
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
-
+use std::num::NonZeroU64;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -20,6 +21,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
 /// The most bytes in one piece of a write through gRPC.
 const WRITE_PIECE_BYTES: usize = 1 << 20;
+
+/// How a scrub goes about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubOptions {
+    /// Take what is on disk for committed, wherever it is not what was committed.
+    pub adopt: bool,
+    /// At most so many bytes a second.
+    pub bytes_per_second: Option<NonZeroU64>,
+}
 
 /// A control connection. Cheap to clone; clones share the connection.
 ///
@@ -148,9 +158,105 @@ impl Client {
         Ok(())
     }
 
+    /// Zeroes a range up to the end of file; it stays allocated.
+    pub async fn zero(&self, path: &str, range: ByteRange) -> Result<(), CallError> {
+        let request =
+            proto::ZeroRequest { path: path.to_owned(), range: Some(range.into()), caller: self.me() };
+        self.calls().zero(request).await?;
+        Ok(())
+    }
+
+    /// Takes a range of whole blocks out of a file; what is behind it moves to the front.
+    pub async fn collapse(&self, path: &str, range: ByteRange) -> Result<(), CallError> {
+        let request =
+            proto::CollapseRequest { path: path.to_owned(), range: Some(range.into()), caller: self.me() };
+        self.calls().collapse(request).await?;
+        Ok(())
+    }
+
+    /// Makes a durable copy of a file as it is committed at one moment, which shares its blocks where the filesystem can.
+    /// `replace`: it may take the place of a file that has the name. Returns whether it shares its blocks.
+    pub async fn clone_file(&self, from: &str, to: &str, replace: bool) -> Result<bool, CallError> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        let request = proto::CloneFileRequest { from, to, replace, caller: self.me() };
+        Ok(self.calls().clone_file(request).await?.into_inner().shares_blocks)
+    }
+
+    /// Copies committed bytes of `from`, up to its end, to `offset` of `to`, which exists. Returns how many; they are
+    /// durable after a [`Client::sync`].
+    pub async fn copy_range(
+        &self,
+        from: &str,
+        range: ByteRange,
+        to: &str,
+        offset: u64,
+    ) -> Result<u64, CallError> {
+        let request = proto::CopyRangeRequest {
+            from: from.to_owned(),
+            range: Some(range.into()),
+            to: to.to_owned(),
+            offset,
+            caller: self.me(),
+        };
+        Ok(self.calls().copy_range(request).await?.into_inner().copied)
+    }
+
+    /// Gives a file one more name.
+    pub async fn link(&self, from: &str, to: &str) -> Result<(), CallError> {
+        self.calls().link(proto::LinkRequest { from: from.to_owned(), to: to.to_owned() }).await?;
+        Ok(())
+    }
+
+    /// Makes a symbolic link, which the store keeps and never follows.
+    pub async fn symlink(&self, target: &str, path: &str) -> Result<(), CallError> {
+        let request = proto::SymlinkRequest { target: target.to_owned(), path: path.to_owned() };
+        self.calls().symlink(request).await?;
+        Ok(())
+    }
+
+    /// What a symbolic link says.
+    pub async fn read_link(&self, path: &str) -> Result<String, CallError> {
+        let request = proto::ReadLinkRequest { path: path.to_owned() };
+        Ok(self.calls().read_link(request).await?.into_inner().target)
+    }
+
+    /// Writes back what is committed of a file, and forgets what the server holds in memory of it. Returns how many bytes
+    /// of memory are free now.
+    pub async fn evict(&self, path: &str) -> Result<u64, CallError> {
+        Ok(self.calls().evict(proto::EvictRequest { path: path.to_owned() }).await?.into_inner().bytes)
+    }
+
     /// fsync: returns once every commit that was acknowledged before is durable.
     pub async fn sync(&self, path: &str) -> Result<(), CallError> {
-        self.calls().sync(proto::SyncRequest { path: path.to_owned() }).await?;
+        let request = proto::SyncRequest { path: path.to_owned(), ..Default::default() };
+        self.calls().sync(request).await?;
+        Ok(())
+    }
+
+    /// What the store knows of the blocks of a range, without reading them: holes, and checksums. What was committed before
+    /// is durable on return.
+    pub async fn block_map(&self, path: &str, range: ByteRange) -> Result<BlockMap, CallError> {
+        let mut map = BlockMap::starting_at(range.start());
+        loop {
+            let rest = ByteRange::new(map.end(), range.end()).map(proto::Range::from);
+            let Some(rest) = rest else { return Ok(map) };
+            let request = proto::BlockMapRequest { path: path.to_owned(), range: Some(rest) };
+            if !map.append(self.calls().block_map(request).await?.into_inner())? {
+                return Ok(map);
+            }
+        }
+    }
+
+    /// The mode, the time of modification and the extended attributes of a file or directory.
+    pub async fn attributes(&self, path: &str) -> Result<proto::Attributes, CallError> {
+        let request = proto::AttributesRequest { path: path.to_owned() };
+        Ok(self.calls().attributes(request).await?.into_inner().attributes.unwrap_or_default())
+    }
+
+    /// Sets them; what is absent stays.
+    pub async fn set_attributes(&self, path: &str, attributes: proto::Attributes) -> Result<(), CallError> {
+        let request = proto::SetAttributesRequest { path: path.to_owned(), attributes: Some(attributes) };
+        self.calls().set_attributes(request).await?;
         Ok(())
     }
 
@@ -202,8 +308,14 @@ impl Client {
     pub async fn scrub(
         &self,
         path: Option<&str>,
+        options: ScrubOptions,
     ) -> Result<impl Stream<Item = Result<proto::scrub_response::Item, CallError>> + use<>, CallError> {
-        let request = proto::ScrubRequest { path: path.unwrap_or_default().to_owned() };
+        let request = proto::ScrubRequest {
+            path: path.unwrap_or_default().to_owned(),
+            adopt: options.adopt,
+            bytes_per_second: options.bytes_per_second.map_or(0, NonZeroU64::get),
+            caller: self.me(),
+        };
         let items = self.calls().scrub(request).await?.into_inner();
         let missing = || CallError::from(crate::convert::Malformed::Missing("item"));
         Ok(items.map(move |response| response?.item.ok_or_else(missing)))

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use leasehold_core::ids::LeaseId;
-use leasehold_fabric::message::{Commit, Committed, Fetch, Fetched, Message, Status};
+use leasehold_fabric::message::{Capture, Captured, Commit, Committed, Fetch, Fetched, Message, Status};
 use leasehold_fabric::{CloseReason, Endpoint, Handler, Remote, Source, Tag};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,9 +79,10 @@ impl Handler for Answers {
 
     fn message(&mut self, message: &[u8]) {
         let (request, answer) = match Message::parse(message) {
-            Ok(Message::Committed(Committed { request, status, size, text })) => {
-                (request, Answer { status, size, text })
-            }
+            Ok(
+                Message::Committed(Committed { request, status, size, text })
+                | Message::Captured(Captured { request, status, size, text }),
+            ) => (request, Answer { status, size, text }),
             Ok(Message::Fetched(Fetched { request, status, text })) => {
                 (request, Answer { status, size: 0, text })
             }
@@ -136,6 +137,12 @@ impl Data {
     /// Commits behind everything written so far.
     pub(crate) async fn commit(&self, lease: LeaseId, crc32c: Option<u32>) -> Result<Answer, Closed> {
         self.ask(|request| Message::Commit(Commit { request, lease: lease.0, crc32c })).await
+    }
+
+    /// Captures, behind everything written so far, `length` bytes at `offset` of a write lease.
+    pub(crate) async fn capture(&self, lease: LeaseId, offset: u64, length: u64) -> Result<Answer, Closed> {
+        let lease = lease.0;
+        self.ask(|request| Message::Capture(Capture { request, lease, offset, length })).await
     }
 
     /// Asks for bytes of a read lease; they have landed in `sink` once this returns.

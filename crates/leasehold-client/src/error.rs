@@ -94,6 +94,8 @@ impl Reason {
         match (by_name, status.code()) {
             (Some((reason, _)), _) => reason,
             (None, tonic::Code::Unavailable) => Reason::Unreachable,
+            // What the server says has no cause on this side; a connection that breaks in the middle of a call has.
+            (None, _) if std::error::Error::source(status).is_some() => Reason::Unreachable,
             (None, _) => Reason::Other,
         }
     }
@@ -134,6 +136,14 @@ impl From<crate::convert::Malformed> for CallError {
                 "the server's answer breaks the protocol: {malformed}; do both ends have the same version?"
             ),
         }
+    }
+}
+
+impl CallError {
+    /// Whether the server, the way to it, or the session is gone: a new connection and a new session may help.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self.reason, Reason::Unreachable | Reason::Stopping | Reason::NoSession)
     }
 }
 
@@ -217,6 +227,51 @@ pub enum CommitError {
         "the data connection closed before the commit was answered ({0}); read the range to see what is there"
     )]
     Closed(String),
+}
+
+/// What was written under a lease was not captured; the lease goes on unless the error says that it is over.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// Not within the lease.
+    #[error("bytes {wanted} are not within lease {lease}, which covers {leased}")]
+    OutOfBounds {
+        /// Which.
+        lease: LeaseId,
+        /// Its range.
+        leased: ByteRange,
+        /// What was to be captured.
+        wanted: ByteRange,
+    },
+    /// The lease is for reading, or for overwriting.
+    #[error("lease {0} is not for update, so no part of it can be captured; acquire the range for update")]
+    NotForUpdate(LeaseId),
+    /// The lease is over.
+    #[error("lease {} is over: {}; acquire the range again, then write it again", .0.lease, .0)]
+    Revoked(Box<RevokeNotice>),
+    /// The server said no.
+    #[error("{text}")]
+    Refused {
+        /// For programs.
+        status: Status,
+        /// The server's words.
+        text: String,
+    },
+    /// The data connection is gone, and the session with it: whether the capture took effect is not known.
+    #[error(
+        "the data connection closed before the capture was answered ({0}); read the range to see what is there"
+    )]
+    Closed(String),
+}
+
+/// What was written under a lease is not known to be durable.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SyncError {
+    /// It was not all captured.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// It was captured, and the fsync failed.
+    #[error(transparent)]
+    Call(#[from] CallError),
 }
 
 /// Bytes were not read under a lease.

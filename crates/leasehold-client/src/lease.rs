@@ -2,10 +2,11 @@
 
 use crate::buffer::Buffer;
 use crate::data::{Answer, Closed};
-use crate::error::{CallError, CommitError, ReadError, Reason, WriteError};
+use crate::error::{CallError, CaptureError, CommitError, ReadError, Reason, SyncError, WriteError};
 use crate::session::Shared;
 use crate::written::{NoCrc, Written};
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use leasehold_core::identity::{Evidence, Identity};
 use leasehold_core::ids::{BreakId, LeaseId};
 use leasehold_core::input::Access;
@@ -20,6 +21,11 @@ use tokio::sync::watch;
 /// How long the proof may take that the server is done with a buffer of ours.
 const FENCE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// The most bytes of one capture: the server needs as many free frames for its copy.
+const CAPTURE_BYTES: u64 = 4 << 20;
+/// How many captures of one [`Lease::sync`] are under way at once.
+const CAPTURES_AT_ONCE: usize = 4;
+
 /// The right to one byte range of one file, tied to one key.
 ///
 /// Offsets and ranges are those of the file. Dropping a lease releases it in the background; what was written and not
@@ -31,6 +37,7 @@ pub struct Lease {
     path: Arc<str>,
     range: ByteRange,
     access: Access,
+    created: bool,
     written: Mutex<Written>,
     state: watch::Receiver<LeaseState>,
     /// Whether the server already knows that this end is done with the lease.
@@ -119,10 +126,12 @@ impl Lease {
         shared: Arc<Shared>,
         grant: (LeaseId, Tag),
         (path, range, access): (Arc<str>, ByteRange, Access),
+        created: bool,
         state: watch::Receiver<LeaseState>,
     ) -> Lease {
         let (id, tag) = grant;
-        Lease { shared, id, tag, path, range, access, written: Mutex::default(), state, over: false }
+        let written = Mutex::default();
+        Lease { shared, id, tag, path, range, access, created, written, state, over: false }
     }
 
     /// Its id, as in the server's notices.
@@ -147,6 +156,18 @@ impl Lease {
     #[must_use]
     pub fn access(&self) -> Access {
         self.access
+    }
+
+    /// Whether its acquire created the file.
+    #[must_use]
+    pub fn created(&self) -> bool {
+        self.created
+    }
+
+    /// The CRC32C of its range, if every byte of it was written.
+    #[must_use]
+    pub fn crc32c(&self) -> Option<u32> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).crc32c(self.range).ok()
     }
 
     /// What was heard of it so far.
@@ -213,6 +234,77 @@ impl Lease {
         self.written.lock().unwrap_or_else(PoisonError::into_inner).add(offset, &bytes);
         let to = Remote { tag: self.tag, offset: offset - self.range.start() };
         self.shared.data.write(to, bytes).await.map_err(|Closed(why)| WriteError::Closed(why))
+    }
+
+    /// Commits what was written so far in `range`, in one piece, and keeps the lease: for regions that are updated for
+    /// hours. Returns the file's size once the bytes are visible; see [`Lease::sync`] for durable.
+    ///
+    /// The lease must be one for update: another's frames need not hold the file's bytes where nothing was written.
+    ///
+    /// What is written after this call was made is captured or not, byte by byte.
+    ///
+    /// If the future is dropped, the capture takes effect all the same.
+    ///
+    /// # Errors
+    /// [`Status::Full`] if the server has no frames for the copy; shorter ranges need fewer.
+    pub async fn capture(&self, range: ByteRange) -> Result<u64, CaptureError> {
+        if range.start() < self.range.start() || range.end() > self.range.end() {
+            return Err(CaptureError::OutOfBounds { lease: self.id, leased: self.range, wanted: range });
+        }
+        if self.access != Access::Update {
+            return Err(CaptureError::NotForUpdate(self.id));
+        }
+        if let Some(notice) = self.revoke_notice() {
+            return Err(CaptureError::Revoked(notice));
+        }
+        let offset = range.start() - self.range.start();
+        let answer = self.shared.data.capture(self.id, offset, range.len()).await;
+        let Answer { status, size, text } = answer.map_err(|Closed(why)| CaptureError::Closed(why))?;
+        match (status, self.revoke_notice()) {
+            (Status::Ok, _) => Ok(size),
+            (Status::Revoked | Status::NoLease, Some(notice)) => Err(CaptureError::Revoked(notice)),
+            _ => Err(CaptureError::Refused { status, text }),
+        }
+    }
+
+    /// Makes durable what was written so far in `range`, and keeps the lease. It is captured in pieces of at most 4 MiB,
+    /// so readers may see some of them before others.
+    ///
+    /// # Errors
+    /// Some pieces may have been captured, none is known to be durable.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use bytes::Bytes;
+    /// use leasehold_client::{Access, AcquireOptions, ByteRange, LeaseState, Session, Want};
+    ///
+    /// # async fn example(session: Session) -> Result<(), Box<dyn std::error::Error>> {
+    /// let table = ByteRange::at(0, 1 << 30).expect("not empty");
+    /// let want = Want { path: "/table".into(), range: table, access: Access::Update };
+    /// let lease = session.acquire(&[want], AcquireOptions::default()).await?.remove(0);
+    /// for row in 0..1_000_000 {
+    ///     lease.write(row * 64, Bytes::from(vec![row as u8; 64])).await?;
+    ///     if row % 10_000 == 9_999 {
+    ///         lease.sync(ByteRange::at((row - 9_999) * 64, 640_000).expect("not empty")).await?; // durable
+    ///     }
+    ///     if let LeaseState::Breaking(notice) = lease.state() {
+    ///         println!("{} wants to {}", notice.breaker.program, notice.operation);
+    ///         lease.sync(table).await?; // what is in time is kept ..
+    ///         return Ok(lease.release().await?); // .. and the breaker waits no longer
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn sync(&self, range: ByteRange) -> Result<(), SyncError> {
+        let captures = pieces(range).map(|piece| self.capture(piece));
+        let captures = futures_util::stream::iter(captures).buffer_unordered(CAPTURES_AT_ONCE);
+        captures.try_for_each(|_size| async { Ok(()) }).await?;
+        self.shared.sync(self.id).await.map_err(|error| match self.revoke_notice() {
+            Some(notice) if error.reason == Reason::NoLease => CaptureError::Revoked(notice).into(),
+            _ => error.into(),
+        })
     }
 
     /// Says that the range is complete, with the CRC32C of what was written, for the server to compare with what has
@@ -296,16 +388,34 @@ impl Lease {
         }
     }
 
+    /// Takes the lease for released: the caller tells the server. `None` if something was written under it, which must
+    /// arrive before the release; it is released in the background then.
+    pub(crate) fn let_go(mut self) -> Option<LeaseId> {
+        self.over = !self.wrote();
+        self.over.then_some(self.id)
+    }
+
     fn wrote(&self) -> bool {
         !self.written.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
+}
+
+/// The range in pieces that end at multiples of their longest length, so that no block is in two.
+fn pieces(range: ByteRange) -> impl Iterator<Item = ByteRange> {
+    let mut next = range.start();
+    std::iter::from_fn(move || {
+        let end = (next / CAPTURE_BYTES + 1).saturating_mul(CAPTURE_BYTES).min(range.end());
+        let piece = ByteRange::new(next, end)?;
+        next = end;
+        Some(piece)
+    })
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         self.shared.registry.remove(self.id);
         if !self.over {
-            self.shared.release_later(self.id, self.wrote());
+            self.shared.registry.release_later(self.id, self.wrote());
         }
     }
 }
@@ -319,5 +429,18 @@ impl fmt::Debug for Lease {
             .field("access", &self.access)
             .field("state", &*self.state.borrow())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_a_sync_cover_the_range_and_share_no_block() {
+        let range = ByteRange::new(CAPTURE_BYTES - 1, 3 * CAPTURE_BYTES + 5).expect("not empty");
+        let pieces: Vec<(u64, u64)> = pieces(range).map(|piece| (piece.start(), piece.end())).collect();
+        let at = |n: u64| n * CAPTURE_BYTES;
+        assert_eq!(pieces, [(at(1) - 1, at(1)), (at(1), at(2)), (at(2), at(3)), (at(3), at(3) + 5)]);
     }
 }

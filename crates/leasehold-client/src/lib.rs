@@ -43,6 +43,7 @@
 //! Only [`Buffer`] is: memory that the server may write while a read is under way.
 #![deny(unsafe_code)]
 
+mod block_map;
 mod buffer;
 mod caller;
 mod client;
@@ -57,10 +58,13 @@ mod registry;
 mod session;
 mod written;
 
+pub use block_map::{BLOCK_BYTES, BlockMap, crc32c, crc32c_of_blocks};
 pub use buffer::Buffer;
 pub use caller::this_process;
-pub use client::Client;
-pub use error::{CallError, CommitError, ConnectError, OpenError, ReadError, Reason, WriteError};
+pub use client::{Client, ScrubOptions};
+pub use error::{
+    CallError, CaptureError, CommitError, ConnectError, OpenError, ReadError, Reason, SyncError, WriteError,
+};
 pub use event::{Event, Happening};
 pub use lease::{BreakNotice, Lease, LeaseState, RevokeNotice};
 pub use leasehold_core::identity::{Evidence, Identity};

@@ -19,7 +19,7 @@ use leasehold_fabric::{Fabric, Tag};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
 
@@ -72,8 +72,6 @@ pub(crate) struct Shared {
     pub(crate) data: Data,
     pub(crate) registry: Registry,
     events: broadcast::Sender<Event>,
-    /// Leases that were dropped, and whether something was written under them.
-    dropped: mpsc::UnboundedSender<(LeaseId, bool)>,
 }
 
 impl Session {
@@ -103,9 +101,8 @@ impl Session {
             client: client.clone(),
             secret: opened.session,
             data: Data::new(endpoint, owed),
-            registry: Registry::default(),
+            registry: Registry::new(dropped),
             events: broadcast::Sender::new(EVENTS_MAX),
-            dropped,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(shared.clone(), events));
@@ -149,6 +146,24 @@ impl Session {
     /// # Errors
     /// [`Reason::Conflict`] names the holder; [`Reason::TimedOut`] that `wait` was over.
     pub async fn acquire(&self, wants: &[Want], options: AcquireOptions) -> Result<Vec<Lease>, CallError> {
+        self.acquire_with(wants, options, false).await
+    }
+
+    /// The same, and creates the files that do not exist; [`Lease::created`] tells which. They stay if the acquire fails.
+    pub async fn acquire_or_create(
+        &self,
+        wants: &[Want],
+        options: AcquireOptions,
+    ) -> Result<Vec<Lease>, CallError> {
+        self.acquire_with(wants, options, true).await
+    }
+
+    async fn acquire_with(
+        &self,
+        wants: &[Want],
+        options: AcquireOptions,
+        create: bool,
+    ) -> Result<Vec<Lease>, CallError> {
         let request = proto::AcquireRequest {
             session: self.shared.secret.clone(),
             wants: wants
@@ -157,20 +172,24 @@ impl Session {
                     path: want.path.clone(),
                     range: Some(want.range.into()),
                     access: convert::access_number(want.access),
+                    create,
                 })
                 .collect(),
             on_conflict: convert::on_conflict_number(options.on_conflict),
             wait: Some(convert::duration_out(options.wait)),
         };
-        let acquiring = self.shared.registry.acquiring();
-        let grants = self.shared.client.calls().acquire(request).await?.into_inner().grants;
+        let mut acquiring = self.shared.registry.acquiring();
+        let answer = self.shared.client.calls().acquire(request).await;
+        acquiring.answered();
+        let grants = answer?.into_inner().grants;
         let leases: Vec<Lease> = grants
             .iter()
             .zip(wants)
             .map(|(grant, want)| {
                 let id = LeaseId(grant.lease);
                 let what = (Arc::from(want.path.as_str()), want.range, want.access);
-                Lease::new(self.shared.clone(), (id, Tag(grant.tag)), what, acquiring.granted(id))
+                let state = acquiring.granted(id);
+                Lease::new(self.shared.clone(), (id, Tag(grant.tag)), what, grant.created, state)
             })
             .collect();
         let as_asked = grants.len() == wants.len()
@@ -186,8 +205,39 @@ impl Session {
     }
 
     /// fsync: returns once every commit of the file that was acknowledged before is durable.
+    ///
+    /// # Errors
+    /// [`Reason::NoSession`] if the server was started anew since: what this session committed may be lost with the old one.
     pub async fn sync(&self, path: &str) -> Result<(), CallError> {
-        self.shared.client.sync(path).await
+        self.sync_all([path.to_owned()]).await
+    }
+
+    /// [`Session::sync`] of many files in one call.
+    ///
+    /// # Errors
+    /// As there; about one of the files.
+    pub async fn sync_all(&self, paths: impl IntoIterator<Item = String>) -> Result<(), CallError> {
+        let (session, paths) = (self.shared.secret.clone(), paths.into_iter().collect::<Vec<_>>());
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let request = proto::SyncRequest { session, paths, ..Default::default() };
+        self.shared.client.calls().sync(request).await?;
+        Ok(())
+    }
+
+    /// Releases many read leases in one call.
+    ///
+    /// # Errors
+    /// The server could not be told. The leases end with the session then.
+    pub async fn release_all(&self, leases: Vec<Lease>) -> Result<(), CallError> {
+        let leases: Vec<u64> = leases.into_iter().filter_map(Lease::let_go).map(|lease| lease.0).collect();
+        if leases.is_empty() {
+            return Ok(());
+        }
+        let request = proto::ReleaseRequest { session: self.shared.secret.clone(), lease: 0, leases };
+        self.shared.client.calls().release(request).await?;
+        Ok(())
     }
 
     /// Why the session is over, if it is.
@@ -227,15 +277,18 @@ impl Shared {
             let message = format!("the data connection of the session is gone ({why}); open a new session");
             return Err(CallError { reason: Reason::NoSession, message });
         }
-        let request = proto::ReleaseRequest { session: self.secret.clone(), lease: lease.0 };
+        let request =
+            proto::ReleaseRequest { session: self.secret.clone(), lease: lease.0, leases: Vec::new() };
         self.client.calls().release(request).await?;
         Ok(())
     }
 
-    /// [`Shared::release`] in the background, for leases that are dropped.
-    pub(crate) fn release_later(&self, lease: LeaseId, wrote: bool) {
-        // If the session's tasks are gone, so is the lease.
-        let _ = self.dropped.send((lease, wrote));
+    /// fsync of the file of a lease, whatever it is called by now.
+    pub(crate) async fn sync(&self, lease: LeaseId) -> Result<(), CallError> {
+        let of = proto::LeaseOfSession { session: self.secret.clone(), lease: lease.0 };
+        let request = proto::SyncRequest { lease: Some(of), ..Default::default() };
+        self.client.calls().sync(request).await?;
+        Ok(())
     }
 }
 
@@ -271,9 +324,14 @@ async fn resolve(text: &str) -> Result<SocketAddr, String> {
     found.next().ok_or_else(|| "the name has no address".to_owned())
 }
 
-/// Hears the server's events until the session is over, by whatever way.
+/// How long the server's last words are waited for once the data connection is gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Hears the server's events until the session is over, by whatever way. A server that ends a session closes the data
+/// connection and says why: which of them comes first is chance, and who broke a lease must be heard in either case.
 async fn listen(shared: Arc<Shared>, mut events: tonic::Streaming<proto::Event>) {
     let mut closed = shared.data.closed();
+    let (mut lost, mut give_up) = (None, Instant::now());
     let why = loop {
         tokio::select! {
             event = events.next() => match event.map(|event| event.map(Event::try_from)) {
@@ -290,16 +348,26 @@ async fn listen(shared: Arc<Shared>, mut events: tonic::Streaming<proto::Event>)
                     }
                 }
                 Some(Ok(Err(malformed))) => tracing::warn!(%malformed, "ignored an event"),
-                Some(Err(status)) => break CallError::from(status).message,
-                None => break "the server ended it".to_owned(),
+                Some(Err(status)) => break lost.unwrap_or_else(|| CallError::from(status).message),
+                None => break lost.unwrap_or_else(|| "the server ended it".to_owned()),
             },
-            closed = closed.wait_for(Option::is_some) => break match closed.as_deref() {
-                Ok(Some(Closed(why))) => format!("data connection: {why}"),
-                Ok(None) | Err(_) => "data connection gone".to_owned(),
-            },
+            why = gone(&mut closed), if lost.is_none() => {
+                (lost, give_up) = (Some(why), Instant::now() + LAST_WORDS);
+            }
+            () = tokio::time::sleep_until(give_up.into()), if lost.is_some() => {
+                break lost.unwrap_or_default();
+            }
         }
     };
     shared.registry.end(&why);
+}
+
+/// Waits until the data connection is gone, and returns why.
+async fn gone(closed: &mut watch::Receiver<Option<Closed>>) -> String {
+    match closed.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(Closed(why))) => format!("data connection: {why}"),
+        Ok(None) | Err(_) => "data connection gone".to_owned(),
+    }
 }
 
 /// Says three times per time to live that the session lives; gives up when the server cannot have heard it in time.

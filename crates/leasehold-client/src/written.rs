@@ -11,7 +11,8 @@ const CRC32C: CrcAlgorithm = CrcAlgorithm::Crc32Iscsi;
 
 /// The pieces written so far.
 ///
-/// Invariant: unless `overlapping`, the pieces are disjoint.
+/// Invariant: the pieces are disjoint; there are none once some overlapped, since they have no CRC then, and a lease that
+/// is written for hours must not gather them.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
     /// By their start.
@@ -35,18 +36,25 @@ pub(crate) enum NoCrc {
 impl Written {
     /// `bytes` are about to be written at `start`. The same piece again replaces its first writing.
     pub(crate) fn add(&mut self, start: u64, bytes: &[u8]) {
+        if self.overlapping {
+            return;
+        }
         let end = start + bytes.len() as u64;
         let piece = Piece { end, crc32c: checksum(CRC32C, bytes) };
         let before = self.pieces.range(..start).next_back();
         let within = self.pieces.range(start..end).next();
         let same = within.is_some_and(|(at, old)| *at == start && old.end == end);
-        self.overlapping |= before.is_some_and(|(_, old)| old.end > start) || (within.is_some() && !same);
-        self.pieces.insert(start, piece);
+        self.overlapping = before.is_some_and(|(_, old)| old.end > start) || (within.is_some() && !same);
+        if self.overlapping {
+            self.pieces = BTreeMap::new();
+        } else {
+            self.pieces.insert(start, piece);
+        }
     }
 
     /// Whether anything was written.
     pub(crate) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.is_empty() && !self.overlapping
     }
 
     /// The CRC32C of all bytes of `range`, if each was written once.
@@ -106,5 +114,7 @@ mod tests {
         assert_eq!(written.crc32c(range(0, 9)), Ok(0xE306_9283));
         written.add(4, b"56");
         assert_eq!(written.crc32c(range(0, 9)), Err(NoCrc::Overlapping));
+        written.add(100, b"x");
+        assert!(written.pieces.is_empty() && !written.is_empty(), "it is written, and nothing is gathered");
     }
 }

@@ -204,6 +204,27 @@ impl Arena {
         // SAFETY: in bounds by `disk`, mapped writable while `self` lives; that the run is ours alone is the caller's.
         unsafe { std::slice::from_raw_parts_mut(self.disk(run).as_ptr(), run.bytes() as usize) }
     }
+
+    /// Copies frames that a peer may be writing: each eight bytes of the copy stood there at some moment. Through the
+    /// disk's view, which a fence of the key leaves alone.
+    ///
+    /// # Safety
+    ///
+    /// `into` is as for [`Arena::bytes_mut`]; of `from` nothing is asked.
+    ///
+    /// # Panics
+    ///
+    /// If the runs differ in length, or overlap.
+    pub unsafe fn copy_live(&self, from: Run, into: Run) {
+        let apart = from.first.0 + from.frames <= into.first.0 || into.first.0 + into.frames <= from.first.0;
+        assert!(from.frames == into.frames && apart, "cannot copy {from:?} to {into:?}");
+        let (source, target) = (self.disk(from).cast::<u64>(), self.disk(into).cast::<u64>());
+        for index in 0..from.bytes() as usize / 8 {
+            // SAFETY: both are in bounds by `disk`, and aligned to 4096. The source may change under us, so it is read by
+            // volatile loads, never as a slice; the target is ours by the caller's word.
+            unsafe { target.add(index).write(source.add(index).read_volatile()) };
+        }
+    }
 }
 
 /// Huge pages that were added to the host's pool for this arena, until drop.

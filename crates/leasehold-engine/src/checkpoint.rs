@@ -3,17 +3,27 @@
 //! ```text
 //! switch the record's segments -> for each file: pages into the record -> file durable -> pages in place -> retire the old segment
 //! ```
-//! A page is in the record before it is overwritten in place, so that a torn page loses nothing. If any step fails, the old
+//! A page is in the record before it is overwritten in place, so that a torn page loses nothing. After a collapse, a note
+//! behind the pages says that they are all there (`collapse.rs`). If any step fails, the old
 //! segment stays and the next checkpoint goes on.
 
 use crate::buffer::Buffer;
 use crate::disk;
-use crate::file::{StoreFile, page_offset};
+use crate::file::StoreFile;
 use crate::record::Body;
 use crate::sidecar::PAGE;
 use crate::storage::Inner;
+use crate::sums::page_offset;
 use std::io;
 use std::sync::{Arc, mpsc};
+
+/// What goes into the record with the pages.
+struct Notes {
+    /// Before them: the file will go on changing.
+    mark: Option<Body>,
+    /// After them: they are all that a collapse has changed.
+    shifted: Option<Body>,
+}
 
 impl Inner {
     /// Blocks. One at a time.
@@ -33,7 +43,7 @@ impl Inner {
 
     fn checkpoint_file(self: &Arc<Inner>, file: &Arc<StoreFile>) -> io::Result<()> {
         self.trim(file)?;
-        let (pages, mark, busy) = {
+        let (pages, notes, busy) = {
             let mut sums = file.sums();
             if sums.removed {
                 drop(sums);
@@ -41,14 +51,17 @@ impl Inner {
                 return Ok(());
             }
             let busy = sums.writes > 0 || sums.disk_size != sums.header.size;
-            (sums.take_dirty(), busy.then(|| file.mark(&sums)), busy)
+            let shifted = sums.shifted.map(|sequence| Body::Shifted { sequence });
+            (sums.take_dirty(), Notes { mark: busy.then(|| file.mark(&sums)), shifted }, busy)
         };
-        let written = self.write_back(file, &pages, mark);
+        let written = self.write_back(file, &pages, notes);
         let mut sums = file.sums();
         if let Err(error) = written {
             sums.still_dirty(pages.iter().map(|(number, _)| *number));
             return Err(error);
         }
+        // Collapses and checkpoints do not overlap.
+        sums.shifted = None;
         let clean = !busy && sums.writes == 0 && !sums.is_dirty() && sums.disk_size == sums.header.size;
         if clean {
             self.unmark_dirty(file);
@@ -62,12 +75,13 @@ impl Inner {
         self: &Arc<Inner>,
         file: &StoreFile,
         pages: &[(Option<u32>, [u8; PAGE])],
-        mark: Option<Body>,
+        notes: Notes,
     ) -> io::Result<()> {
         let images =
             pages.iter().map(|(number, bytes)| Body::Page { number: *number, bytes: Box::new(*bytes) });
-        let marks_file = mark.is_some();
-        let epoch = self.note_all(file, mark.into_iter().chain(images))?;
+        let marks_file = notes.mark.is_some();
+        let all = notes.mark.into_iter().chain(images).chain(notes.shifted);
+        let epoch = self.note_all(file, all)?;
         let sidecar = {
             let mut sums = file.sums();
             if marks_file {
@@ -122,7 +136,9 @@ impl Inner {
         let files: Vec<Arc<StoreFile>> = self.files().by_identity.values().cloned().collect();
         let pages: usize = files.iter().map(|file| file.sums().pages_in_memory()).sum();
         if (pages * PAGE) as u64 > self.config.sidecar_bytes_max {
-            files.iter().for_each(|file| file.sums().evict_clean());
+            for file in &files {
+                file.sums().evict_clean();
+            }
         }
     }
 }

@@ -124,6 +124,39 @@ pub trait Disk: Send + Sync {
             other => Ok(other?),
         }
     }
+
+    /// Makes the bytes read as zeros, and keeps their space, or takes it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fallocate` and `pwrite`.
+    fn zero(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        match retry(|| fallocate(&file.file, flags, offset, length)) {
+            Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(self, file, offset, length),
+            other => Ok(other?),
+        }
+    }
+
+    /// Takes the bytes out: what is behind them moves to the front. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fallocate`.
+    fn collapse(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        Ok(retry(|| fallocate(&file.file, FallocateFlags::COLLAPSE_RANGE, offset, length))?)
+    }
+
+    /// Makes `to`, which is empty, a copy of `from` that shares its space. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `ioctl_ficlone`; `EOPNOTSUPP`, `EXDEV`, `EINVAL` and `ENOTTY` where the filesystem cannot.
+    fn clone_file(&self, from: &DiskFile, to: &DiskFile) -> io::Result<()> {
+        Ok(retry(|| rustix::fs::ioctl_ficlone(&to.file, &from.file))?)
+    }
 }
 
 /// What happens to transfers that come after the end.

@@ -11,16 +11,18 @@ use crate::arena::Arena;
 use crate::break_log::{BreakLog, BreakRow};
 use crate::event::Event;
 use crate::metrics::Counters;
-use crate::session::{InFlight, Key, Session, Sessions, send_committed};
+use crate::operation::Operations;
+use crate::session::{InFlight, Key, Session, Sessions, send_captured, send_committed};
 use crate::storage::{Detail, Storage};
 use bytes::Bytes;
 use leasehold_core::Core;
 use leasehold_core::breaks::{Break, Outcome};
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
-use leasehold_core::input::{Access, Change, Fault, Input};
-use leasehold_core::output::{CommitError, NoSuchLease, Notice, Operation, Output, Reply, RevokeReason};
+use leasehold_core::input::{Access, Fault, Input};
+use leasehold_core::output::Committed as Done;
+use leasehold_core::output::{CommitError, NoSuchLease, Notice, Output, Reply, RevokeReason};
 use leasehold_core::range::Run;
-use leasehold_fabric::message::{Committed, Status};
+use leasehold_fabric::message::{Captured, Committed, Status};
 use leasehold_fabric::{Endpoint, Region, RemoteAccess};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,6 +97,7 @@ pub(crate) struct View<'a> {
     pub(crate) core: &'a Core,
     pub(crate) clock: &'a Clock,
     pub(crate) storage: &'a Storage,
+    pub(crate) operations: &'a Operations,
 }
 
 /// The core's time, and its relation to the world's.
@@ -190,6 +193,7 @@ pub(crate) fn run(parts: Parts, driver: Driver, work: mpsc::Receiver<Work>) -> s
         replies: HashMap::new(),
         exposed: HashMap::new(),
         crcs: HashMap::new(),
+        operations: Operations::default(),
         departing: HashMap::new(),
         stopping: None,
     };
@@ -218,6 +222,7 @@ struct State {
     exposed: HashMap<LeaseId, Granted>,
     /// The CRCs that holders sent with their commits, until they are verified.
     crcs: HashMap<LeaseId, u32>,
+    operations: Operations,
     /// Sessions that have ended and whose connection may still exist.
     departing: HashMap<SessionId, Arc<Session>>,
     stopping: Option<oneshot::Sender<()>>,
@@ -283,6 +288,7 @@ impl State {
                 {
                     session.key_lingers(*lease);
                 }
+                self.operations.note(&input, &detail);
                 let summed = self.keep_crc(&input, &detail);
                 self.replies.insert(id, Pending { asker, detail, since: Instant::now(), summed });
                 self.step(input);
@@ -298,7 +304,8 @@ impl State {
             }
             Work::EndSession { session, why } => self.end_session(session, &why),
             Work::Look(look) => {
-                look(&View { core: &self.parts.core, clock: &self.clock, storage: &self.parts.storage });
+                let Parts { core, storage, .. } = &self.parts;
+                look(&View { core, clock: &self.clock, storage, operations: &self.operations });
             }
             Work::Stop(done) => {
                 for session in self.parts.sessions.all() {
@@ -431,13 +438,14 @@ impl State {
         access: Access,
     ) -> Result<(), Fault> {
         let endpoint = session.endpoint().ok_or(Fault::NoKey)?;
+        let range = self.parts.core.lease(lease).ok_or(Fault::NoKey)?.range;
         let region = region(&self.parts.arena, run, skip, length);
         let remote = if access.writes() { RemoteAccess::Write } else { RemoteAccess::Read };
         let tag = endpoint.expose(region, remote).map_err(|error| {
             tracing::warn!(session = %session.id, %lease, %error, "no key");
             Fault::NoKey
         })?;
-        session.insert_key(lease, Key { tag, length, access, revoked: false, lingers: false });
+        session.insert_key(lease, Key { tag, range, access, revoked: false, lingers: false });
         self.exposed.insert(lease, Granted { lease, tag: Some(tag.0), run, skip });
         Ok(())
     }
@@ -493,8 +501,15 @@ impl State {
                 None => drop(call.send(Answer { reply, granted })),
             },
             Asker::Peer { endpoint, request, .. } => {
-                let Reply::Commit(result) = reply else { unreachable!("peers ask only for commits") };
-                send_committed(&endpoint, committed(request, result));
+                let (Reply::Commit(result) | Reply::Capture(result)) = &reply else {
+                    unreachable!("peers ask for commits and captures: {reply:?}")
+                };
+                let (status, size, text) = outcome(result);
+                if matches!(reply, Reply::Commit(_)) {
+                    send_committed(&endpoint, Committed { request, status, size, text });
+                } else {
+                    send_captured(&endpoint, Captured { request, status, size, text });
+                }
             }
         }
     }
@@ -571,7 +586,13 @@ impl State {
                 counters.sync(since.elapsed());
                 Vec::new()
             }
-            Reply::Capture(_) | Reply::Release(_) | Reply::Read(_) => Vec::new(),
+            Reply::Capture(result) => {
+                let counter = if result.is_ok() { &counters.captured } else { &counters.captures_failed };
+                counter.fetch_add(1, Ordering::Relaxed);
+                counters.capture(since.elapsed());
+                Vec::new()
+            }
+            Reply::Release(_) | Reply::Read(_) => Vec::new(),
         }
     }
 
@@ -602,7 +623,7 @@ impl State {
                     path: self.path(file),
                     range,
                     breaker: (*breaker).clone(),
-                    operation: describe(operation),
+                    operation: self.operations.describe(operation, Some(&breaker)),
                     deadline: self.clock.system(deadline),
                     grace,
                 }
@@ -637,7 +658,7 @@ impl State {
             path: self.path(record.file),
             start: record.range.start(),
             end: record.range.end(),
-            operation: describe(record.operation),
+            operation: self.operations.describe(record.operation, Some(&record.breaker)),
             started_ms: unix_ms(self.clock.system(record.started)),
             took_us: ended.0.saturating_sub(record.started.0),
             grace_ms: record.deadline.0.saturating_sub(record.started.0) / 1000,
@@ -672,43 +693,26 @@ fn region(arena: &Arc<Arena>, run: Run, skip: u16, length: u64) -> Region {
     }
 }
 
-fn committed(request: u64, result: Result<leasehold_core::output::Committed, CommitError>) -> Committed {
-    match result {
-        Ok(done) => Committed { request, status: Status::Ok, size: done.size, text: String::new() },
-        Err(error) => {
-            let status = match &error {
-                CommitError::NoLease(NoSuchLease(_)) => Status::NoLease,
-                CommitError::ReadOnly(_) | CommitError::NotPreloaded(_) => Status::WrongAccess,
-                CommitError::Revoked { .. } => Status::Revoked,
-                CommitError::Mismatch(_) => Status::Mismatch,
-                CommitError::Poisoned(_) => Status::Poisoned,
-                CommitError::Unproven(_) => Status::Unproven,
-                CommitError::Removed(_) => Status::Removed,
-                CommitError::OutOfLease { .. } => Status::OutOfBounds,
-                CommitError::ArenaFull(_) | CommitError::Limit { .. } => Status::Full,
-                CommitError::Fault(Fault::NoSpace) => Status::NoSpace,
-                CommitError::Fault(_) => Status::Io,
-            };
-            Committed { request, status, size: 0, text: error.to_string() }
-        }
-    }
-}
-
-/// What a breaker wants, for people.
-pub(crate) fn describe(operation: Operation) -> String {
-    match operation {
-        Operation::Change(Change::Truncate { size }) => format!("truncate to {size}"),
-        Operation::Change(Change::Punch { range }) => format!("punch {range}"),
-        Operation::Change(Change::Zero { range }) => format!("zero {range}"),
-        Operation::Change(Change::Collapse { range }) => format!("collapse {range}"),
-        Operation::Change(Change::Clone) => "clone".to_owned(),
-        Operation::Change(Change::Adopt { range }) => format!("adopt {range}"),
-        Operation::Change(Change::Remove) => "remove".to_owned(),
-        Operation::Acquire { range, access } => match access {
-            Access::Read => format!("acquire {range} for reading"),
-            Access::Overwrite | Access::Update => format!("acquire {range} for writing"),
-        },
-    }
+/// How a commit or a capture went, for the peer.
+fn outcome(result: &Result<Done, CommitError>) -> (Status, u64, String) {
+    let error = match result {
+        Ok(done) => return (Status::Ok, done.size, String::new()),
+        Err(error) => error,
+    };
+    let status = match error {
+        CommitError::NoLease(NoSuchLease(_)) => Status::NoLease,
+        CommitError::ReadOnly(_) | CommitError::NotPreloaded(_) => Status::WrongAccess,
+        CommitError::Revoked { .. } => Status::Revoked,
+        CommitError::Mismatch(_) => Status::Mismatch,
+        CommitError::Poisoned(_) => Status::Poisoned,
+        CommitError::Unproven(_) => Status::Unproven,
+        CommitError::Removed(_) => Status::Removed,
+        CommitError::OutOfLease { .. } => Status::OutOfBounds,
+        CommitError::ArenaFull(_) | CommitError::Limit { .. } => Status::Full,
+        CommitError::Fault(Fault::NoSpace) => Status::NoSpace,
+        CommitError::Fault(_) => Status::Io,
+    };
+    (status, 0, error.to_string())
 }
 
 fn revoke_reason(why: RevokeReason) -> &'static str {

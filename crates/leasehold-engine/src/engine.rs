@@ -9,7 +9,7 @@ use crate::break_log::{self, BreakLog, BreakRow};
 use crate::driver::{self, Answer, Asker, Driver, Parts, View, Work};
 use crate::event::Event;
 use crate::metrics::Counters;
-use crate::open_files::{OpenFiles, Pinned};
+use crate::open_files::{Missing, OpenFiles, Pinned};
 use crate::path::StorePath;
 use crate::session::{LINGERING_MAX, Sessions, TokenGate};
 use crate::storage::{Detail, Mismatch, NamespaceError, OpenError, Opened, Storage, StorageConfig};
@@ -210,6 +210,8 @@ pub struct Wanted {
     pub range: ByteRange,
     /// What the key may do.
     pub access: Access,
+    /// Create the file unless it exists.
+    pub create: bool,
 }
 
 /// One lease that was granted.
@@ -223,6 +225,8 @@ pub struct Grant {
     pub range: ByteRange,
     /// What the key may do.
     pub access: Access,
+    /// Whether this acquire created the file.
+    pub created: bool,
 }
 
 /// Why no lease was granted.
@@ -324,7 +328,11 @@ impl Engine {
             Duration::from_millis(config.token_ttl_ms),
         ));
         let fabric = Iwarp::new(fabric_config(&config)).map_err(StartError::Thread)?;
-        let gate = Arc::new(TokenGate { sessions: sessions.clone(), driver: driver.clone() });
+        let gate = Arc::new(TokenGate {
+            sessions: sessions.clone(),
+            driver: driver.clone(),
+            patience_ms: config.drain_ms,
+        });
         let listener = fabric.listen(config.data_address, gate)?;
         let (watch, _) = broadcast::channel(1024);
         let core = Core::new(leasehold_core::Config {
@@ -451,18 +459,20 @@ impl Engine {
         if wanted.len() > max {
             return Err(AcquireError::TooManyRanges { max });
         }
-        let mut pins = Vec::with_capacity(wanted.len());
-        let mut wants = Vec::with_capacity(wanted.len());
-        for Wanted { path, range, access } in &wanted {
+        for Wanted { path, range, .. } in &wanted {
             self.check(*range).map_err(|BadRange| AcquireError::BadRange {
                 path: path.clone(),
                 range: *range,
                 max: self.0.storage.file_bytes_max(),
             })?;
-            let pinned = self.pin(path).await?;
-            wants.push(Want { file: pinned.file(), range: *range, access: *access });
-            pins.push(pinned);
         }
+        let (wanted, pins) = self.pin_all(wanted).await?;
+        let want = |(pinned, wanted): (&Pinned, &Wanted)| Want {
+            file: pinned.file(),
+            range: wanted.range,
+            access: wanted.access,
+        };
+        let wants = pins.iter().zip(&wanted).map(want).collect();
         let deadline = self.0.driver.clock.now().after_ms(wait.as_millis().try_into().unwrap_or(u64::MAX));
         let input = |request| Input::Acquire { request, session, wants, on_conflict, deadline };
         let answer = self.begin(input, Detail::None).await.map_err(|Ended| AcquireError::Stopping)?;
@@ -470,13 +480,14 @@ impl Engine {
         match result {
             Ok(_) => {
                 let tag = |granted: &driver::Granted| granted.tag.expect("a session's lease has a key");
-                let grant = |(granted, wanted): (&driver::Granted, &Wanted)| Grant {
+                let grant = |((granted, wanted), pinned): ((&driver::Granted, &Wanted), &Pinned)| Grant {
                     lease: granted.lease,
                     tag: tag(granted),
                     range: wanted.range,
                     access: wanted.access,
+                    created: pinned.opened().created,
                 };
-                Ok(answer.granted.iter().zip(&wanted).map(grant).collect())
+                Ok(answer.granted.iter().zip(&wanted).zip(&pins).map(grant).collect())
             }
             Err(source) => {
                 let file = match &source {
@@ -612,7 +623,19 @@ impl Engine {
     /// Opens the file and keeps it open for a call.
     pub(crate) async fn pin(&self, path: &StorePath) -> Result<Pinned, NamespaceError> {
         let (inner, path) = (self.0.clone(), path.clone());
-        blocking(move || inner.files.pin(&path, crate::open_files::Missing::Refuse)).await
+        blocking(move || inner.files.pin(&path, Missing::Refuse)).await
+    }
+
+    /// Opens the files of an acquire, or creates them where that is wanted, in one go: there may be a thousand.
+    async fn pin_all(&self, wanted: Vec<Wanted>) -> Result<(Vec<Wanted>, Vec<Pinned>), NamespaceError> {
+        let inner = self.0.clone();
+        blocking(move || {
+            let missing = |create| if create { Missing::Create } else { Missing::Refuse };
+            let pin = |wanted: &Wanted| inner.files.pin(&wanted.path, missing(wanted.create));
+            let pins = wanted.iter().map(pin).collect::<Result<Vec<Pinned>, NamespaceError>>()?;
+            Ok((wanted, pins))
+        })
+        .await
     }
 }
 

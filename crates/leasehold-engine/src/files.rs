@@ -5,12 +5,12 @@ use crate::driver;
 use crate::engine::{Ended, Engine, blocking};
 use crate::open_files::{Missing, Pinned};
 use crate::path::StorePath;
-use crate::storage::{Detail, Kind, NamespaceError};
+use crate::storage::{CollapseRefused, Detail, Kind, NamespaceError, Storage};
 use bytes::Bytes;
 use leasehold_core::identity::Identity;
-use leasehold_core::ids::SessionId;
-use leasehold_core::input::{Access, Change, Input, OnConflict, Want};
-use leasehold_core::output::{self, Reply};
+use leasehold_core::ids::{FileId, LeaseId, SessionId};
+use leasehold_core::input::{Access, Change, Fault, Input, OnConflict, Want};
+use leasehold_core::output::{self, NoSuchLease, Reply};
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -29,8 +29,12 @@ pub struct Stat {
     pub size: u64,
     /// How many names it has.
     pub links: u64,
+    /// Equal for all names of one file, and for no other while it exists.
+    pub inode: u64,
     /// When it was last modified on disk.
     pub modified: SystemTime,
+    /// What a symbolic link says.
+    pub target: Option<String>,
 }
 
 /// Why a file operation failed.
@@ -42,6 +46,9 @@ pub enum FileError {
     /// The name.
     #[error(transparent)]
     Path(#[from] NamespaceError),
+    /// The lease.
+    #[error(transparent)]
+    NoLease(#[from] NoSuchLease),
     /// More than one call may carry.
     #[error("{length} bytes in one call are more than {CALL_BYTES_MAX}; use several calls, or a lease")]
     TooLong {
@@ -60,6 +67,42 @@ pub enum FileError {
         length: u64,
         /// The longest file.
         max: u64,
+    },
+    /// Source and destination are the same file.
+    #[error("{from} and {to} are the same file; choose another name")]
+    SameFile {
+        /// The source.
+        from: StorePath,
+        /// The destination.
+        to: StorePath,
+    },
+    /// A copy within a file onto itself.
+    #[error(
+        "bytes {from} and {to} of {path} overlap; copy to a place of its own, or in two steps by another file"
+    )]
+    Overlap {
+        /// The file.
+        path: StorePath,
+        /// What was to be copied.
+        from: ByteRange,
+        /// Where to.
+        to: ByteRange,
+    },
+    /// No file of this store can lose these bytes.
+    #[error("{path}: {source}")]
+    Collapse {
+        /// The file.
+        path: StorePath,
+        /// Why.
+        source: CollapseRefused,
+    },
+    /// A file could not be evicted.
+    #[error("{path}: {source}")]
+    Evict {
+        /// The file.
+        path: StorePath,
+        /// Why.
+        source: Fault,
     },
     /// A change was refused or failed.
     #[error("{path}: {source}")]
@@ -126,12 +169,18 @@ impl Engine {
     /// [`FileError`].
     pub async fn stat(&self, path: &StorePath) -> Result<Stat, FileError> {
         let (storage, wanted) = (self.0.storage.clone(), path.clone());
-        let stat = blocking(move || storage.stat(&wanted)).await?;
+        let look = move || {
+            let stat = storage.stat(&wanted)?;
+            let target = (stat.kind == Kind::Link).then(|| storage.read_link(&wanted)).transpose();
+            Ok::<_, NamespaceError>((stat, target.unwrap_or_default())) // one that is not UTF-8, or has just gone
+        };
+        let (stat, target) = blocking(look).await?;
         let mut size = stat.size;
         if let Some(file) = stat.file {
             size = self.look(move |view| view.core.file_size(file)).await.flatten().unwrap_or(size);
         }
-        Ok(Stat { path: path.clone(), kind: stat.kind, size, links: stat.links, modified: stat.modified })
+        let crate::storage::Stat { kind, links, inode, modified, .. } = stat;
+        Ok(Stat { path: path.clone(), kind, size, links, inode, modified, target })
     }
 
     /// What is known about every name in a directory, sorted by name. A file's own name gives the file.
@@ -151,14 +200,6 @@ impl Engine {
             match self.stat(&name).await {
                 Ok(stat) => stats.push(stat),
                 Err(FileError::Path(NamespaceError::NotFound { .. })) => {} // removed in the meantime
-                // Not ours to follow, but there.
-                Err(FileError::Path(NamespaceError::Link { .. })) => stats.push(Stat {
-                    path: name,
-                    kind: Kind::Other,
-                    size: 0,
-                    links: 1,
-                    modified: SystemTime::UNIX_EPOCH,
-                }),
                 Err(error) => return Err(error),
             }
         }
@@ -170,8 +211,8 @@ impl Engine {
     /// # Errors
     /// [`FileError`].
     pub async fn make_directory(&self, path: &StorePath) -> Result<(), FileError> {
-        let (inner, path) = (self.0.clone(), path.clone());
-        Ok(blocking(move || inner.files.rename(|storage| storage.make_directory(&path))).await?)
+        let path = path.clone();
+        self.names(move |storage| storage.make_directory(&path)).await
     }
 
     /// Gives a name to something else: over a file, whose leases are broken then. Leases on what is renamed go on.
@@ -187,19 +228,64 @@ impl Engine {
             other => return Ok(other?),
         }
         // Before any lease on the target is broken for nothing.
-        if self.stat(from).await?.kind != Kind::File {
+        if !matches!(self.stat(from).await?.kind, Kind::File | Kind::Link) {
             return Err(NamespaceError::NotAFile { path: from.clone() }.into());
         }
-        let target = self.pin(to).await?;
-        if target.opened().links > 1 {
-            // The target keeps other names, so nothing is broken.
-            let (inner, a, b) = (self.0.clone(), from.clone(), to.clone());
-            return Ok(
-                blocking(move || inner.files.rename(|storage| storage.rename_over_extra(&a, &b))).await?
-            );
+        match self.last_name(to).await? {
+            Some(target) => {
+                let detail = Detail::RenameOver { from: from.clone(), to: to.clone() };
+                self.remove(to, target, detail, breaker).await
+            }
+            None => {
+                let (from, to) = (from.clone(), to.clone());
+                self.names(move |storage| storage.rename_over_extra(&from, &to)).await
+            }
         }
-        let detail = Detail::RenameOver { from: from.clone(), to: to.clone() };
-        self.remove(to, target, detail, breaker).await
+    }
+
+    /// The file that goes with this name. `None`: it has others, or the name is a symbolic link; so nothing is broken.
+    pub(crate) async fn last_name(&self, path: &StorePath) -> Result<Option<Pinned>, FileError> {
+        if self.stat(path).await?.kind == Kind::Link {
+            return Ok(None);
+        }
+        let pinned = self.pin(path).await?;
+        Ok((pinned.opened().links == 1).then_some(pinned))
+    }
+
+    /// Gives a file one more name. It breaks nothing: leases are on the file.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn link(&self, from: &StorePath, to: &StorePath) -> Result<(), FileError> {
+        let (from, to) = (from.clone(), to.clone());
+        self.names(move |storage| storage.link(&from, &to)).await
+    }
+
+    /// Makes a symbolic link, which the store keeps and never follows.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn symlink(&self, target: &str, at: &StorePath) -> Result<(), FileError> {
+        let (target, at) = (target.to_owned(), at.clone());
+        self.names(move |storage| storage.symlink(&target, &at)).await
+    }
+
+    /// What a symbolic link says.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn read_link(&self, path: &StorePath) -> Result<String, FileError> {
+        let (storage, path) = (self.0.storage.clone(), path.clone());
+        Ok(blocking(move || storage.read_link(&path)).await?)
+    }
+
+    /// Changes names while no file is being opened or closed.
+    pub(crate) async fn names(
+        &self,
+        change: impl FnOnce(&Storage) -> Result<(), NamespaceError> + Send + 'static,
+    ) -> Result<(), FileError> {
+        let inner = self.0.clone();
+        Ok(blocking(move || inner.files.rename(change)).await?)
     }
 
     /// Removes a name: a file's last one breaks all of its leases. A directory must be empty.
@@ -207,21 +293,17 @@ impl Engine {
     /// # Errors
     /// [`FileError`].
     pub async fn unlink(&self, path: &StorePath, breaker: Identity) -> Result<(), FileError> {
-        let (storage, wanted) = (self.0.storage.clone(), path.clone());
-        let kind = blocking(move || storage.stat(&wanted)).await?.kind;
-        if kind == Kind::Directory {
-            let (inner, path) = (self.0.clone(), path.clone());
-            return Ok(blocking(move || inner.files.rename(|storage| storage.remove_directory(&path))).await?);
+        let name = path.clone();
+        if self.stat(path).await?.kind == Kind::Directory {
+            return self.names(move |storage| storage.remove_directory(&name)).await;
         }
-        let pinned = self.pin(path).await?;
-        if pinned.opened().links > 1 {
-            let (inner, path) = (self.0.clone(), path.clone());
-            return Ok(blocking(move || inner.files.rename(|storage| storage.unlink_extra(&path))).await?);
+        match self.last_name(path).await? {
+            Some(pinned) => self.remove(path, pinned, Detail::Unlink { path: name }, breaker).await,
+            None => self.names(move |storage| storage.unlink_extra(&name)).await,
         }
-        self.remove(path, pinned, Detail::Unlink { path: path.clone() }, breaker).await
     }
 
-    async fn remove(
+    pub(crate) async fn remove(
         &self,
         path: &StorePath,
         pinned: Pinned,
@@ -229,7 +311,7 @@ impl Engine {
         breaker: Identity,
     ) -> Result<(), FileError> {
         self.0.files.leaving(pinned.file());
-        self.change(path, pinned, Change::Remove, detail, breaker).await
+        self.change(path, &pinned, Change::Remove, detail, breaker).await
     }
 
     /// Sets the file's size. Shrinking breaks every lease beyond the new size, past the old end of file too.
@@ -242,7 +324,7 @@ impl Engine {
             return Err(FileError::BadRange { offset: 0, length: size, max });
         }
         let pinned = self.pin(path).await?;
-        self.change(path, pinned, Change::Truncate { size }, Detail::None, breaker).await
+        self.change(path, &pinned, Change::Truncate { size }, Detail::None, breaker).await
     }
 
     /// Frees the range; it reads as zeros, and the size stays. Breaks every lease on it.
@@ -255,21 +337,63 @@ impl Engine {
         range: ByteRange,
         breaker: Identity,
     ) -> Result<(), FileError> {
-        // "All bytes from here on" is a fair thing to say; what no file can have needs no punching.
-        let max = self.0.storage.file_bytes_max();
-        let range = ByteRange::new(range.start(), range.end().min(max)).ok_or(FileError::BadRange {
-            offset: range.start(),
-            length: range.len(),
-            max,
-        })?;
+        let range = self.within_files(range)?;
         let pinned = self.pin(path).await?;
-        self.change(path, pinned, Change::Punch { range }, Detail::None, breaker).await
+        self.change(path, &pinned, Change::Punch { range }, Detail::None, breaker).await
     }
 
-    async fn change(
+    /// Zeroes the range, up to the end of file; its space stays allocated, and the size as it is. Breaks every lease on it.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn zero(&self, path: &StorePath, range: ByteRange, breaker: Identity) -> Result<(), FileError> {
+        let range = self.within_files(range)?;
+        let pinned = self.pin(path).await?;
+        self.change(path, &pinned, Change::Zero { range }, Detail::None, breaker).await
+    }
+
+    /// Takes the range out; what is behind it moves to the front, so every lease from its start on is broken. It is of
+    /// whole blocks, and ends before the end of file.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn collapse(
         &self,
         path: &StorePath,
-        pinned: Pinned,
+        range: ByteRange,
+        breaker: Identity,
+    ) -> Result<(), FileError> {
+        let refused = |source| FileError::Collapse { path: path.clone(), source };
+        let pinned = self.pin(path).await?;
+        self.0.storage.check_collapse(range).map_err(refused)?;
+        self.change(path, &pinned, Change::Collapse { range }, Detail::None, breaker).await
+    }
+
+    /// Writes back what is committed of the file, and forgets what is held in memory of it. Returns how many bytes that
+    /// were.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn evict(&self, path: &StorePath) -> Result<u64, FileError> {
+        let pinned = self.pin(path).await?;
+        self.sync_file(pinned.file(), path).await?;
+        let inner = self.0.clone();
+        let (evicted, _) = blocking(move || (inner.storage.evict(pinned.file()), pinned)).await;
+        let evicted = evicted.map_err(|source| FileError::Evict { path: path.clone(), source })?;
+        Ok(evicted.bytes)
+    }
+
+    /// "All bytes from here on" is a fair thing to say; what no file can have needs no change.
+    fn within_files(&self, range: ByteRange) -> Result<ByteRange, FileError> {
+        let max = self.0.storage.file_bytes_max();
+        let (offset, length) = (range.start(), range.len());
+        ByteRange::new(offset, range.end().min(max)).ok_or(FileError::BadRange { offset, length, max })
+    }
+
+    pub(crate) async fn change(
+        &self,
+        path: &StorePath,
+        pinned: &Pinned,
         change: Change,
         detail: Detail,
         breaker: Identity,
@@ -282,19 +406,52 @@ impl Engine {
         result.map_err(|source| FileError::Change { path: path.clone(), source })
     }
 
-    /// fsync: returns once every commit acknowledged before the call is durable.
+    /// fsync: returns once every commit acknowledged before the call is durable. Of a directory: all changes of names.
     ///
     /// # Errors
     /// [`FileError`]; the committed bytes are kept, and tried again.
     pub async fn sync(&self, path: &StorePath) -> Result<(), FileError> {
-        let pinned = self.pin(path).await?;
-        let file = pinned.file();
+        let pinned = match self.pin(path).await {
+            Err(NamespaceError::NotAFile { .. }) => return self.sync_directory(path).await,
+            pinned => pinned?,
+        };
+        self.sync_file(pinned.file(), path).await
+    }
+
+    /// [`Engine::sync`] of the file of a lease, whatever it is called by now: for captures.
+    ///
+    /// # Errors
+    /// [`FileError`]; if the lease is over, what it captured may be durable or not.
+    pub async fn sync_lease(&self, session: SessionId, lease: LeaseId) -> Result<(), FileError> {
+        let held = move |view: &driver::View<'_>| {
+            let found = view.core.lease(lease).filter(|found| found.session == session)?;
+            Some((found.file, view.storage.path_of(found.file)))
+        };
+        let found = self.look(held).await.ok_or(FileError::Stopping)?;
+        let (file, path) = found.ok_or(FileError::NoLease(NoSuchLease(lease)))?;
+        // The lease keeps the file open. If it ends now, so that the file is closed, the core knows no such file.
+        self.sync_file(file, &path.unwrap_or(StorePath::ROOT)).await
+    }
+
+    async fn sync_file(&self, file: FileId, path: &StorePath) -> Result<(), FileError> {
         let Reply::Sync(result) =
             self.begin(|request| Input::Sync { request, file }, Detail::None).await?.reply
         else {
             unreachable!("a sync's reply is one")
         };
         result.map_err(|source| FileError::Sync { path: path.clone(), source })
+    }
+
+    async fn sync_directory(&self, path: &StorePath) -> Result<(), FileError> {
+        let (storage, path) = (self.0.storage.clone(), path.clone());
+        let synced = blocking(move || {
+            if storage.stat(&path)?.kind != Kind::Directory {
+                return Err(NamespaceError::NotAFile { path });
+            }
+            let failed = |source| NamespaceError::System { operation: "sync", path, source };
+            storage.sync_names().map_err(failed)
+        });
+        synced.await.map_err(FileError::Path)
     }
 
     /// The committed bytes of the range (at most [`CALL_BYTES_MAX`]), verified; shorter at the end of file, empty past
@@ -307,6 +464,16 @@ impl Engine {
             return Err(FileError::TooLong { length: range.len() });
         }
         let pinned = self.pin(path).await?;
+        self.read_file(&pinned, path, range).await
+    }
+
+    /// [`Engine::read`] of a file that is open; `path` is for errors.
+    pub(crate) async fn read_file(
+        &self,
+        pinned: &Pinned,
+        path: &StorePath,
+        range: ByteRange,
+    ) -> Result<Bytes, FileError> {
         let file = pinned.file();
         let deadline = self.0.driver.clock.now().after_ms(self.0.config.drain_ms);
         let mut id = None;
@@ -349,11 +516,30 @@ impl Engine {
         if data.len() as u64 > CALL_BYTES_MAX {
             return Err(FileError::TooLong { length: data.len() as u64 });
         }
-        let (length, max) = (data.len() as u64, self.0.storage.file_bytes_max());
-        let range = ByteRange::at(offset, length)
-            .filter(|range| range.end() <= max)
-            .ok_or(FileError::BadRange { offset, length, max })?;
+        let range = self.writable(offset, data.len() as u64)?;
         let pinned = self.pin(path).await?;
+        self.write_file(&pinned, path, range, data, breaker).await
+    }
+
+    /// The bytes at `offset`, if a file can have them.
+    pub(crate) fn writable(&self, offset: u64, length: u64) -> Result<ByteRange, FileError> {
+        let max = self.0.storage.file_bytes_max();
+        ByteRange::at(offset, length).filter(|range| range.end() <= max).ok_or(FileError::BadRange {
+            offset,
+            length,
+            max,
+        })
+    }
+
+    /// [`Engine::write`] to a file that is open; `path` is for errors.
+    pub(crate) async fn write_file(
+        &self,
+        pinned: &Pinned,
+        path: &StorePath,
+        range: ByteRange,
+        data: Bytes,
+        breaker: Identity,
+    ) -> Result<u64, FileError> {
         let session = OwnSession::open(self, breaker);
         let wants = vec![Want { file: pinned.file(), range, access: Access::Overwrite }];
         let wait_ms = self.0.config.grace_ms + self.0.config.fence_ms + self.0.config.drain_ms;

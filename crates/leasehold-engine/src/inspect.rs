@@ -1,18 +1,13 @@
-//! What administrators look at: who holds what, who waits for whom, and whether every block is as it was committed.
+//! What administrators look at: who holds what, and who waits for whom.
 
 use crate::break_log::Who;
-use crate::driver::{View, describe, unix_ms};
-use crate::engine::{Engine, blocking};
-use crate::files::{CALL_BYTES_MAX, FileError};
+use crate::driver::{View, unix_ms};
+use crate::engine::Engine;
 use crate::path::StorePath;
-use crate::storage::{Kind, Mismatch, NamespaceError};
-use leasehold_core::input::{Access, Fault};
-use leasehold_core::output::ReadError;
-use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange};
+use crate::storage::NamespaceError;
+use leasehold_core::input::Access;
 use leasehold_core::view::{LeaseState, WaitKind, WaitOn};
 use serde::Serialize;
-use tokio::sync::broadcast::error::TryRecvError;
-use tokio::sync::{broadcast, mpsc};
 
 /// One lease.
 #[derive(Clone, Debug, Serialize)]
@@ -54,41 +49,6 @@ pub struct WaitRow {
     pub until_ms: Option<u64>,
     /// What it waits for, for people, one line each.
     pub waits_for: Vec<String>,
-}
-
-/// What scrub found in one file.
-#[derive(Clone, Debug, Serialize)]
-pub struct Scrubbed {
-    /// The file.
-    pub path: String,
-    /// Blocks that were read.
-    pub blocks: u64,
-    /// Of these, blocks that had no checksum, since other tools had put them there: they have one from now on.
-    pub adopted: u64,
-    /// Blocks that are not what was committed.
-    pub mismatches: Vec<BadBlock>,
-    /// Why the file could not be read to its end, if so.
-    pub error: Option<String>,
-}
-
-/// A block that is not what was committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct BadBlock {
-    /// Its number: its first byte is at 4096 times that.
-    pub block: u64,
-    /// The CRC32C that was committed; `None` if recovery found it torn.
-    pub committed: Option<u32>,
-    /// The CRC32C of what is there.
-    pub found: u32,
-}
-
-/// How many blocks are surveyed at a time: a file's writers wait meanwhile.
-const SURVEY_BLOCKS: usize = 1 << 16;
-
-impl Scrubbed {
-    fn of(path: &StorePath) -> Scrubbed {
-        Scrubbed { path: path.to_string(), blocks: 0, adopted: 0, mismatches: Vec::new(), error: None }
-    }
 }
 
 impl Engine {
@@ -146,7 +106,9 @@ impl Engine {
                     request: wait.request.0,
                     who: wait.who.as_deref().map(Who::from),
                     wants: match wait.what {
-                        WaitKind::Operation(operation) => describe(operation),
+                        WaitKind::Operation(operation) => {
+                            view.operations.describe(operation, wait.who.as_ref())
+                        }
                         WaitKind::Read(range) => format!("read {range}"),
                         WaitKind::Sync => "fsync".to_owned(),
                         WaitKind::Commit(lease) => format!("commit lease {lease}"),
@@ -161,128 +123,6 @@ impl Engine {
             })
             .await;
         Ok(rows.unwrap_or_default())
-    }
-
-    /// Reads every block of one file, or of all below `path`, and tells the receiver of each file what it found. Runs
-    /// beside everything else: every read takes its turn like any other.
-    ///
-    /// # Errors
-    /// `path` does not exist.
-    pub async fn scrub(&self, path: &StorePath) -> Result<mpsc::Receiver<Scrubbed>, FileError> {
-        let kind = self.stat(path).await?.kind;
-        let (send, receive) = mpsc::channel(64);
-        let (engine, path) = (self.clone(), path.clone());
-        tokio::spawn(async move {
-            if kind == Kind::Directory {
-                engine.scrub_below(path, send).await;
-            } else {
-                let _gone = send.send(engine.scrub_file(&path).await).await;
-            }
-        });
-        Ok(receive)
-    }
-
-    async fn scrub_below(self, path: StorePath, found: mpsc::Sender<Scrubbed>) {
-        let (send, mut files) = mpsc::channel::<StorePath>(64);
-        let (storage, from) = (self.0.storage.clone(), path.clone());
-        let walk = tokio::task::spawn_blocking(move || {
-            storage.walk(&from, &mut |file| send.blocking_send(file.clone()).is_ok())
-        });
-        while let Some(file) = files.recv().await {
-            if found.send(self.scrub_file(&file).await).await.is_err() {
-                return; // nobody listens any more
-            }
-        }
-        if let Err(error) = walk.await.expect("a walk neither panics nor is aborted") {
-            let failed = Scrubbed { error: Some(error.to_string()), ..Scrubbed::of(&path) };
-            let _gone = found.send(failed).await;
-        }
-    }
-
-    /// Blocks of the file that have no checksum yet.
-    async fn unknown_blocks(&self, path: &StorePath) -> Result<u64, FileError> {
-        let pinned = self.pin(path).await?;
-        let (storage, file) = (self.0.storage.clone(), pinned.file());
-        let end = pinned.opened().size.div_ceil(BLOCK_BYTES);
-        let count = move || {
-            let mut unknown = 0;
-            for start in (0..end).step_by(SURVEY_BLOCKS) {
-                let blocks =
-                    BlockRange::new(start, end.min(start + SURVEY_BLOCKS as u64)).expect("not empty");
-                unknown += storage.survey(file, blocks)?.unknown;
-            }
-            Ok(unknown)
-        };
-        let failed = |source| FileError::Read { path: path.clone(), source: ReadError::Fault(source) };
-        blocking(count).await.map_err(failed)
-    }
-
-    async fn scrub_file(&self, path: &StorePath) -> Scrubbed {
-        let mut mismatches = self.0.mismatches.subscribe();
-        let mut scrubbed = Scrubbed::of(path);
-        let before = match self.unknown_blocks(path).await {
-            Ok(unknown) => unknown,
-            Err(error) => return Scrubbed { error: Some(error.to_string()), ..scrubbed },
-        };
-        let mut offset = 0;
-        while let Some(range) = ByteRange::at(offset, CALL_BYTES_MAX) {
-            match self.read(path, range).await {
-                Ok(bytes) if bytes.is_empty() => break,
-                Ok(bytes) => scrubbed.blocks += (bytes.len() as u64).div_ceil(BLOCK_BYTES),
-                Err(FileError::Read { .. }) => {
-                    // Look at its blocks one by one, so that the good ones count, and the bad ones are named.
-                    scrubbed.blocks += self.scrub_blocks(path, range, &mut scrubbed.error).await;
-                }
-                Err(error) => {
-                    scrubbed.error = Some(error.to_string());
-                    break;
-                }
-            }
-            // At once, since the channel holds only so many.
-            found_bad(path, &mut mismatches, &mut scrubbed);
-            offset += CALL_BYTES_MAX;
-        }
-        let after = self.unknown_blocks(path).await.unwrap_or(before);
-        scrubbed.adopted = before.saturating_sub(after);
-        // Each was announced by the read of many blocks, and again by that of the one.
-        scrubbed.mismatches.sort_unstable();
-        scrubbed.mismatches.dedup();
-        scrubbed
-    }
-
-    async fn scrub_blocks(&self, path: &StorePath, range: ByteRange, error: &mut Option<String>) -> u64 {
-        let mut read = 0;
-        for block in range.blocks().start()..range.blocks().end() {
-            let range = ByteRange::at(block * BLOCK_BYTES, BLOCK_BYTES).expect("a block within a range");
-            match self.read(path, range).await {
-                Ok(bytes) if bytes.is_empty() => break,
-                Ok(_) => read += 1,
-                // The block itself is announced.
-                Err(FileError::Read { source: ReadError::Fault(Fault::Checksum), .. }) => read += 1,
-                Err(why) => {
-                    read += 1;
-                    error.get_or_insert_with(|| why.to_string());
-                }
-            }
-        }
-        read
-    }
-}
-
-/// Takes what loads have announced about this file.
-fn found_bad(path: &StorePath, announced: &mut broadcast::Receiver<Mismatch>, scrubbed: &mut Scrubbed) {
-    loop {
-        match announced.try_recv() {
-            Ok(Mismatch { path: of, block, committed, found, .. }) => {
-                if of == *path {
-                    scrubbed.mismatches.push(BadBlock { block, committed, found });
-                }
-            }
-            Err(TryRecvError::Lagged(missed)) => {
-                scrubbed.error = Some(format!("{missed} bad blocks were found too fast to be listed"));
-            }
-            Err(TryRecvError::Empty | TryRecvError::Closed) => return,
-        }
     }
 }
 

@@ -14,42 +14,60 @@
 //! ```text
 //! perform --> load, writeback, change      one output each: what must be durable before what
 //!                |         |
-//!              file      log               sums of a file's blocks (sidecar) | the write-ahead record (record)
+//!          file, sums     log               sums of a file's blocks (sidecar) | the write-ahead record (record)
 //!                |         |
 //!               disk (ring, threads)       the seam to the kernel
-//! open    --> store, recovery              checkpoint: sums back to their sidecars, the record anew
+//! open    --> store, recovery, replay      checkpoint: sums back to their sidecars, the record anew
 //! ```
 //! The formats are in `docs/store-format.md`; why the record is as it is, in `docs/decisions/2026-11-21-write-ahead-record.md`.
 
+pub mod about;
+mod adopt;
 pub mod arena;
+mod attributes;
+pub mod bare;
+mod block_map;
 pub mod break_log;
 mod buffer;
+mod capture;
 mod change;
 mod checkpoint;
 pub mod checksum;
+mod clone;
+mod collapse;
+mod copies;
 pub mod disk;
 mod driver;
 pub mod engine;
 pub mod event;
+mod evict;
 mod file;
 pub mod files;
 mod identity;
 pub mod inspect;
+mod links;
 mod load;
 mod log;
 pub mod metrics;
 mod names;
 mod namespace;
 mod open_files;
+mod operation;
+mod orphans;
 pub mod path;
 mod record;
 mod recovery;
+mod replay;
 mod ring;
 mod scrub;
+pub mod scrubber;
 pub mod session;
 mod sidecar;
+mod sparse;
+mod staging;
 pub mod storage;
 mod store;
+mod sums;
 mod threads;
 mod verified;
 mod workers;

@@ -77,6 +77,10 @@ counters! {
     commits_failed,
     /// Of these: the CRC did not match the bytes.
     mismatched,
+    /// Captures that took effect.
+    captured,
+    /// Captures that did not.
+    captures_failed,
     /// Break notices sent.
     breaks,
     /// Leases revoked.
@@ -91,7 +95,9 @@ counters! {
     acquire_took: acquire,
     /// From a commit's arrival to its reply.
     commit_took: commit,
-    /// From a truncate's, punch's or removal's arrival to its reply.
+    /// From a capture's arrival to its reply.
+    capture_took: capture,
+    /// From a layout operation's arrival (a truncate, a clone, a removal ..) to its reply.
     change_took: change,
     /// From an fsync's arrival to its reply.
     sync_took: sync,

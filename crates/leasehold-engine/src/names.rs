@@ -68,12 +68,17 @@ impl Names {
     }
 
     /// The directory of `path`, and the name in it.
-    fn parent<'a>(&self, store: &Store, path: &'a StorePath) -> rustix::io::Result<(OwnedFd, &'a str)> {
+    pub(crate) fn parent<'a>(
+        &self,
+        store: &Store,
+        path: &'a StorePath,
+    ) -> rustix::io::Result<(OwnedFd, &'a str)> {
         let (parent, name) = path.split().ok_or(Errno::INVAL)?;
         Ok((self.open(store, &parent, OFlags::RDONLY | OFlags::DIRECTORY)?, name))
     }
 
-    fn changed(&self, directory: OwnedFd) -> rustix::io::Result<()> {
+    /// The directory, or whatever else, is to be made durable by the next flush of any file.
+    pub(crate) fn changed(&self, directory: OwnedFd) -> rustix::io::Result<()> {
         let stat = rustix::fs::fstat(&directory)?;
         self.unsynced.lock().expect("no panic while held").insert((stat.st_dev, stat.st_ino), directory);
         Ok(())
@@ -114,22 +119,30 @@ impl Names {
     ) -> rustix::io::Result<()> {
         let (from_directory, from_name) = self.parent(store, from)?;
         let (to_directory, to_name) = self.parent(store, to)?;
-        let flags = if over { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        match rustix::fs::renameat_with(&from_directory, from_name, &to_directory, to_name, flags) {
-            // Filesystems without NOREPLACE: the store is ours, so nobody takes the name between look and rename.
-            Err(Errno::INVAL) if !over => {
-                match rustix::fs::statat(&to_directory, to_name, AtFlags::SYMLINK_NOFOLLOW) {
-                    Err(Errno::NOENT) => {
-                        rustix::fs::renameat(&from_directory, from_name, &to_directory, to_name)?;
-                    }
-                    Ok(_) => return Err(Errno::EXIST),
-                    Err(error) => return Err(error),
-                }
-            }
-            other => other?,
-        }
+        self.rename_entry((&from_directory, from_name), (&to_directory, to_name), over)?;
         self.changed(from_directory)?;
         self.changed(to_directory)
+    }
+
+    /// Renames from one directory to another, and remembers neither.
+    pub(crate) fn rename_entry(
+        &self,
+        (from_directory, from): (&OwnedFd, &str),
+        (to_directory, to): (&OwnedFd, &str),
+        over: bool,
+    ) -> rustix::io::Result<()> {
+        let flags = if over { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        match rustix::fs::renameat_with(from_directory, from, to_directory, to, flags) {
+            // Filesystems without NOREPLACE: the store is ours, so nobody takes the name between look and rename.
+            Err(Errno::INVAL) if !over => {
+                match rustix::fs::statat(to_directory, to, AtFlags::SYMLINK_NOFOLLOW) {
+                    Err(Errno::NOENT) => rustix::fs::renameat(from_directory, from, to_directory, to),
+                    Ok(_) => Err(Errno::EXIST),
+                    Err(error) => Err(error),
+                }
+            }
+            other => other,
+        }
     }
 
     pub(crate) fn unlink(&self, store: &Store, path: &StorePath, flags: AtFlags) -> rustix::io::Result<()> {

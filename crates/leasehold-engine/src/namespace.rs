@@ -1,11 +1,12 @@
 //! The store's names: what opening, creating, listing and renaming mean for files with committed sizes.
 
 use crate::disk::{self, Disk, DiskFile};
-use crate::file::{StoreFile, Sums, page_offset};
+use crate::file::StoreFile;
 use crate::identity::Identity;
 use crate::path::StorePath;
 use crate::sidecar::{FormatError, Header, PAGE};
 use crate::storage::Inner;
+use crate::sums::{Sums, page_offset};
 use leasehold_core::ids::FileId;
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
@@ -37,8 +38,21 @@ pub enum Kind {
     File,
     /// A directory.
     Directory,
-    /// Something that the store does not serve (a symbolic link, a device ..).
+    /// A symbolic link. It is kept, and never followed.
+    Link,
+    /// Something that the store does not serve (a device, a pipe ..).
     Other,
+}
+
+impl Kind {
+    fn of(kind: FileType) -> Kind {
+        match kind {
+            FileType::RegularFile => Kind::File,
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Link,
+            _ => Kind::Other,
+        }
+    }
 }
 
 /// What is known about a name.
@@ -46,10 +60,15 @@ pub enum Kind {
 pub struct Stat {
     /// What it stands for.
     pub kind: Kind,
-    /// The file's committed and durable size; of an open file the core may know a newer one.
+    /// The file's committed and durable size; of an open file the core may know a newer one. Of a symbolic link, the
+    /// length of its text.
     pub size: u64,
     /// How many names it has.
     pub links: u64,
+    /// Equal for all names of one file, and for no other while it exists.
+    pub inode: u64,
+    /// The permission bits (`0o7777`).
+    pub mode: u32,
     /// When it was last modified on disk.
     pub modified: SystemTime,
     /// Its id, if it is open.
@@ -78,6 +97,12 @@ pub enum NamespaceError {
     /// It is not an ordinary file.
     #[error("{path} is not an ordinary file; name one")]
     NotAFile { path: StorePath },
+    /// It is not a symbolic link.
+    #[error("{path} is not a symbolic link; read it as a file")]
+    NotALink { path: StorePath },
+    /// Its text cannot be given to anybody.
+    #[error("the symbolic link {path} leads to a name that is not UTF-8; make it anew")]
+    NotText { path: StorePath },
     /// It, or a part of its path, is not a directory.
     #[error("{path} is not a directory, or a part of it is not; name one")]
     NotADirectory { path: StorePath },
@@ -94,7 +119,9 @@ pub enum NamespaceError {
     #[error("{path} is the last name of its file; remove the file")]
     LastName { path: StorePath },
     /// Its sidecar cannot be used.
-    #[error("the checksums of {path} cannot be used: {what}; see `leasehold scrub`")]
+    #[error(
+        "the checksums of {path} cannot be used: {what}; `leasehold scrub --adopt` takes its bytes as they are"
+    )]
     Sidecar { path: StorePath, what: String },
     /// The filesystem said no.
     #[error("cannot {operation} {path}: {source}")]
@@ -106,7 +133,7 @@ pub enum NamespaceError {
     },
 }
 
-fn refused(operation: &'static str, path: &StorePath) -> impl FnOnce(Errno) -> NamespaceError {
+pub(crate) fn refused(operation: &'static str, path: &StorePath) -> impl FnOnce(Errno) -> NamespaceError {
     let path = path.clone();
     move |error| match error {
         Errno::NOENT => NamespaceError::NotFound { path },
@@ -117,6 +144,14 @@ fn refused(operation: &'static str, path: &StorePath) -> impl FnOnce(Errno) -> N
         Errno::LOOP | Errno::XDEV => NamespaceError::Link { path },
         error => NamespaceError::System { operation, path, source: error.into() },
     }
+}
+
+/// What to do about a sidecar whose header is damaged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Damaged {
+    Refuse,
+    /// Begin anew: all that no page describes is unknown.
+    Anew,
 }
 
 /// The files that are known: open, or still to be written back.
@@ -169,6 +204,7 @@ impl Inner {
         self: &Arc<Inner>,
         path: &StorePath,
         create: bool,
+        damaged: Damaged,
     ) -> Result<OpenedFile, NamespaceError> {
         if path.is_root() {
             return Err(if create {
@@ -194,7 +230,7 @@ impl Inner {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(NamespaceError::NotAFile { path: path.clone() });
         }
-        let file = self.admit(descriptor, path, created)?;
+        let file = self.admit(descriptor, path, created, damaged)?;
         let size = file.sums().header.size;
         Ok(OpenedFile { file: file.id, size, links: stat.st_nlink as u64, created })
     }
@@ -208,6 +244,7 @@ impl Inner {
         descriptor: OwnedFd,
         path: &StorePath,
         created: bool,
+        damaged: Damaged,
     ) -> Result<Arc<StoreFile>, NamespaceError> {
         let system = |operation| {
             let path = path.clone();
@@ -233,10 +270,14 @@ impl Inner {
                 read_header(&*self.disk, sidecar, identity).map_err(system("read the sidecar of"))?
             }
         };
-        let found = found.map_err(|error| NamespaceError::Sidecar {
-            path: path.clone(),
-            what: format!("its header: {error}"),
-        })?;
+        let found = match found {
+            // What a newer version wrote is not ours to judge.
+            Err(error) if damaged == Damaged::Refuse || matches!(error, FormatError::Version(_)) => {
+                let what = format!("its header: {error}");
+                return Err(NamespaceError::Sidecar { path: path.clone(), what });
+            }
+            found => found.unwrap_or(None),
+        };
         let header = found.unwrap_or_else(|| adopted(identity, length));
         let mut sums = Sums::new(header, sidecar, length);
         sums.header_dirty = found.is_none();
@@ -264,13 +305,10 @@ impl Inner {
 
     pub(crate) fn stat(&self, path: &StorePath) -> Result<Stat, NamespaceError> {
         let failed = || refused("stat", path);
-        let descriptor = self.names.open(&self.store, path, OFlags::PATH).map_err(failed())?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let descriptor = self.names.open(&self.store, path, flags).map_err(failed())?;
         let stat = rustix::fs::fstat(&descriptor).map_err(failed())?;
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Kind::File,
-            FileType::Directory => Kind::Directory,
-            _ => Kind::Other,
-        };
+        let kind = Kind::of(FileType::from_raw_mode(stat.st_mode));
         let mut size = stat.st_size.cast_unsigned();
         let mut file = None;
         if kind == Kind::File {
@@ -286,7 +324,15 @@ impl Inner {
             }
         }
         let since = Duration::new(stat.st_mtime.max(0).cast_unsigned(), stat.st_mtime_nsec as u32);
-        Ok(Stat { kind, size, links: stat.st_nlink as u64, modified: UNIX_EPOCH + since, file })
+        Ok(Stat {
+            kind,
+            size,
+            links: stat.st_nlink as u64,
+            inode: stat.st_ino as u64,
+            mode: stat.st_mode & 0o7777,
+            modified: UNIX_EPOCH + since,
+            file,
+        })
     }
 
     pub(crate) fn list(&self, path: &StorePath) -> Result<Vec<Entry>, NamespaceError> {
@@ -307,12 +353,7 @@ impl Inner {
                     rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed())?;
                 kind = FileType::from_raw_mode(stat.st_mode);
             }
-            let kind = match kind {
-                FileType::RegularFile => Kind::File,
-                FileType::Directory => Kind::Directory,
-                _ => Kind::Other,
-            };
-            entries.push(Entry { name: name.to_owned(), kind });
+            entries.push(Entry { name: name.to_owned(), kind: Kind::of(kind) });
         }
         entries.sort();
         Ok(entries)
@@ -342,13 +383,8 @@ impl Inner {
 
     pub(crate) fn rename_over_extra(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
         let _names = self.names.hold();
-        let target = self.stat(to)?;
-        match (target.kind, target.links) {
-            (Kind::File, 1) => return Err(NamespaceError::LastName { path: to.clone() }),
-            (Kind::File, _) => {}
-            _ => return Err(NamespaceError::NotAFile { path: to.clone() }),
-        }
-        if self.stat(from)?.kind != Kind::File {
+        self.check_extra_name(to)?;
+        if !matches!(self.stat(from)?.kind, Kind::File | Kind::Link) {
             return Err(NamespaceError::NotAFile { path: from.clone() });
         }
         self.names.rename(&self.store, from, to, true).map_err(refused("rename", from))?;

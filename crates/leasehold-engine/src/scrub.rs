@@ -8,10 +8,10 @@
 //! [`Storage::walk`]: crate::storage::Storage::walk
 //! [`Storage::survey`]: crate::storage::Storage::survey
 
-use crate::file::SumsError;
 use crate::namespace::{Kind, NamespaceError};
 use crate::path::StorePath;
 use crate::storage::Inner;
+use crate::sums::SumsError;
 use leasehold_core::range::BlockRange;
 
 /// How many blocks are in which state.
@@ -53,7 +53,7 @@ impl Inner {
                     Err(NamespaceError::NotFound { .. }) => true,
                     other => other?,
                 },
-                Kind::Other => true,
+                Kind::Link | Kind::Other => true,
             };
             if !on {
                 return Ok(false);

@@ -8,9 +8,10 @@ use crate::driver::{Asker, Driver, Work};
 use crate::event::Event;
 use crate::storage::Detail;
 use bytes::Bytes;
-use leasehold_core::ids::{LeaseId, SessionId};
+use leasehold_core::ids::{LeaseId, RequestId, SessionId};
 use leasehold_core::input::{Access, Input};
-use leasehold_fabric::message::{Committed, Fetched, Message, Status};
+use leasehold_core::range::ByteRange;
+use leasehold_fabric::message::{Captured, Committed, Fetched, Message, Status};
 use leasehold_fabric::{Admitted, CloseReason, Endpoint, Gate, Handler, OperationError, Remote, Source, Tag};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -22,8 +23,10 @@ use tokio::sync::mpsc;
 /// How many tags of leases that were committed or released by the control plane go on swallowing late bytes, a session.
 pub(crate) const LINGERING_MAX: usize = 256;
 
-/// How many commits of one session may wait for their answers. A peer that has more is flooding, and is dropped.
+/// How many commits and captures of one session may wait for their answers. A peer that has more is flooding, and is dropped.
 const IN_FLIGHT_MAX: usize = 16_384;
+
+const NO_LEASE: &str = "no such lease of this session: it was never granted, or it is over";
 
 /// What a peer shows when it connects to the data port.
 pub type Token = [u8; 16];
@@ -70,7 +73,7 @@ struct State {
 #[derive(Clone, Copy)]
 pub(crate) struct Key {
     pub(crate) tag: Tag,
-    pub(crate) length: u64,
+    pub(crate) range: ByteRange,
     pub(crate) access: Access,
     pub(crate) revoked: bool,
     /// Bytes under it may come after its lease is over.
@@ -182,9 +185,9 @@ impl Session {
         self.lock().endpoint.clone()
     }
 
-    /// The lease's key, if it is live.
+    /// The lease's key, until it is forgotten.
     pub(crate) fn key(&self, lease: LeaseId) -> Option<Key> {
-        self.lock().keys.get(&lease).filter(|key| !key.revoked).copied()
+        self.lock().keys.get(&lease).copied()
     }
 
     pub(crate) fn insert_key(&self, lease: LeaseId, key: Key) {
@@ -228,6 +231,8 @@ impl Session {
 pub(crate) struct TokenGate {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) driver: Driver,
+    /// How long a capture may wait for frames.
+    pub(crate) patience_ms: u64,
 }
 
 impl Gate for TokenGate {
@@ -235,7 +240,8 @@ impl Gate for TokenGate {
         match self.sessions.redeem(private_data, peer.ip()) {
             Ok(session) => {
                 let (sessions, driver) = (self.sessions.clone(), self.driver.clone());
-                let handler = DataHandler { session, sessions, driver, endpoint: None };
+                let patience_ms = self.patience_ms;
+                let handler = DataHandler { session, sessions, driver, patience_ms, endpoint: None };
                 Ok(Admitted { handler: Box::new(handler), private_data: Bytes::new() })
             }
             Err(why) => {
@@ -251,6 +257,7 @@ struct DataHandler {
     session: Arc<Session>,
     sessions: Arc<Sessions>,
     driver: Driver,
+    patience_ms: u64,
     endpoint: Option<Arc<dyn Endpoint>>,
 }
 
@@ -266,18 +273,11 @@ impl Handler for DataHandler {
     fn message(&mut self, message: &[u8]) {
         match Message::parse(message) {
             Ok(Message::Commit(commit)) => {
-                let Some(endpoint) = self.endpoint.clone() else { return };
-                let Some(in_flight) = InFlight::begin(&self.session) else {
-                    tracing::warn!(session = %self.session.id, max = IN_FLIGHT_MAX, "too many commits at once");
-                    return endpoint.close();
-                };
                 let (session, lease) = (self.session.id, LeaseId(commit.lease));
-                self.driver.request(
-                    |request| Input::Commit { request, session, lease },
-                    Asker::Peer { endpoint, request: commit.request, _in_flight: in_flight },
-                    Detail::Crc(commit.crc32c),
-                );
+                let input = move |request| Input::Commit { request, session, lease };
+                self.ask(commit.request, input, Detail::Crc(commit.crc32c));
             }
+            Ok(Message::Capture(capture)) => self.capture(capture),
             Ok(Message::Fetch(fetch)) => self.fetch(fetch),
             Ok(other) => self.misspoke(&format!("a message for clients: {other:?}")),
             Err(error) => self.misspoke(&error.to_string()),
@@ -303,6 +303,34 @@ impl DataHandler {
         }
     }
 
+    /// Asks the core, on behalf of the peer.
+    fn ask(&self, peers: u64, input: impl FnOnce(RequestId) -> Input, detail: Detail) {
+        let Some(endpoint) = self.endpoint.clone() else { return };
+        let Some(in_flight) = InFlight::begin(&self.session) else {
+            tracing::warn!(session = %self.session.id, max = IN_FLIGHT_MAX, "too many requests at once");
+            return endpoint.close();
+        };
+        self.driver.request(input, Asker::Peer { endpoint, request: peers, _in_flight: in_flight }, detail);
+    }
+
+    /// The core judges the range and the lease, a revoked one too; only what it could not name is refused here.
+    fn capture(&self, capture: leasehold_fabric::message::Capture) {
+        let (session, lease) = (self.session.id, LeaseId(capture.lease));
+        let refuse = |status, text: &str| {
+            let Some(endpoint) = &self.endpoint else { return };
+            let request = capture.request;
+            send_captured(endpoint, Captured { request, status, size: 0, text: text.to_owned() });
+        };
+        let Some(key) = self.session.key(lease) else { return refuse(Status::NoLease, NO_LEASE) };
+        let offset = key.range.start().checked_add(capture.offset);
+        let Some(range) = offset.and_then(|offset| ByteRange::at(offset, capture.length)) else {
+            return refuse(Status::OutOfBounds, "the range is empty, or not within the lease");
+        };
+        let deadline = self.driver.clock.now().after_ms(self.patience_ms);
+        let input = move |request| Input::Capture { request, session, lease, range, deadline };
+        self.ask(capture.request, input, Detail::None);
+    }
+
     /// Serves a read lease's bytes by RDMA Write and a message behind it, without troubling the core: the key's
     /// existence is the right to read, and a fence stops the write between two segments.
     fn fetch(&self, fetch: leasehold_fabric::message::Fetch) {
@@ -311,16 +339,12 @@ impl DataHandler {
         let refuse = |status, text: &str| {
             send_fetched(&endpoint, Fetched { request, status, text: text.to_owned() });
         };
-        let Some(key) = self.session.key(LeaseId(fetch.lease)) else {
-            return refuse(
-                Status::NoLease,
-                "no such lease of this session: it was never granted, or it is over",
-            );
-        };
+        let key = self.session.key(LeaseId(fetch.lease)).filter(|key| !key.revoked);
+        let Some(key) = key else { return refuse(Status::NoLease, NO_LEASE) };
         if key.access != Access::Read {
             return refuse(Status::WrongAccess, "the lease is for writing; acquire a read lease to fetch");
         }
-        if fetch.offset.checked_add(fetch.length).is_none_or(|end| end > key.length) {
+        if fetch.offset.checked_add(fetch.length).is_none_or(|end| end > key.range.len()) {
             return refuse(Status::OutOfBounds, "the range is not within the lease");
         }
         let source = Source::Exposed { tag: key.tag, offset: fetch.offset, length: fetch.length };
@@ -351,6 +375,11 @@ fn send_fetched(endpoint: &Arc<dyn Endpoint>, answer: Fetched) {
 /// Answers a commit. If the connection is gone there is nobody to tell: the session's end follows.
 pub(crate) fn send_committed(endpoint: &Arc<dyn Endpoint>, answer: Committed) {
     send(endpoint, Message::Committed(answer));
+}
+
+/// Answers a capture, likewise.
+pub(crate) fn send_captured(endpoint: &Arc<dyn Endpoint>, answer: Captured) {
+    send(endpoint, Message::Captured(answer));
 }
 
 /// A peer that takes no answers is dropped, so that nobody waits for one for ever.

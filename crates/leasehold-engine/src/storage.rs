@@ -9,18 +9,25 @@ mod tests;
 
 pub(crate) use inner::Inner;
 
+pub use crate::attributes::{Attributes, Xattrs};
+pub use crate::block_map::{MapRun, MapState};
+pub use crate::collapse::CollapseRefused;
+pub use crate::evict::Evicted;
 pub use crate::namespace::{Entry, Kind, NamespaceError, OpenedFile, Stat};
+pub use crate::orphans::Orphans;
 pub use crate::recovery::Damage;
 pub use crate::scrub::Survey;
+pub use crate::staging::Staged;
 pub use crate::store::OpenError;
 
 use crate::arena::Arena;
 use crate::disk::Disk;
+use crate::namespace::Damaged;
 use crate::path::StorePath;
 use leasehold_core::ids::FileId;
 use leasehold_core::input::{Fault, Input};
 use leasehold_core::output::Output;
-use leasehold_core::range::BlockRange;
+use leasehold_core::range::{BlockRange, ByteRange};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -127,6 +134,20 @@ pub enum Detail {
         /// The last name of the file that is removed.
         to: StorePath,
     },
+    /// To `Output::Perform` of `Change::Clone`: the copy becomes this staged file, whole and durable, with the source's
+    /// checksums, permission bits and `user.*` attributes. After a fault nothing is staged. [`Storage::place`] or
+    /// [`Detail::PlaceOver`] give it a name.
+    Clone {
+        /// Where to; a number from [`Storage::stage`].
+        staged: Staged,
+    },
+    /// To `Output::Perform` of `Change::Remove`: by giving its last name to a staged file. Durable when answered.
+    PlaceOver {
+        /// The file that takes the name. After a fault it is staged still.
+        staged: Staged,
+        /// The last name of the file that is removed.
+        to: StorePath,
+    },
 }
 
 /// A clean shutdown that was not: the next open recovers from the write-ahead record.
@@ -160,7 +181,7 @@ impl Storage {
         Ok((Storage { inner }, opened))
     }
 
-    /// Performs one of `Load`, `Zero`, `Verify`, `Merge`, `Record`, `Write`, `Perform`, `Flush`; never blocks. The
+    /// Performs one of `Load`, `Zero`, `Verify`, `Merge`, `Capture`, `Record`, `Write`, `Perform`, `Flush`; never blocks. The
     /// answer comes later, from a storage thread; exactly one for each.
     ///
     /// # Panics
@@ -178,6 +199,9 @@ impl Storage {
             }
             Output::Merge { lease, file, range, size, run } => {
                 inner.work(move |inner| inner.merge(lease, file, range, size, run));
+            }
+            Output::Capture { lease, file, range, from, into } => {
+                inner.work(move |inner| inner.capture(lease, file, range, from, into));
             }
             Output::Record { write, file, range, size, run } => {
                 inner.work(move |inner| inner.record(write, file, range, size, run));
@@ -197,7 +221,18 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn open_file(&self, path: &StorePath) -> Result<OpenedFile, NamespaceError> {
-        self.inner.open_file(path, false)
+        self.inner.open_file(path, false, Damaged::Refuse)
+    }
+
+    /// Opens the file at `path` in order to adopt it: where [`Storage::open_file`] answers [`NamespaceError::Sidecar`], the
+    /// header of its checksums is made anew, its length is its size, and all blocks of which nothing else is known are
+    /// unknown. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`].
+    pub fn open_to_adopt(&self, path: &StorePath) -> Result<OpenedFile, NamespaceError> {
+        self.inner.open_file(path, false, Damaged::Anew)
     }
 
     /// Opens the file at `path`, and creates it if it is not there. Blocks. The name is durable after the next flush
@@ -207,7 +242,7 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn create(&self, path: &StorePath) -> Result<OpenedFile, NamespaceError> {
-        self.inner.open_file(path, true)
+        self.inner.open_file(path, true, Damaged::Refuse)
     }
 
     /// What is known about a name. Blocks.
@@ -217,6 +252,15 @@ impl Storage {
     /// [`NamespaceError`].
     pub fn stat(&self, path: &StorePath) -> Result<Stat, NamespaceError> {
         self.inner.stat(path)
+    }
+
+    /// Makes durable all names that were changed. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the filesystem says; the names are kept in mind, for the next time.
+    pub fn sync_names(&self) -> std::io::Result<()> {
+        self.inner.names.sync()
     }
 
     /// The names in a directory, sorted. Blocks.
@@ -256,6 +300,128 @@ impl Storage {
         self.inner.rename_over_extra(from, to)
     }
 
+    /// Gives a file one more name, which must be free. The store knows a file by what it is, so all of its names share
+    /// its leases. Durable after the next flush of any file. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`]; directories have one name only.
+    pub fn link(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
+        self.inner.link(from, to)
+    }
+
+    /// Makes the symbolic link `at`, whose name must be free. The store keeps it and never follows it, so `target` may say
+    /// anything. Durable after the next flush of any file. It goes by [`Storage::unlink_extra`], since nobody has a lease
+    /// on it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`].
+    pub fn symlink(&self, target: &str, at: &StorePath) -> Result<(), NamespaceError> {
+        self.inner.symlink(target, at)
+    }
+
+    /// What a symbolic link says. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError::NotALink`] and others.
+    pub fn read_link(&self, path: &StorePath) -> Result<String, NamespaceError> {
+        self.inner.read_link(path)
+    }
+
+    /// Sets what a file, directory or symbolic link has beside its bytes. Durable after the next flush of the file if it is
+    /// open, of any file if this is a directory or a link, else at once. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`]; some of it may have been set then.
+    pub fn set_attributes(&self, path: &StorePath, attributes: &Attributes) -> Result<(), NamespaceError> {
+        self.inner.set_attributes(path, attributes)
+    }
+
+    /// The `user.*` attributes of a file or directory; none of a symbolic link. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`].
+    pub fn xattrs(&self, path: &StorePath) -> Result<Xattrs, NamespaceError> {
+        self.inner.xattrs(path)
+    }
+
+    /// A number for [`Detail::Clone`].
+    #[must_use]
+    pub fn stage(&self) -> Staged {
+        self.inner.stage()
+    }
+
+    /// Whether a clone that has just been made had to be a copy, as its filesystem cannot share blocks. To be asked once.
+    #[must_use]
+    pub fn is_copy(&self, staged: Staged) -> bool {
+        self.inner.copies().remove(&staged)
+    }
+
+    /// Gives a staged file a name, which must be free; durable when it returns. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError::Exists`] and others; the file is staged still. Where somebody has the name:
+    /// [`Detail::PlaceOver`], or [`Storage::place_over_extra`] if that file has more names, or is a symbolic link.
+    pub fn place(&self, staged: Staged, to: &StorePath) -> Result<(), NamespaceError> {
+        self.inner.place(staged, to)
+    }
+
+    /// Gives a staged file the name of another file that has more names, and so loses none of its leases, or of a
+    /// symbolic link; durable when it returns. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`]; the file is staged still.
+    pub fn place_over_extra(&self, staged: Staged, to: &StorePath) -> Result<(), NamespaceError> {
+        self.inner.place_over_extra(staged, to)
+    }
+
+    /// Removes a staged file that is not wanted after all. It need not be there. Blocks.
+    pub fn discard(&self, staged: Staged) {
+        self.inner.discard(staged);
+    }
+
+    /// Whether the store's filesystem can take out this range: ask before `Input::Change` breaks anybody's lease.
+    ///
+    /// # Errors
+    ///
+    /// [`CollapseRefused`] says why not, and what to do instead.
+    pub fn check_collapse(&self, range: ByteRange) -> Result<(), CollapseRefused> {
+        self.inner.check_collapse(range)
+    }
+
+    /// What is committed in the blocks of an open file, up to its committed and durable size; its data is not read, and
+    /// nothing is kept in memory. Known blocks take 4 bytes each, so ask for some of a large file at a time. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`] if the sidecar cannot be read; the log has the cause.
+    pub fn block_map(&self, file: FileId, blocks: BlockRange) -> Result<Vec<MapRun>, Fault> {
+        let file = self.inner.file(file);
+        self.inner.block_map(&file, blocks).map_err(|error| {
+            tracing::error!(path = %file.path(), %error, "cannot read the checksums of the file");
+            Fault::Io
+        })
+    }
+
+    /// Forgets what is in memory of an open file: its checksums, once they are in the sidecar, and the kernel's page cache
+    /// of it. It stays open ([`Storage::forget`] closes it). Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`] if the checksums cannot be written back; the log has the cause, and nothing was forgotten.
+    pub fn evict(&self, file: FileId) -> Result<Evicted, Fault> {
+        self.inner.evict_file(file).map_err(|error| {
+            tracing::error!(path = ?self.path_of(file), %error, "cannot write the checksums back");
+            crate::writeback::fault_of(&error)
+        })
+    }
+
     /// Removes an empty directory. Blocks.
     ///
     /// # Errors
@@ -265,7 +431,8 @@ impl Storage {
         self.inner.remove_directory(path)
     }
 
-    /// Removes one name of a file that has others; the last one goes by `Output::Perform` of `Change::Remove`. Blocks.
+    /// Removes one name of a file that has others, or a symbolic link; a file's last name goes by `Output::Perform` of
+    /// `Change::Remove`. Blocks.
     ///
     /// # Errors
     ///
@@ -330,6 +497,19 @@ impl Storage {
         let file = self.inner.file(file);
         self.inner.survey(&file, blocks).map_err(|error| {
             tracing::error!(path = %file.path(), %error, "cannot survey the file");
+            Fault::Io
+        })
+    }
+
+    /// Removes the sidecars of files that are gone: others removed them. Takes a system call for each sidecar, and walks no
+    /// files; a scrub of the whole store is the time for it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`] if the sidecars cannot be listed or removed; the log has the cause.
+    pub fn collect_orphans(&self) -> Result<Orphans, Fault> {
+        self.inner.collect_orphans().map_err(|error| {
+            tracing::error!(%error, "cannot remove the sidecars of files that are gone");
             Fault::Io
         })
     }

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! DIR/files/                 ordinary files
-//! DIR/.leasehold/format      "leasehold store 1"
+//! DIR/.leasehold/format      "leasehold store 2"
 //! DIR/.leasehold/lock        flocked by the server, with its pid
 //! DIR/.leasehold/log/0, 1    the write-ahead record
+//! DIR/.leasehold/staging/..  files that have no name yet
 //! DIR/.leasehold/sums/xx/..  sidecars, by identity; xx: the last two digits of its hash
 //! ```
 
@@ -16,12 +17,13 @@ use crate::sidecar::{BLOCKS_PER_PAGE, PAGE, PAGES_MAX};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The newest format that this version knows.
-pub const FORMAT: u32 = 1;
+/// The newest format that this version knows, and the one that it leaves behind.
+pub const FORMAT: u32 = 2;
 const FORMAT_LINE: &str = "leasehold store ";
 
 /// It accepts O_DIRECT since Linux 6.6, and copies all the same.
@@ -77,6 +79,12 @@ pub(crate) struct Store {
     pub(crate) file_bytes_max: u64,
     /// Its kind, as `statfs` says.
     pub(crate) kind: rustix::fs::FsWord,
+    /// Ranges of whole multiples of this can be taken out of files; `None`: none can.
+    pub(crate) collapse_unit: Option<u64>,
+    /// Its format, if that is an older one: nothing of a newer one may be written before [`Store::write_format`].
+    pub(crate) older: Option<u32>,
+    /// Where files are that have no name yet.
+    pub(crate) staging: OwnedFd,
     lock: File,
 }
 
@@ -85,43 +93,48 @@ impl Store {
     pub(crate) fn open(directory: &Path) -> Result<Store, OpenError> {
         let own = directory.join(".leasehold");
         let format = own.join("format");
-        let made = match fs::read_to_string(&format) {
-            Ok(text) => {
-                check_format(directory, &format, &text)?;
-                false
-            }
+        let found = match fs::read_to_string(&format) {
+            Ok(text) => Some(check_format(directory, &format, &text)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 check_empty(directory)?;
-                true
+                None
             }
             Err(error) => return Err(at("read", &format)(error)),
         };
         fs::create_dir_all(&own).map_err(at("create", &own))?;
         let lock = take_lock(directory, &own.join("lock"))?;
         let files_path = directory.join("files");
-        for path in [&own.join("log"), &own.join("sums"), &files_path] {
+        let staging_path = own.join("staging");
+        for path in [&own.join("log"), &own.join("sums"), &staging_path, &files_path] {
             fs::create_dir_all(path).map_err(at("create", path))?;
         }
         let files = File::open(&files_path).map_err(at("open", &files_path))?;
+        let staging = File::open(&staging_path).map_err(at("open", &staging_path))?.into();
         let kind =
             rustix::fs::fstatfs(&files).map_err(io::Error::from).map_err(at("look at", &files_path))?.f_type;
         let direct = kind != TMPFS && takes_direct(&own.join("probe"))?;
         let file_bytes_max = file_bytes_max(&own.join("probe"))?;
-        let store = Store { own, files, direct, file_bytes_max, kind, lock };
-        if made {
+        let collapse_unit = collapse_unit(&own.join("probe"))?;
+        let older = found.filter(|found| *found < FORMAT);
+        let store = Store { own, files, direct, file_bytes_max, kind, collapse_unit, staging, older, lock };
+        if found.is_none() {
             // The format goes last: a store that has one is complete.
-            let new = store.own.join("format.new");
-            let line = format!("{FORMAT_LINE}{FORMAT}\n");
-            write_synced(&new, line.as_bytes()).map_err(at("write", &new))?;
-            fs::rename(&new, &format).map_err(at("write", &format))?;
-            for path in [store.own.as_path(), directory] {
-                sync_directory(path).map_err(at("sync", path))?;
-            }
+            store.write_format()?;
+            sync_directory(directory).map_err(at("sync", directory))?;
             if let Some(parent) = directory.canonicalize().ok().as_deref().and_then(Path::parent) {
                 sync_directory(parent).map_err(at("sync", parent))?;
             }
         }
         Ok(store)
+    }
+
+    /// Says durably that the store has the newest format.
+    pub(crate) fn write_format(&self) -> Result<(), OpenError> {
+        let (format, new) = (self.own.join("format"), self.own.join("format.new"));
+        let line = format!("{FORMAT_LINE}{FORMAT}\n");
+        write_synced(&new, line.as_bytes()).map_err(at("write", &new))?;
+        fs::rename(&new, &format).map_err(at("write", &format))?;
+        sync_directory(&self.own).map_err(at("sync", &self.own))
     }
 
     /// How files of the store are opened for their data.
@@ -176,6 +189,18 @@ impl Store {
         Ok(Arc::new(DiskFile { file, name: sidecar_name(identity) }))
     }
 
+    /// Calls `visit` with the identity of every sidecar. What has no name of a sidecar is left alone.
+    pub(crate) fn each_sidecar(&self, visit: &mut dyn FnMut(Identity) -> io::Result<()>) -> io::Result<()> {
+        for directory in fs::read_dir(self.own.join("sums"))? {
+            for sidecar in fs::read_dir(directory?.path())? {
+                if let Some(identity) = sidecar?.file_name().to_str().and_then(Identity::parse) {
+                    visit(identity)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn remove_sidecar(&self, identity: Identity) -> io::Result<()> {
         match fs::remove_file(self.sidecar_path(identity)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -197,10 +222,10 @@ fn sidecar_name(identity: Identity) -> String {
     format!(".leasehold/sums/{identity}")
 }
 
-fn check_format(directory: &Path, path: &Path, text: &str) -> Result<(), OpenError> {
+fn check_format(directory: &Path, path: &Path, text: &str) -> Result<u32, OpenError> {
     let number = text.strip_prefix(FORMAT_LINE).and_then(|rest| rest.trim_end().parse::<u32>().ok());
     match number {
-        Some(FORMAT) => Ok(()),
+        Some(found @ 1..=FORMAT) => Ok(found),
         Some(found) => Err(OpenError::NewerFormat { directory: directory.to_owned(), found, known: FORMAT }),
         None => Err(OpenError::Damaged {
             path: path.to_owned(),
@@ -297,6 +322,23 @@ fn file_bytes_max(probe: &Path) -> Result<u64, OpenError> {
     // Its sidecar is such a file too: a header, then pages.
     let pages = enough.saturating_sub(1).min(PAGES_MAX);
     Ok(enough.min(pages * BLOCKS_PER_PAGE) * BLOCK)
+}
+
+/// See [`Store`]. The filesystem is asked: it depends on its kind, its block size and its features.
+fn collapse_unit(probe: &Path) -> Result<Option<u64>, OpenError> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let file = File::create(probe).map_err(at("create", probe))?;
+    fs::remove_file(probe).map_err(at("remove", probe))?;
+    for unit in (0..=8).map(|doubled| (PAGE as u64) << doubled) {
+        file.set_len(2 * unit).map_err(at("write", probe))?;
+        match fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, unit) {
+            Ok(()) => return Ok(Some(unit)),
+            // Blocks that are larger.
+            Err(rustix::io::Errno::INVAL) => {}
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(None)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -15,11 +15,12 @@
 
 use crate::checksum::{crc32c, sum_range};
 use crate::disk::{self, Verb};
-use crate::file::{JudgeError, StoreFile, Sums};
+use crate::file::{JudgeError, StoreFile};
 use crate::log::{Entry, Log};
 use crate::record::{BlockWrite, Body, Old, WriteBody};
 use crate::sidecar::{BlockState, PAGE};
 use crate::storage::{Detail, Inner};
+use crate::sums::Sums;
 use leasehold_core::ids::{FileId, LeaseId, WriteId};
 use leasehold_core::input::{Fault, Input};
 use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange, Run};
@@ -198,7 +199,7 @@ impl Inner {
             let block = first_block + index as u64;
             if sums.get(&*self.disk, block)? == BlockState::Unknown {
                 let old = disk::read(&*self.disk, &file.disk, block * BLOCK_BYTES, PAGE);
-                let old = old.map_err(crate::file::SumsError::from)?;
+                let old = old.map_err(crate::sums::SumsError::from)?;
                 file.judge(sums, &*self.disk, block, crc32c(&old))?;
             }
             let old = match sums.get(&*self.disk, block)? {

@@ -8,8 +8,11 @@
 //!           flags bit 0: crc32c is present (of all bytes of the leased range, in order)
 //! Fetch     02 | zero 3  | sink tag 4 | request 8 | lease 8 | offset 8 | length 8 | sink offset 8  48 bytes
 //!           asks for `length` bytes at `offset` of a read lease, by RDMA Write into the sender's sink
+//! Capture   03 | zero 7  | request 8 | lease 8 | offset 8 | length 8                               40 bytes
+//!           commits what was placed before it in `length` bytes at `offset` of a write lease, which goes on
 //! Committed 81 | status 1 | zero 6 | request 8 | size 8 | text                                     24 bytes + text
 //! Fetched   82 | status 1 | zero 6 | request 8 | text                                              16 bytes + text
+//! Captured  83 | status 1 | zero 6 | request 8 | size 8 | text                                     24 bytes + text
 //! ```
 //! `request` is the sender's own number and comes back in the answer. `text` is UTF-8, for people, and present only if
 //! `status` is not [`Status::Ok`].
@@ -25,7 +28,7 @@ pub enum Status {
     Ok = 0,
     /// No such lease of this session; it was never granted, or it is over.
     NoLease = 1,
-    /// A commit of a read lease, or a fetch of a write lease.
+    /// A commit or capture of a read lease, or a fetch of a write lease.
     WrongAccess = 2,
     /// The lease was broken, and revoked at its deadline.
     Revoked = 3,
@@ -78,6 +81,19 @@ pub struct Fetch {
     pub sink_offset: u64,
 }
 
+/// The holder of a write lease wants what it has placed so far to be committed, and goes on writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// The sender's number.
+    pub request: u64,
+    /// Which lease.
+    pub lease: u64,
+    /// Bytes from the start of the leased range.
+    pub offset: u64,
+    /// How many.
+    pub length: u64,
+}
+
 /// The answer to [`Commit`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
@@ -102,6 +118,19 @@ pub struct Fetched {
     pub text: String,
 }
 
+/// The answer to [`Capture`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Captured {
+    /// The number of the request.
+    pub request: u64,
+    /// How it went.
+    pub status: Status,
+    /// The file's size after it.
+    pub size: u64,
+    /// For people; empty if `status` is [`Status::Ok`].
+    pub text: String,
+}
+
 /// Any of the messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -109,10 +138,14 @@ pub enum Message {
     Commit(Commit),
     /// Bytes are wanted.
     Fetch(Fetch),
+    /// What was placed so far is to be committed.
+    Capture(Capture),
     /// The answer to a commit.
     Committed(Committed),
     /// The answer to a fetch.
     Fetched(Fetched),
+    /// The answer to a capture.
+    Captured(Captured),
 }
 
 /// Why bytes are none of the messages.
@@ -146,12 +179,16 @@ pub enum ParseError {
 
 const COMMIT: u8 = 0x01;
 const FETCH: u8 = 0x02;
+const CAPTURE: u8 = 0x03;
 const COMMITTED: u8 = 0x81;
 const FETCHED: u8 = 0x82;
+const CAPTURED: u8 = 0x83;
 const COMMIT_LENGTH: usize = 24;
 const FETCH_LENGTH: usize = 48;
+const CAPTURE_LENGTH: usize = 40;
 const COMMITTED_LENGTH: usize = 24;
 const FETCHED_LENGTH: usize = 16;
+const CAPTURED_LENGTH: usize = 24;
 const HAS_CRC: u8 = 1;
 
 impl Message {
@@ -178,6 +215,14 @@ impl Message {
                 out.put_u64(fetch.length);
                 out.put_u64(fetch.sink_offset);
             }
+            Message::Capture(capture) => {
+                out.put_u8(CAPTURE);
+                out.put_bytes(0, 7);
+                out.put_u64(capture.request);
+                out.put_u64(capture.lease);
+                out.put_u64(capture.offset);
+                out.put_u64(capture.length);
+            }
             Message::Committed(answer) => {
                 put_answer(&mut out, COMMITTED, answer.status, answer.request);
                 out.put_u64(answer.size);
@@ -185,6 +230,11 @@ impl Message {
             }
             Message::Fetched(answer) => {
                 put_answer(&mut out, FETCHED, answer.status, answer.request);
+                put_text(&mut out, answer.status, &answer.text);
+            }
+            Message::Captured(answer) => {
+                put_answer(&mut out, CAPTURED, answer.status, answer.request);
+                out.put_u64(answer.size);
                 put_text(&mut out, answer.status, &answer.text);
             }
         }
@@ -200,8 +250,10 @@ impl Message {
         let (fixed, has_text) = match kind {
             COMMIT => (COMMIT_LENGTH, false),
             FETCH => (FETCH_LENGTH, false),
+            CAPTURE => (CAPTURE_LENGTH, false),
             COMMITTED => (COMMITTED_LENGTH, true),
             FETCHED => (FETCHED_LENGTH, true),
+            CAPTURED => (CAPTURED_LENGTH, true),
             _ => return Err(ParseError::Kind(kind)),
         };
         if bytes.len() < fixed || (bytes.len() > fixed && !has_text) {
@@ -237,6 +289,17 @@ impl Message {
                     sink_offset: fields.get_u64(),
                 }))
             }
+            CAPTURE => {
+                if second != 0 || zero != 0 || fields.get_u32() != 0 {
+                    return Err(ParseError::Reserved(kind));
+                }
+                Ok(Message::Capture(Capture {
+                    request: fields.get_u64(),
+                    lease: fields.get_u64(),
+                    offset: fields.get_u64(),
+                    length: fields.get_u64(),
+                }))
+            }
             _ => {
                 let status = Status::try_from(second)?;
                 if zero != 0 || fields.get_u32() != 0 {
@@ -247,10 +310,12 @@ impl Message {
                     return Err(ParseError::Text(kind));
                 }
                 let request = fields.get_u64();
-                Ok(if kind == COMMITTED {
-                    Message::Committed(Committed { request, status, size: fields.get_u64(), text })
-                } else {
-                    Message::Fetched(Fetched { request, status, text })
+                Ok(match kind {
+                    COMMITTED => {
+                        Message::Committed(Committed { request, status, size: fields.get_u64(), text })
+                    }
+                    CAPTURED => Message::Captured(Captured { request, status, size: fields.get_u64(), text }),
+                    _ => Message::Fetched(Fetched { request, status, text }),
                 })
             }
         }

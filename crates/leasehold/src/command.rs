@@ -5,11 +5,15 @@
 )]
 
 mod administer;
+mod bench;
 mod demo;
 mod exit;
+mod failures;
 mod files;
 mod get;
 mod hold;
+mod layout;
+mod line;
 mod pace;
 mod place;
 mod progress;
@@ -76,14 +80,26 @@ enum Action {
     Rm(files::Rm),
     /// Rename; breaks the leases on a file that is replaced
     Mv(files::Mv),
+    /// Give a file one more name, or make a symbolic link
+    Ln(files::Ln),
     /// Make a directory
     Mkdir(files::Mkdir),
+    /// Copy bytes within the server; breaks the leases on what is written
+    Cp(layout::Cp),
+    /// Copy a file at one moment, sharing its blocks where the disk can
+    Clone(layout::Clone),
     /// Set a file's size; shrinking breaks the leases beyond it
-    Truncate(files::Truncate),
+    Truncate(layout::Truncate),
     /// Free a range, which then reads as zeros; breaks the leases on it
-    Punch(files::Punch),
+    Punch(layout::Punch),
+    /// Zero a range, which stays allocated; breaks the leases on it
+    Zero(layout::Zero),
+    /// Take a range out; what is behind it moves to the front
+    Collapse(layout::Collapse),
     /// Wait until everything committed to a file is durable
     Sync(files::Sync),
+    /// Forget what the server holds of files in memory
+    Evict(files::Evict),
     /// Show who holds what, since when
     Leases(administer::Leases),
     /// Show who broke whose lease, what for, and what the holder did
@@ -100,6 +116,10 @@ enum Action {
     Hold(hold::Hold),
     /// See it all work, on a throw-away store (30 seconds)
     Demo(demo::Demo),
+    /// Measure this machine: Leasehold against the best one could do without it
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    BenchPeer(bench::peer::Peer),
 }
 
 /// Runs the command that the process was given.
@@ -136,6 +156,12 @@ async fn perform(command: Command) -> Outcome {
         Action::Stat(action) => action.run(&common).await,
         Action::Rm(action) => action.run(&common).await,
         Action::Mv(action) => action.run(&common).await,
+        Action::Ln(action) => action.run(&common).await,
+        Action::Cp(action) => action.run(&common).await,
+        Action::Clone(action) => action.run(&common).await,
+        Action::Zero(action) => action.run(&common).await,
+        Action::Collapse(action) => action.run(&common).await,
+        Action::Evict(action) => action.run(&common).await,
         Action::Mkdir(action) => action.run(&common).await,
         Action::Truncate(action) => action.run(&common).await,
         Action::Punch(action) => action.run(&common).await,
@@ -148,6 +174,8 @@ async fn perform(command: Command) -> Outcome {
         Action::Scrub(action) => action.run(&common).await,
         Action::Hold(action) => action.run(&common).await,
         Action::Demo(action) => action.run().await,
+        Action::Bench(action) => action.run(&common).await,
+        Action::BenchPeer(action) => action.run().await,
     }
 }
 

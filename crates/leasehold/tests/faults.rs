@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::{Process, content, fill, lease, leasehold, pattern, serve};
+use harness::{Nobody, Process, content, fill, lease, leasehold, pattern, serve};
 use leasehold_client::{Reason, Session};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -54,25 +54,14 @@ fn a_store_of_a_newer_format_is_refused() {
 
 #[test]
 fn a_directory_that_is_read_only_or_not_ours_is_refused() {
-    // Root may write everywhere, so the server runs as nobody, where we may become nobody.
-    if !rustix::process::geteuid().is_root() {
-        eprintln!(
-            "SKIPPED a_directory_that_is_read_only_or_not_ours_is_refused: needs root, to become nobody"
-        );
+    let Some(nobody) = Nobody::for_test("a_directory_that_is_read_only_or_not_ours_is_refused") else {
         return;
-    }
-    let parent = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(parent.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    let directory = parent.path().join("store");
-    std::fs::create_dir(&directory).unwrap();
-    // The binary may lie where nobody cannot reach it.
-    let binary = parent.path().join("leasehold");
-    std::fs::copy(env!("CARGO_BIN_EXE_leasehold"), &binary).unwrap();
-    std::fs::set_permissions(&binary, PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let directory = nobody.store();
     for mode in [0o555, 0o700] {
         std::fs::set_permissions(&directory, PermissionsExt::from_mode(mode)).unwrap();
-        let mut command = Command::new(&binary);
-        command.arg("serve").arg(&directory).uid(65534).gid(65534);
+        let mut command = Command::new(nobody.binary());
+        command.arg("serve").arg(&directory).uid(Nobody::ID).gid(Nobody::ID);
         for port in ["--listen", "--data", "--metrics"] {
             command.args([port, "127.0.0.1:0"]);
         }

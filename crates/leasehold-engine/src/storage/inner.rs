@@ -12,16 +12,16 @@ use crate::record::BATCH_ALIGNMENT;
 use crate::recovery::Damage;
 use crate::ring::{Ring, View};
 use crate::storage::{Answers, Backend, OpenError, Opened, StorageConfig};
-use crate::store::{BTRFS, Store, at};
+use crate::store::{BTRFS, FORMAT, Store, at};
 use crate::threads::Threads;
 use crate::verified::Verified;
 use crate::workers::Workers;
 use crate::writeback::PendingWrite;
 use leasehold_core::ids::{FileId, WriteId};
 use leasehold_core::input::Input;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const DISK_THREADS: usize = 8;
@@ -51,6 +51,10 @@ pub(crate) struct Inner {
     /// A checkpoint has been asked for and has not begun.
     checkpoint_due: AtomicBool,
     checkpointer: Workers,
+    /// The last number given to a staged file.
+    pub(crate) staged: AtomicU64,
+    /// See [`Inner::copies`].
+    pub(crate) copies: Mutex<HashSet<crate::staging::Staged>>,
 }
 
 impl Inner {
@@ -119,12 +123,29 @@ impl Inner {
             dirty: Mutex::default(),
             checkpointing: Mutex::default(),
             checkpoint_due: AtomicBool::new(false),
+            staged: AtomicU64::new(0),
+            copies: Mutex::default(),
         });
         if !live.is_empty() {
             let recovered = inner.finish_recovery(start, live, &mut opened);
             recovered.inspect_err(|_| inner.abandon()).map_err(at("recover", &directory))?;
         }
+        inner.upgrade(&mut opened).inspect_err(|_| inner.abandon())?;
         Ok((inner, opened))
+    }
+
+    /// What is left to do before anything of the newest format may be written. An older format's record has been recovered
+    /// by now, and what that wrote is of the older format too; so a crash before the end leaves the older store, and a crash
+    /// after it the newer one.
+    fn upgrade(&self, opened: &mut Opened) -> Result<(), OpenError> {
+        self.store.empty_staging().map_err(at("empty the staging directory of", &self.config.directory))?;
+        if let Some(older) = self.store.older {
+            self.store.write_format()?;
+            opened.notes.push(format!(
+                "the store had format {older} and has format {FORMAT} now, which older versions of leasehold refuse to open"
+            ));
+        }
+        Ok(())
     }
 
     fn finish_recovery(

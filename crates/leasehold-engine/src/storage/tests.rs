@@ -1,12 +1,20 @@
 //! The storage as the core drives it, on real directories: ext4 with O_DIRECT, and tmpfs without.
 
+mod adopt;
+mod attributes;
+mod capture;
+mod clone;
+mod collapse;
 mod crash;
 mod gate;
+mod links;
+mod map;
 mod model;
 mod namespace;
 mod recovery;
 mod straight;
 mod trouble;
+mod upgrade;
 
 use super::*;
 use crate::arena::Pages;
@@ -183,11 +191,56 @@ impl Driver {
     }
 
     fn change_with(&self, file: FileId, change: Change, detail: Detail) -> Result<(), Fault> {
+        self.perform(file, change, detail).map(drop)
+    }
+
+    fn perform(&self, file: FileId, change: Change, detail: Detail) -> Result<Option<u64>, Fault> {
         let request = RequestId(self.number());
         match self.ask(Output::Perform { request, file, change }, detail) {
             Input::Performed { result, .. } => result,
             other => panic!("{other:?}"),
         }
+    }
+
+    fn zero(&self, file: FileId, start: u64, end: u64) {
+        let range = ByteRange::new(start, end).unwrap();
+        self.change_with(file, Change::Zero { range }, Detail::None).expect("the zeroing works");
+    }
+
+    fn try_collapse(&self, file: FileId, start: u64, end: u64) -> Result<(), Fault> {
+        let range = ByteRange::new(start, end).unwrap();
+        self.change_with(file, Change::Collapse { range }, Detail::None)
+    }
+
+    fn collapse(&self, file: FileId, start: u64, end: u64) {
+        self.try_collapse(file, start, end).expect("the collapse works");
+    }
+
+    /// Whether the place can do it; said aloud if not.
+    fn collapses(&self, place: &str) -> bool {
+        let range = ByteRange::new(0, 4096).unwrap();
+        let refused = self.storage().check_collapse(range).err();
+        if let Some(refused) = &refused {
+            eprintln!("SKIPPED on {place}: {refused}");
+        }
+        refused.is_none()
+    }
+
+    fn adopt(&self, file: FileId, start: u64, end: u64) -> Option<u64> {
+        let range = ByteRange::new(start, end).unwrap();
+        self.perform(file, Change::Adopt { range }, Detail::None).expect("the adoption works")
+    }
+
+    /// A clone under another name.
+    fn clone_to(&self, file: FileId, name: &str) -> FileId {
+        let staged = self.storage().stage();
+        self.change_with(file, Change::Clone, Detail::Clone { staged }).expect("the clone works");
+        self.storage().place(staged, &path(name)).unwrap();
+        self.open_file(name)
+    }
+
+    fn survey(&self, file: FileId) -> Survey {
+        self.storage().survey(file, BlockRange::new(0, u64::MAX).unwrap()).unwrap()
     }
 
     fn truncate(&self, file: FileId, size: u64) {
@@ -223,6 +276,27 @@ impl Driver {
     fn kill(mut self) {
         drop(self.storage.take());
     }
+}
+
+/// Writes past the storage.
+fn poke(path: &Path, offset: u64, bytes: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(bytes, offset).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// The only file below the directory.
+fn only_file(directory: &Path) -> std::path::PathBuf {
+    let entry = std::fs::read_dir(directory).unwrap().next().unwrap().unwrap();
+    if entry.file_type().unwrap().is_dir() { only_file(&entry.path()) } else { entry.path() }
+}
+
+fn count_files(directory: &Path) -> usize {
+    let entries = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| if entry.file_type().unwrap().is_dir() { count_files(&entry.path()) } else { 1 })
+        .sum()
 }
 
 fn pattern(seed: u8, length: usize) -> Vec<u8> {

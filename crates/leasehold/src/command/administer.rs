@@ -74,7 +74,7 @@ impl Leases {
                 lease_state(lease),
                 age(lease.since),
                 show::short(lease.holder.as_ref()),
-                lease.path.clone(),
+                show::name(&lease.path).into_owned(),
             ]);
         }
         show::line(show::text(&table))?;
@@ -133,7 +133,7 @@ impl Breaks {
             let (breaker, holder) = (show::short(row.breaker.as_ref()), show::short(row.holder.as_ref()));
             let (began, range) = (show::moment(convert::time_in(row.started)), show::wire_range(row.range));
             let (took, grace) = (convert::duration_in(row.took), convert::duration_in(row.grace));
-            show::line(format_args!("{began}  {range} of {}", row.path))?;
+            show::line(format_args!("{began}  {range} of {}", show::name(&row.path)))?;
             show::line(format_args!("  {breaker} wanted to {}", row.operation))?;
             show::line(format_args!(
                 "  {holder} held it: {} after {} (grace {})",
@@ -170,7 +170,7 @@ impl Why {
             return Ok(show::json_document(&waits.iter().map(wait_json).collect())?);
         }
         if waits.is_empty() {
-            return Ok(show::line(format_args!("nobody waits on {path}"))?);
+            return Ok(show::line(format_args!("nobody waits on {}", show::name(&path)))?);
         }
         for wait in &waits {
             let who = show::short(wait.who.as_ref());
@@ -214,18 +214,33 @@ impl Status {
                 "grace_ms": show::json_ms(convert::duration_in(status.grace)),
                 "sessions": status.sessions,
                 "leases": status.leases,
+                "requests": status.requests,
                 "arena_bytes": status.arena_bytes,
+                "arena_used_bytes": status.arena_used_bytes,
+                "writeback_bytes": status.writeback_bytes,
+                "writebacks_failed": status.writebacks_failed,
+                "breaks": status.breaks,
+                "breaks_going_on": status.breaks_going_on,
             }))?);
         }
         show::line(format_args!("version   {}, up {}", status.version, show::duration(up)))?;
         show::line(format_args!("store     {}", status.directory))?;
         show::line(format_args!("data      {}", status.data_address))?;
-        show::line(format_args!("arena     {}", rough(status.arena_bytes)))?;
+        let (used, arena) = (rough(status.arena_used_bytes), rough(status.arena_bytes));
+        show::line(format_args!("arena     {arena}, {used} in use"))?;
+        let failed = match status.writebacks_failed {
+            0 => String::new(),
+            failed => format!("; {failed} failed and are tried again, see the server's log"),
+        };
+        show::line(format_args!("backlog   {} to be written back{failed}", rough(status.writeback_bytes)))?;
         show::line(format_args!("grace     {}", show::duration(convert::duration_in(status.grace))))?;
         show::line(format_args!("sessions  {}", status.sessions))?;
         show::line(format_args!("leases    {}", status.leases))?;
+        show::line(format_args!("requests  {} under way", status.requests))?;
+        let (breaks, now) = (status.breaks, status.breaks_going_on);
+        show::line(format_args!("breaks    {breaks} since the start, {now} going on"))?;
         for note in &status.notes {
-            show::line(format_args!("note      {note}"))?;
+            show::wrapped(&format!("note      {note}"), "          ").into_iter().try_for_each(show::line)?;
         }
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! How the command ends.
 
+use crate::command::show;
 use leasehold_client::{
-    CallError, CommitError, ConnectError, LocationError, OpenError, ReadError, Reason, WriteError,
+    CallError, CaptureError, CommitError, ConnectError, LocationError, OpenError, ReadError, Reason,
+    SyncError, WriteError,
 };
 use leasehold_fabric::message::Status;
 use std::error::Error;
@@ -51,7 +53,16 @@ pub(crate) fn report(ended: Outcome) -> Exit {
         // Whoever read our output has seen enough: `leasehold ls | head`.
         return Exit::Ok;
     }
-    // Like `{:#}`, without causes that a text repeats.
+    complain(&error);
+    code(&error)
+}
+
+fn complain(error: &anyhow::Error) {
+    eprintln!("leasehold: {}", show::name(&text(error)));
+}
+
+/// Like `{:#}`, without causes that a text repeats.
+pub(crate) fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let more = cause.to_string();
@@ -59,8 +70,32 @@ pub(crate) fn report(ended: Outcome) -> Exit {
             text = if text.is_empty() { more } else { format!("{text}: {more}") };
         }
     }
-    eprintln!("leasehold: {text}");
-    code(&error)
+    text
+}
+
+/// How one thing after another went, where a failure of one does not stop the others.
+#[derive(Default)]
+pub(crate) struct Tally {
+    all: usize,
+    failed: Vec<Exit>,
+}
+
+impl Tally {
+    /// Says what went wrong, at once.
+    pub(crate) fn note(&mut self, ended: Outcome) {
+        self.all += 1;
+        if let Err(error) = ended {
+            complain(&error);
+            self.failed.push(code(&error));
+        }
+    }
+
+    /// Fails with the highest code, if any failed: `done` says what was to be done to all.
+    pub(crate) fn end(self, done: &str) -> Outcome {
+        let Some(worst) = self.failed.iter().copied().max_by_key(|exit| *exit as u8) else { return Ok(()) };
+        let text = format!("{} of {} were not {done}", self.failed.len(), self.all);
+        Err(Failure::new(worst, text).into())
+    }
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -69,7 +104,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-fn code(error: &anyhow::Error) -> Exit {
+/// The code that an error ends the command with.
+pub(crate) fn code(error: &anyhow::Error) -> Exit {
     error.chain().find_map(code_of).unwrap_or(Exit::Failed)
 }
 
@@ -102,6 +138,15 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<Exit> {
             CommitError::Incomplete { .. } | CommitError::Overlapping(_) => Exit::Failed,
         });
     }
+    if let Some(capture) = error.downcast_ref::<CaptureError>() {
+        return Some(of_capture(capture));
+    }
+    if let Some(sync) = error.downcast_ref::<SyncError>() {
+        return Some(match sync {
+            SyncError::Capture(capture) => of_capture(capture),
+            SyncError::Call(call) => of_reason(call.reason),
+        });
+    }
     if let Some(read) = error.downcast_ref::<ReadError>() {
         return Some(match read {
             ReadError::Revoked(_) => Exit::Lease,
@@ -114,6 +159,15 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<Exit> {
         return Some(Exit::Usage);
     }
     error.downcast_ref::<ConnectError>().map(|_| Exit::Unreachable)
+}
+
+fn of_capture(error: &CaptureError) -> Exit {
+    match error {
+        CaptureError::Revoked(_) => Exit::Lease,
+        CaptureError::Closed(_) => Exit::Unreachable,
+        CaptureError::Refused { status, .. } => of_status(*status),
+        CaptureError::OutOfBounds { .. } | CaptureError::NotForUpdate(_) => Exit::Failed,
+    }
 }
 
 fn of_reason(reason: Reason) -> Exit {

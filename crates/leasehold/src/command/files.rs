@@ -1,11 +1,11 @@
-//! The commands that do one thing to a name: `ls`, `stat`, `rm`, `mv`, `mkdir`, `truncate`, `punch`, `sync`.
+//! The commands that do one thing to a name: `ls`, `stat`, `rm`, `mv`, `ln`, `mkdir`, `sync`, `evict`.
 
 use crate::command::Common;
-use crate::command::exit::Outcome;
+use crate::command::exit::{Outcome, Tally};
 use crate::command::place;
 use crate::command::show;
-use crate::size::{Size, rough};
-use leasehold_client::{ByteRange, convert, proto};
+use crate::size::rough;
+use leasehold_client::{convert, proto};
 use serde_json::{Value, json};
 
 /// List a directory
@@ -38,8 +38,23 @@ pub(crate) struct Rm {
 pub(crate) struct Mv {
     /// What: leasehold://HOST[:PORT]/PATH, or /PATH with --socket
     from: String,
-    /// Its new name on the same server; /PATH will do
+    /// Its new name on the same server, or a directory there; /PATH will do
     to: String,
+}
+
+/// Give a file one more name, or make a symbolic link
+///
+/// Both names of a file stand for the same bytes and the same leases; these end with the last name. A symbolic link is
+/// kept for other tools: the store never follows one.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Ln {
+    /// The file: leasehold://HOST[:PORT]/PATH, or /PATH with --socket. With -s, what the link says
+    target: String,
+    /// The new name on the same server, or a directory there
+    name: String,
+    /// Make a symbolic link, which may say anything
+    #[arg(short, long)]
+    symbolic: bool,
 }
 
 /// Make a directory
@@ -52,30 +67,14 @@ pub(crate) struct Mkdir {
     parents: bool,
 }
 
-/// Set a file's size; shrinking breaks the leases beyond it
+/// Forget what the server holds of files in memory
 ///
-/// Returns once the leases beyond the new size are over and no late byte can land: after the grace period and the fence
-/// at the latest.
+/// What is committed is written back first. The next read comes from the disk.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Truncate {
+pub(crate) struct Evict {
     /// What: leasehold://HOST[:PORT]/PATH, or /PATH with --socket
-    place: String,
-    /// The new size
-    #[arg(short, long, value_name = "SIZE")]
-    size: Size,
-}
-
-/// Free a range, which then reads as zeros; breaks the leases on it
-#[derive(Debug, clap::Args)]
-pub(crate) struct Punch {
-    /// What: leasehold://HOST[:PORT]/PATH, or /PATH with --socket
-    place: String,
-    /// Where the range begins
-    #[arg(long, value_name = "SIZE")]
-    offset: Size,
-    /// How long it is
-    #[arg(long, value_name = "SIZE")]
-    length: Size,
+    #[arg(required = true)]
+    places: Vec<String>,
 }
 
 /// Wait until everything committed to a file is durable
@@ -89,6 +88,7 @@ fn kind(file: &proto::File) -> &'static str {
     match file.kind() {
         proto::file::Kind::Directory => "directory",
         proto::file::Kind::File => "file",
+        proto::file::Kind::Link => "link",
         proto::file::Kind::Other | proto::file::Kind::Unspecified => "other",
     }
 }
@@ -104,6 +104,7 @@ fn as_json(file: &proto::File) -> Value {
         "size": file.size,
         "links": file.links,
         "modified": show::json_some_moment(file.modified),
+        "target": Some(&file.target).filter(|_| file.kind() == proto::file::Kind::Link),
     })
 }
 
@@ -115,14 +116,18 @@ impl Ls {
             return Ok(show::json_document(&files.iter().map(as_json).collect())?);
         }
         for file in &files {
-            let slash = if file.kind() == proto::file::Kind::Directory { "/" } else { "" };
-            let name = name(file);
+            let mut text = show::name(name(file)).into_owned();
+            if file.kind() == proto::file::Kind::Directory {
+                text.push('/');
+            }
             if self.long {
                 let modified = show::moment(convert::time_in(file.modified));
-                show::line(format_args!("{:>14} {modified} {name}{slash}", file.size))?;
-            } else {
-                show::line(format_args!("{name}{slash}"))?;
+                if file.kind() == proto::file::Kind::Link {
+                    text = format!("{text} -> {}", show::name(&file.target));
+                }
+                text = format!("{:>14} {modified} {text}", file.size);
             }
+            show::line(text)?;
         }
         Ok(())
     }
@@ -135,22 +140,29 @@ impl Stat {
         if common.json {
             return Ok(show::json_document(&as_json(&file))?);
         }
-        show::line(format_args!("path      {}", file.path))?;
+        show::line(format_args!("path      {}", show::name(&file.path)))?;
         show::line(format_args!("kind      {}", kind(&file)))?;
         show::line(format_args!("size      {} ({})", file.size, rough(file.size)))?;
         show::line(format_args!("links     {}", file.links))?;
         show::line(format_args!("modified  {}", show::moment(convert::time_in(file.modified))))?;
+        if file.kind() == proto::file::Kind::Link {
+            show::line(format_args!("says      {}", show::name(&file.target)))?;
+        }
         Ok(())
     }
 }
 
 impl Rm {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
+        let mut tally = Tally::default();
         for text in &self.places {
-            let (client, path) = place::open(common, text).await?;
-            client.remove(&path).await?;
+            let removed = async {
+                let (client, path) = place::open(common, text).await?;
+                Ok(client.remove(&path).await?)
+            };
+            tally.note(removed.await);
         }
-        Ok(())
+        tally.end("removed")
     }
 }
 
@@ -158,7 +170,42 @@ impl Mv {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
         let (client, from) = place::open(common, &self.from).await?;
         let to = place::on_the_same(common, &client, &self.to)?;
+        let to = place::into_directory(&client, &from, to).await?;
         Ok(client.rename(&from, &to).await?)
+    }
+}
+
+impl Ln {
+    pub(crate) async fn run(self, common: &Common) -> Outcome {
+        if self.symbolic {
+            let (client, name) = place::open(common, &self.name).await?;
+            let name = place::into_directory(&client, &self.target, name).await?;
+            return Ok(client.symlink(&self.target, &name).await?);
+        }
+        let (client, file) = place::open(common, &self.target).await?;
+        let name = place::on_the_same(common, &client, &self.name)?;
+        let name = place::into_directory(&client, &file, name).await?;
+        Ok(client.link(&file, &name).await?)
+    }
+}
+
+impl Evict {
+    pub(crate) async fn run(self, common: &Common) -> Outcome {
+        let (mut tally, mut bytes) = (Tally::default(), 0);
+        for text in &self.places {
+            let evicted = async {
+                let (client, path) = place::open(common, text).await?;
+                bytes += client.evict(&path).await?;
+                Ok(())
+            };
+            tally.note(evicted.await);
+        }
+        if common.json {
+            show::json_document(&json!({ "bytes": bytes }))?;
+        } else {
+            show::line(format_args!("{} of memory are free now", rough(bytes)))?;
+        }
+        tally.end("evicted")
     }
 }
 
@@ -169,32 +216,9 @@ impl Mkdir {
     }
 }
 
-impl Truncate {
-    pub(crate) async fn run(self, common: &Common) -> Outcome {
-        let (client, path) = place::open(common, &self.place).await?;
-        Ok(client.truncate(&path, self.size.0).await?)
-    }
-}
-
-impl Punch {
-    pub(crate) async fn run(self, common: &Common) -> Outcome {
-        let range = range(self.offset, self.length)?;
-        let (client, path) = place::open(common, &self.place).await?;
-        Ok(client.punch(&path, range).await?)
-    }
-}
-
 impl Sync {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
         let (client, path) = place::open(common, &self.place).await?;
         Ok(client.sync(&path).await?)
     }
-}
-
-/// A range from two flags.
-pub(crate) fn range(offset: Size, length: Size) -> anyhow::Result<ByteRange> {
-    ByteRange::at(offset.0, length.0).ok_or_else(|| {
-        let text = format!("--offset {offset} --length {length} is empty, or ends past 2^64");
-        crate::command::exit::Failure::new(crate::command::exit::Exit::Usage, text).into()
-    })
 }

@@ -2,7 +2,7 @@
 
 use crate::command::Common;
 use crate::command::exit::{Exit, Failure, Outcome};
-use leasehold_client::{Client, DEFAULT_CONTROL_PORT, Location, Server};
+use leasehold_client::{Client, DEFAULT_CONTROL_PORT, Location, Reason, Server, proto};
 
 /// Finds the file or directory that `text` names.
 pub(crate) fn find(common: &Common, text: &str) -> anyhow::Result<Location> {
@@ -54,6 +54,24 @@ pub(crate) fn on_the_same(common: &Common, client: &Client, text: &str) -> anyho
         return Err(Failure::new(Exit::Usage, message).into());
     }
     Ok(location.path)
+}
+
+/// The name that something called `from` gets at `to`: in it, if that is a directory, as for mv(1).
+pub(crate) async fn into_directory(client: &Client, from: &str, to: String) -> anyhow::Result<String> {
+    let directory = to.strip_suffix('/').filter(|directory| !directory.is_empty());
+    match client.stat(directory.unwrap_or(&to)).await {
+        Ok(file) if file.kind() == proto::file::Kind::Directory => {
+            let name = from.rsplit('/').next().unwrap_or_default();
+            Ok(format!("{}/{name}", to.trim_end_matches('/')))
+        }
+        Ok(_) if directory.is_some() => {
+            let text = format!("{to} is not a directory; leave out the slash at its end to mean the file");
+            Err(Failure::new(Exit::Usage, text).into())
+        }
+        Ok(_) => Ok(to),
+        Err(error) if error.reason == Reason::NotFound && directory.is_none() => Ok(to),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether a name from the command line is a file, not a directory or the root.

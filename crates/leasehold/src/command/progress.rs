@@ -27,6 +27,11 @@ impl Progress {
         Progress(bar)
     }
 
+    /// There are so many bytes.
+    pub(crate) fn expect(&self, total: u64) {
+        self.0.set_length(total);
+    }
+
     /// So many bytes more.
     pub(crate) fn add(&self, bytes: u64) {
         self.0.inc(bytes);

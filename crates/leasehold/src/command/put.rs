@@ -1,45 +1,59 @@
-//! `leasehold put`: a local file into the store, chunk by chunk, many at once.
+//! `leasehold put`: local files into the store, piece by piece, many at once.
 //!
-//! Each chunk is a lease of its own, so a break costs one chunk. The answer to a break is the best that is possible: a
-//! chunk that is all written is committed, one that is not is released at once, and then the put stops and says who.
+//! ```text
+//! source.rs    reads ahead on a thread, skips holes, cuts into pieces        -> Batch
+//! transfer.rs  acquire, write, commit; breaks                                -> Chunk, committed
+//! finish.rs    what was lost with a connection; size, holes; durable         -> over
+//! tree.rs      which files there are, and what is not a file
+//! ```
+
+mod attributes;
+mod finish;
+mod source;
+mod target;
+mod transfer;
+mod tree;
+mod walk;
 
 use crate::command::Common;
 use crate::command::exit::{Exit, Failure, Outcome};
+use crate::command::line::{Line, Reconnect};
 use crate::command::pace::Pace;
 use crate::command::place;
 use crate::command::progress::Progress;
+use crate::command::put::source::cannot_read;
+use crate::command::put::target::{From, Target};
+use crate::command::put::transfer::Transfer;
 use crate::command::show;
 use crate::size::{Size, rough};
 use anyhow::Context as _;
-use bytes::Bytes;
-use futures_util::StreamExt as _;
-use leasehold_client::{
-    Access, AcquireOptions, BreakNotice, ByteRange, CommitError, Lease, LeaseState, OnConflict, RevokeNotice,
-    Session, Want, WriteError,
-};
+use leasehold_client::{AcquireOptions, OnConflict};
 use serde_json::json;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// How much is written at once when the rate is limited.
-const PACED_BYTES: usize = 64 << 10;
-
-/// Write a local file into the store, by RDMA
+/// Write a local file or directory into the store, by RDMA
 ///
 /// The file is created, made as long as what is put, and durable on return. If somebody breaks a lease of the put
-/// (say, by truncating the file), the put stops and says who.
+/// (say, by truncating the file), the put stops and says who. Holes of the source are not sent, and become holes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Put {
-    /// The local file; `-` for standard input
+    /// The local file or directory; `-` for standard input
     file: PathBuf,
     /// Where to: leasehold://HOST[:PORT]/PATH, or /PATH with --socket
     to: String,
+    /// Put a directory and all that is in it: into the destination if that exists, else as the destination
+    #[arg(short, long)]
+    recursive: bool,
+    /// Keep permissions, times of modification, and extended attributes (user.*)
+    #[arg(short, long)]
+    preserve: bool,
+    /// Compare with what is there, by checksums, and send only what differs
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten)]
+    reconnect: Reconnect,
     #[command(flatten)]
     pipeline: Pipeline,
     /// Return once the bytes are visible, without waiting for the disk
@@ -98,26 +112,11 @@ pub(crate) fn wait_time(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is not a time; write 500ms, 30s, 2m"))
 }
 
-/// What the chunks have in common.
-struct Transfer<'a> {
-    session: &'a Session,
-    path: &'a str,
-    options: AcquireOptions,
-    retry: bool,
-    pace: Option<Pace>,
-    progress: Progress,
-    /// No new chunk is begun.
-    stop: AtomicBool,
-    /// The first break of all.
-    first_break: Mutex<Option<Broken>>,
-}
-
-/// Somebody broke the lease of a chunk.
-#[derive(Debug)]
-struct Broken {
-    range: ByteRange,
-    by: String,
-    fate: &'static str,
+/// What a put has to do.
+enum Source {
+    Stdin,
+    File(PathBuf, u64),
+    Directory(PathBuf),
 }
 
 impl Put {
@@ -127,260 +126,89 @@ impl Put {
                 Failure::new(Exit::Usage, "--rate 0 would never end; leave it out for no limit").into()
             );
         }
-        let (source, length) = open_source(&self.file)?;
-        let (client, path) = place::open(common, &self.to).await?;
-        place::must_name_a_file(&path)?;
-        let existing = client.create(&path).await?;
-        if length.is_some_and(|length| length < existing.size) {
-            client.truncate(&path, length.unwrap_or_default()).await?;
+        let source = self.look()?;
+        let location = place::find(common, &self.to)?;
+        let length = match source {
+            Source::File(_, length) => Some(length),
+            Source::Stdin | Source::Directory(_) => None,
+        };
+        if !matches!(source, Source::Directory(_)) {
+            place::must_name_a_file(&location.path)?;
         }
-        let session = Session::open(&client).await?;
-        let started = Instant::now();
+        let progress = Arc::new(Progress::new(length, "put"));
         let transfer = Transfer {
-            session: &session,
-            path: &path,
+            line: Line::open(&location.server, self.reconnect, progress.clone()).await?,
             options: self.conflict.options(),
             retry: self.retry,
+            resume: self.resume,
+            sync: !self.no_sync,
+            preserve: self.preserve,
             pace: self.rate.map(Pace::new),
-            progress: Progress::new(length, "put"),
-            stop: AtomicBool::new(false),
-            first_break: Mutex::new(None),
+            progress,
+            stop: Arc::default(),
         };
-        let total = transfer.all(source, self.pipeline.chunk, usize::from(self.pipeline.depth)).await;
-        let total = total.with_context(|| format!("{path} is incomplete"))?;
-        if let Some(broken) = transfer.first_break.lock().expect("nobody panics with it").take() {
-            return Err(stopped(&path, &broken, total).into());
+        match source {
+            Source::Stdin => self.one(common, transfer, From::Stdin, location.path).await,
+            Source::File(path, _) => self.one(common, transfer, From::File(path), location.path).await,
+            Source::Directory(path) => self.tree(common, transfer, &path, location.path).await,
         }
-        if length.is_none() && client.stat(&path).await?.size > total {
-            client.truncate(&path, total).await?;
+    }
+
+    fn look(&self) -> anyhow::Result<Source> {
+        if self.file == Path::new("-") {
+            return Ok(Source::Stdin);
         }
-        if !self.no_sync {
-            session.sync(&path).await?;
+        // Named by the user, so a link is what it leads to; those in a tree are kept as links.
+        let found = std::fs::metadata(&self.file).map_err(|error| cannot_read(&self.file, error))?;
+        if found.is_dir() && !self.recursive {
+            let text = format!("{} is a directory; put it with --recursive", self.file.display());
+            return Err(Failure::new(Exit::Usage, text).into());
         }
-        drop(transfer);
-        let size = client.stat(&path).await?.size;
-        session.close().await;
-        if size != total {
+        let path = self.file.clone();
+        Ok(if found.is_dir() { Source::Directory(path) } else { Source::File(path, found.len()) })
+    }
+
+    async fn one(&self, common: &Common, transfer: Transfer, from: From, path: String) -> Outcome {
+        let started = Instant::now();
+        let target = Target::new(from, path);
+        let batches = source::read(vec![target.clone()], self.pipeline.chunk.0, transfer.stop.clone());
+        transfer.all(batches, usize::from(self.pipeline.depth), &|_| ()).await;
+        let path = &target.path;
+        let (failed, bytes, sent) = {
+            let mut state = target.state();
+            (state.failed.take(), state.length.unwrap_or_default(), state.sent_bytes)
+        };
+        if let Some(error) = failed {
+            return Err(error).with_context(|| format!("{path} is incomplete"));
+        }
+        let size = transfer.line.hold(async |link| Ok(link.client().stat(path).await?.size)).await?;
+        let Transfer { line, progress, .. } = transfer;
+        line.close().await;
+        drop(progress);
+        if size != bytes {
             let text =
-                format!("{path} has {size} bytes and {total} were put: somebody changed it in the meantime");
+                format!("{path} has {size} bytes and {bytes} were put: somebody changed it in the meantime");
             return Err(Failure::new(Exit::Lease, text).into());
         }
-        self.print(common, &path, total, started.elapsed())
-    }
-
-    fn print(&self, common: &Common, path: &str, bytes: u64, took: Duration) -> Outcome {
-        let durable = !self.no_sync;
+        let (durable, took) = (!self.no_sync, started.elapsed());
         let seconds = took.as_secs_f64();
         if common.json {
-            let value = json!({ "path": path, "bytes": bytes, "seconds": seconds, "durable": durable });
+            let value = json!({
+                "path": path, "bytes": bytes, "sent": sent, "seconds": seconds, "durable": durable,
+            });
             return Ok(show::json_document(&value)?);
         }
-        let rate = rough((bytes as f64 / seconds.max(1e-9)) as u64);
+        let rate = rough((sent as f64 / seconds.max(1e-9)) as u64);
         let state = if durable { "durable" } else { "not yet durable" };
-        let took = show::duration(took);
-        Ok(show::line(format_args!("put {} into {path} in {took} ({rate}/s), {state}", rough(bytes)))?)
-    }
-}
-
-fn stopped(path: &str, broken: &Broken, committed: u64) -> Failure {
-    let Broken { range, by, fate } = broken;
-    let (range, committed) = (show::range(*range), rough(committed));
-    let text = format!(
-        "stopped: the lease on {range} of {path} was broken, and {fate}\n  \
-         by {by}\n  \
-         {committed} had been committed; put it again, or use --retry to go on"
-    );
-    Failure::new(Exit::Lease, text)
-}
-
-/// The file or standard input, and how long it is if that is known.
-fn open_source(path: &Path) -> anyhow::Result<(Box<dyn Read + Send>, Option<u64>)> {
-    if path == Path::new("-") {
-        return Ok((Box::new(io::stdin()), None));
-    }
-    let failed = |error: io::Error| {
-        let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Failed };
-        Failure::new(exit, format!("cannot read {}: {error}", path.display()))
-    };
-    let file = File::open(path).map_err(failed)?;
-    let found = file.metadata().map_err(failed)?;
-    if found.is_dir() {
-        let text = format!("{} is a directory; put its files one by one", path.display());
-        return Err(Failure::new(Exit::Failed, text).into());
-    }
-    Ok((Box::new(file), found.is_file().then_some(found.len())))
-}
-
-/// Reads the source ahead, on a thread of its own.
-fn chunks(mut source: Box<dyn Read + Send>, chunk: Size) -> mpsc::Receiver<io::Result<(u64, Bytes)>> {
-    let (send, receive) = mpsc::channel(2);
-    tokio::task::spawn_blocking(move || {
-        let mut offset = 0;
-        loop {
-            let mut bytes = Vec::with_capacity(usize::try_from(chunk.0).expect("a chunk is at most 1 GiB"));
-            let read = source.by_ref().take(chunk.0).read_to_end(&mut bytes);
-            let last = read.as_ref().is_ok_and(|read| *read as u64 != chunk.0) || read.is_err();
-            let length = bytes.len() as u64;
-            let next = read.map(|_| (offset, Bytes::from(bytes)));
-            if (next.is_ok() && length == 0) || send.blocking_send(next).is_err() || last {
-                return;
-            }
-            offset += length;
-        }
-    });
-    receive
-}
-
-impl Transfer<'_> {
-    /// Returns how many bytes were committed: all, unless a break stopped it.
-    async fn all(&self, source: Box<dyn Read + Send>, chunk: Size, depth: usize) -> anyhow::Result<u64> {
-        let mut running = ReceiverStream::new(chunks(source, chunk))
-            .take_while(|_| std::future::ready(!self.stop.load(Ordering::Relaxed)))
-            .map(|next| async move {
-                let (offset, bytes) = next.context("cannot read the source")?;
-                self.chunk(offset, bytes).await
-            })
-            .buffer_unordered(depth);
-        let mut committed = 0;
-        let mut failed = None;
-        // Chunks that are under way are finished even when another has failed: their leases are ours.
-        while let Some(done) = running.next().await {
-            match done {
-                Ok(bytes) => committed += bytes,
-                Err(error) => {
-                    self.stop.store(true, Ordering::Relaxed);
-                    failed.get_or_insert(error);
-                }
-            }
-        }
-        failed.map_or(Ok(committed), Err)
-    }
-
-    /// Writes one chunk, again and again if that is wanted. Returns how many bytes were committed.
-    async fn chunk(&self, offset: u64, bytes: Bytes) -> anyhow::Result<u64> {
-        let range =
-            ByteRange::at(offset, bytes.len() as u64).context("the source is longer than any file")?;
-        loop {
-            let want = Want { path: self.path.to_owned(), range, access: Access::Overwrite };
-            let mut leases = self.session.acquire(&[want], self.options).await?;
-            let lease = leases.pop().expect("one range is one lease");
-            let (committed, broken) = self.under(lease, bytes.clone()).await?;
-            let Some(broken) = broken else { return Ok(committed) };
-            if !self.retry {
-                self.stop.store(true, Ordering::Relaxed);
-                self.first_break.lock().expect("nobody panics with it").get_or_insert(broken);
-                return Ok(committed);
-            }
-        }
-    }
-
-    /// Writes and commits under one lease.
-    async fn under(&self, lease: Lease, bytes: Bytes) -> anyhow::Result<(u64, Option<Broken>)> {
-        let range = lease.range();
-        let state = lease.watch();
-        let length = bytes.len();
-        let piece = if self.pace.is_some() { PACED_BYTES } else { length };
-        for start in (0..length).step_by(piece) {
-            let piece = bytes.slice(start..length.min(start + piece));
-            tokio::select! {
-                biased;
-                broken = lease.broken() => return self.let_go(lease, broken, start).await,
-                () = self.turn(piece.len()) => {}
-            }
-            let written = piece.len() as u64;
-            match lease.write(range.start() + start as u64, piece).await {
-                Ok(()) => self.progress.add(written),
-                Err(WriteError::Revoked(notice)) => {
-                    return self.let_go(lease, LeaseState::Revoked(*notice), start).await;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        match lease.commit().await {
-            Ok(_) => {
-                let LeaseState::Breaking(notice) = state.borrow().clone() else {
-                    return Ok((length as u64, None));
-                };
-                self.say_notice(&notice);
-                self.say(&format!("lease {}: all written, so committed in time", notice.lease));
-                let by = show::who(&notice.breaker);
-                Ok((length as u64, Some(Broken { range, by, fate: "committed in time" })))
-            }
-            Err(CommitError::Revoked(notice)) => Ok((0, Some(self.say_revoke(&notice, range)))),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// The answer to a break of a chunk that is not all written.
-    async fn let_go(
-        &self,
-        lease: Lease,
-        state: LeaseState,
-        written: usize,
-    ) -> anyhow::Result<(u64, Option<Broken>)> {
-        let (id, range) = (lease.id(), lease.range());
-        let broken = match state {
-            LeaseState::Revoked(notice) => self.say_revoke(&notice, range),
-            LeaseState::Breaking(notice) => {
-                self.say_notice(&notice);
-                let by = show::who(&notice.breaker);
-                Broken { range, by, fate: "released" }
-            }
-            LeaseState::Live => unreachable!("a live lease is not let go"),
-        };
-        lease.release().await?;
-        if broken.fate == "released" {
-            let (written, all) = (rough(written as u64), rough(range.len()));
-            self.say(&format!("lease {id}: released with {written} of {all} written"));
-        }
-        Ok((0, Some(broken)))
-    }
-
-    fn say_notice(&self, notice: &BreakNotice) {
-        let BreakNotice { lease, path, range, breaker, operation, grace, .. } = notice;
-        let (who, range, grace) = (show::who(breaker), show::range(*range), show::duration(*grace));
-        self.say(&format!("break of lease {lease}: {range} of {path}"));
-        self.say(&format!("  {operation}, {grace} to answer"));
-        self.say(&format!("  by {who}"));
-    }
-
-    fn say_revoke(&self, notice: &RevokeNotice, range: ByteRange) -> Broken {
-        self.say(&format!("lease {} is revoked: {}", notice.lease, notice.why));
-        let by = notice.by.as_ref().map_or_else(|| "the server".to_owned(), show::who);
-        Broken { range, by, fate: "revoked" }
-    }
-
-    fn say(&self, text: &str) {
-        self.progress.say(&format!("{} {text}", show::time_of_day(SystemTime::now())));
-    }
-
-    async fn turn(&self, bytes: usize) {
-        if let Some(pace) = &self.pace {
-            pace.turn(bytes as u64).await;
-        }
+        let (took, bytes_shown) = (show::duration(took), rough(bytes));
+        let sent = if sent == bytes { String::new() } else { format!(" ({} sent)", rough(sent)) };
+        Ok(show::line(format_args!("put {bytes_shown}{sent} into {path} in {took} ({rate}/s), {state}"))?)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    async fn cut(source: &'static [u8], chunk: u64) -> Vec<(u64, Vec<u8>)> {
-        let mut chunks = chunks(Box::new(source), Size(chunk));
-        let mut all = Vec::new();
-        while let Some(next) = chunks.recv().await {
-            let (offset, bytes) = next.unwrap();
-            all.push((offset, bytes.to_vec()));
-        }
-        all
-    }
-
-    #[tokio::test]
-    async fn a_source_is_cut_into_chunks_and_an_empty_one_into_none() {
-        assert_eq!(cut(b"", 4).await, []);
-        assert_eq!(cut(b"abcd", 4).await, [(0, b"abcd".to_vec())]);
-        assert_eq!(cut(b"abcdef", 4).await, [(0, b"abcd".to_vec()), (4, b"ef".to_vec())]);
-    }
 
     #[test]
     fn times_to_wait_are_read_with_their_unit() {

@@ -76,8 +76,12 @@ impl Serve {
         // Before the start, so that a signal during recovery is not lost.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let is_new = !directory.join(".leasehold").exists();
         let server = Server::start(directory, &settings).await?;
-        announce(common, directory, &server)?;
+        if is_new {
+            tracing::warn!("{} was no store: made a new, empty one there", directory.display());
+        }
+        announce(common, directory, &server, is_new)?;
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -136,12 +140,13 @@ fn log_to_stderr(filter: &str) -> Outcome {
 }
 
 /// Says on standard output that clients can come: for people, and for whoever started us.
-fn announce(common: &Common, directory: &Path, server: &Server) -> Outcome {
+fn announce(common: &Common, directory: &Path, server: &Server, is_new: bool) -> Outcome {
     let (control, data, metrics) =
         (server.control_address(), server.data_address(), server.metrics_address());
     if common.json {
         return Ok(show::json_line(&json!({
             "directory": directory,
+            "new": is_new,
             "control": control.to_string(),
             "data": data.to_string(),
             "metrics": metrics.to_string(),
@@ -149,7 +154,8 @@ fn announce(common: &Common, directory: &Path, server: &Server) -> Outcome {
             "pid": std::process::id(),
         }))?);
     }
-    show::line(format_args!("serving {}", directory.display()))?;
+    let new = if is_new { " (a new, empty store)" } else { "" };
+    show::line(format_args!("serving {}{new}", directory.display()))?;
     show::line(format_args!("  leasehold://{control}/   (data by iWARP at {data})"))?;
     show::line(format_args!("  --socket {}", server.socket().display()))?;
     show::line(format_args!("  http://{metrics}/metrics"))?;

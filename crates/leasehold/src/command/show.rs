@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use leasehold_client::{ByteRange, Evidence, Identity, convert, proto};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, SystemTime};
 
@@ -14,17 +15,54 @@ const COLUMNS: u16 = 80;
 
 /// Prints a line to standard output; a closed pipe is an error, not a panic.
 pub(crate) fn line(text: impl std::fmt::Display) -> io::Result<()> {
+    let text = text.to_string();
+    let mut lines = text.split('\n');
+    let first = lines.next().map(name).unwrap_or_default().into_owned();
+    print(lines.fold(first, |text, line| text + "\n" + &name(line)))
+}
+
+fn print(text: impl std::fmt::Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}")
 }
 
 /// Prints one JSON document on one line.
 pub(crate) fn json_line(value: &Value) -> io::Result<()> {
-    line(value)
+    print(value)
 }
 
 /// Prints one JSON document for people to look at, too.
 pub(crate) fn json_document(value: &Value) -> io::Result<()> {
-    line(format_args!("{value:#}"))
+    print(format_args!("{value:#}"))
+}
+
+/// A name as it can be shown: what it holds beside text must not reach the terminal.
+pub(crate) fn name(text: &str) -> Cow<'_, str> {
+    // Marks that turn the direction of what follows would let a name look like another one.
+    let hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(hidden) {
+        return Cow::Borrowed(text);
+    }
+    let escape = |c: char| if hidden(c) { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(escape).collect())
+}
+
+/// The text in lines of at most 80 columns, broken at spaces; longer words, such as paths, stay whole.
+pub(crate) fn wrapped(text: &str, indent: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= COLUMNS.into() => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            Some(_) => lines.push(format!("{indent}{word}")),
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// A table without lines, for at least 80 columns.
@@ -182,5 +220,20 @@ mod tests {
         let mut table = table(&["ONE", "TWO"]);
         table.add_row(["word ".repeat(30), "x".repeat(100)]);
         assert!(text(&table).lines().all(|line| line.len() <= 80), "{}", text(&table));
+    }
+
+    #[test]
+    fn a_name_cannot_drive_the_terminal_or_look_like_another() {
+        assert_eq!(name("/a b/ü.bin"), "/a b/ü.bin");
+        assert_eq!(name("/a\x1b[2J\n\u{9b}\u{202e}b"), "/a\\u{1b}[2J\\n\\u{9b}\\u{202e}b");
+    }
+
+    #[test]
+    fn a_long_line_is_broken_at_spaces_and_words_stay_whole() {
+        assert_eq!(wrapped("a  b", "    "), ["a  b"]);
+        let path = format!("/{}", "x".repeat(90));
+        let lines = wrapped(&format!("{} of {path} ends", "word ".repeat(14)), "    ");
+        assert_eq!(lines[1..], [format!("    {path}"), "    ends".to_owned()]);
+        assert!(lines[0].len() <= 80);
     }
 }

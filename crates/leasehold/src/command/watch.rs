@@ -40,7 +40,7 @@ impl Watch {
             if common.json {
                 show::json_line(&as_json(&event))?;
             } else {
-                for line in lines(&event) {
+                for line in lines(&event).iter().flat_map(|line| show::wrapped(line, "      ")) {
                     show::line(line)?;
                 }
             }
@@ -53,17 +53,22 @@ pub(crate) fn lines(event: &Event) -> Vec<String> {
     let at = show::time_of_day(event.at);
     match &event.what {
         Happening::Granted { lease, session, path, range, writes } => {
+            let path = show::name(path);
             let access = if *writes { "write" } else { "read" };
             vec![format!("{at} granted {lease} to {session}: {access} {} of {path}", show::range(*range))]
         }
         Happening::Break { id, lease, session, path, range, breaker, operation, grace, .. } => vec![
-            format!("{at} break {id} of {lease} ({session}): {} of {path}", show::range(*range)),
+            format!(
+                "{at} break {id} of {lease} ({session}): {} of {}",
+                show::range(*range),
+                show::name(path)
+            ),
             format!("    {} wants to {operation}", show::who(breaker)),
             format!("    {} to commit or release", show::duration(*grace)),
         ],
         Happening::Revoked { lease, session, path, range, why, by } => {
-            let mut lines =
-                vec![format!("{at} revoked {lease} ({session}): {} of {path}: {why}", show::range(*range))];
+            let (range, path) = (show::range(*range), show::name(path));
+            let mut lines = vec![format!("{at} revoked {lease} ({session}): {range} of {path}: {why}")];
             lines.extend(by.as_ref().map(|by| format!("    by {}", show::who(by))));
             lines
         }
@@ -174,6 +179,21 @@ mod tests {
                 "    500 ms to commit or release",
             ]
         );
+    }
+
+    #[test]
+    fn a_name_in_an_event_cannot_drive_the_terminal() {
+        let Event {
+            at,
+            what: Happening::Break { id, lease, session, range, breaker, operation, deadline, grace, .. },
+        } = a_break()
+        else {
+            unreachable!("it is a break")
+        };
+        let path = "/a\x1b[2J\nb".to_owned();
+        let what = Happening::Break { id, lease, session, path, range, breaker, operation, deadline, grace };
+        let lines = lines(&Event { at, what });
+        assert!(lines[0].ends_with("of /a\\u{1b}[2J\\nb"), "{lines:?}");
     }
 
     #[test]

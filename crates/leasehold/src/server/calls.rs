@@ -5,17 +5,21 @@ use crate::server::refusal::{Refusal, refuse, status};
 use crate::server::rows;
 use crate::server::sessions::{Secret, Sessions};
 use crate::server::streams::{self, Events};
+use futures_util::stream::FuturesUnordered;
 use leasehold_client::convert::{self, Malformed};
 use leasehold_client::proto::leasehold_server::Leasehold;
 use leasehold_client::{Reason, proto};
 use leasehold_core::ids::{LeaseId, SessionId};
-use leasehold_core::range::ByteRange;
-use leasehold_engine::engine::{Engine, Wanted};
+use leasehold_core::range::{BLOCK_BYTES, ByteRange};
+use leasehold_engine::engine::{Engine, ReleaseError, Wanted};
 use leasehold_engine::files;
 use leasehold_engine::path::StorePath;
+use leasehold_engine::scrubber::ScrubOptions;
 use leasehold_engine::storage::NamespaceError;
+use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt as _};
@@ -95,6 +99,8 @@ impl Leasehold for Calls {
     async fn status(&self, _: Request<proto::StatusRequest>) -> Answer<proto::StatusResponse> {
         let (config, started) = (self.engine().config(), self.engine().started());
         let stats = self.engine().stats().await.unwrap_or_default();
+        let frames = stats.frames;
+        let bytes = |frames: u32| u64::from(frames) * BLOCK_BYTES;
         answer(proto::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             directory: config.directory.display().to_string(),
@@ -105,6 +111,12 @@ impl Leasehold for Calls {
             sessions: stats.sessions as u64,
             leases: stats.leases as u64,
             arena_bytes: config.arena_bytes,
+            arena_used_bytes: bytes(frames.leased + frames.writeback + frames.reading + frames.quarantined),
+            writeback_bytes: bytes(frames.writeback),
+            writebacks_failed: stats.writebacks_failed as u64,
+            requests: stats.requests as u64,
+            breaks_going_on: stats.breaks as u64,
+            breaks: self.engine().counters().breaks.load(Ordering::Relaxed),
         })
     }
 
@@ -177,7 +189,8 @@ impl Leasehold for Calls {
             .into_iter()
             .map(|want| {
                 let access = convert::access(want.access).map_err(|error| refuse(&error))?;
-                Ok(Wanted { path: parse_path(&want.path)?, range: parse_range(want.range)?, access })
+                let (path, range) = (parse_path(&want.path)?, parse_range(want.range)?);
+                Ok(Wanted { path, range, access, create: want.create })
             })
             .collect::<Result<Vec<Wanted>, Status>>()?;
         if wanted.is_empty() {
@@ -191,13 +204,26 @@ impl Leasehold for Calls {
             tag: grant.tag,
             range: Some(grant.range.into()),
             access: convert::access_number(grant.access),
+            created: grant.created,
         });
         answer(proto::AcquireResponse { grants: grants.collect() })
     }
 
     async fn release(&self, request: Request<proto::ReleaseRequest>) -> Answer<proto::ReleaseResponse> {
-        let session = self.session(&request.get_ref().session)?;
-        or_refuse(self.engine().release(session, LeaseId(request.get_ref().lease)).await)?;
+        let proto::ReleaseRequest { session, lease, leases } = request.into_inner();
+        let session = self.session(&session)?;
+        let more: FuturesUnordered<_> =
+            leases.into_iter().map(|lease| self.engine().release(session, LeaseId(lease))).collect();
+        let released: Vec<_> = more.collect().await;
+        if lease != 0 || released.is_empty() {
+            or_refuse(self.engine().release(session, LeaseId(lease)).await)?;
+        }
+        for released in released {
+            match released {
+                Err(ReleaseError::NoLease(_)) => {} // it was revoked, and its holder need not know yet
+                other => or_refuse(other)?,
+            }
+        }
         answer(proto::ReleaseResponse {})
     }
 
@@ -318,9 +344,110 @@ impl Leasehold for Calls {
         answer(proto::PunchResponse {})
     }
 
+    async fn zero(&self, request: Request<proto::ZeroRequest>) -> Answer<proto::ZeroResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        let range = parse_range(message.range)?;
+        or_refuse(self.engine().zero(&parse_path(&message.path)?, range, breaker).await)?;
+        answer(proto::ZeroResponse {})
+    }
+
+    async fn collapse(&self, request: Request<proto::CollapseRequest>) -> Answer<proto::CollapseResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        let range = parse_range(message.range)?;
+        or_refuse(self.engine().collapse(&parse_path(&message.path)?, range, breaker).await)?;
+        answer(proto::CollapseResponse {})
+    }
+
+    async fn clone_file(
+        &self,
+        request: Request<proto::CloneFileRequest>,
+    ) -> Answer<proto::CloneFileResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        let (from, to) = (parse_path(&message.from)?, parse_path(&message.to)?);
+        let shares_blocks = self.engine().clone_file(&from, &to, message.replace, breaker).await;
+        answer(proto::CloneFileResponse { shares_blocks: or_refuse(shares_blocks)? })
+    }
+
+    async fn copy_range(
+        &self,
+        request: Request<proto::CopyRangeRequest>,
+    ) -> Answer<proto::CopyRangeResponse> {
+        let (_, extensions, message) = request.into_parts();
+        let breaker = peer::caller(&extensions, message.caller);
+        let range = parse_range(message.range)?;
+        let (from, to) = (parse_path(&message.from)?, parse_path(&message.to)?);
+        let copied = self.engine().copy_range(&from, range, &to, message.offset, breaker).await;
+        answer(proto::CopyRangeResponse { copied: or_refuse(copied)? })
+    }
+
+    async fn link(&self, request: Request<proto::LinkRequest>) -> Answer<proto::LinkResponse> {
+        let proto::LinkRequest { from, to } = request.get_ref();
+        or_refuse(self.engine().link(&parse_path(from)?, &parse_path(to)?).await)?;
+        answer(proto::LinkResponse {})
+    }
+
+    async fn symlink(&self, request: Request<proto::SymlinkRequest>) -> Answer<proto::SymlinkResponse> {
+        let proto::SymlinkRequest { target, path } = request.get_ref();
+        or_refuse(self.engine().symlink(target, &parse_path(path)?).await)?;
+        answer(proto::SymlinkResponse {})
+    }
+
+    async fn read_link(&self, request: Request<proto::ReadLinkRequest>) -> Answer<proto::ReadLinkResponse> {
+        let target = or_refuse(self.engine().read_link(&parse_path(&request.get_ref().path)?).await)?;
+        answer(proto::ReadLinkResponse { target })
+    }
+
+    async fn evict(&self, request: Request<proto::EvictRequest>) -> Answer<proto::EvictResponse> {
+        let bytes = or_refuse(self.engine().evict(&parse_path(&request.get_ref().path)?).await)?;
+        answer(proto::EvictResponse { bytes })
+    }
+
     async fn sync(&self, request: Request<proto::SyncRequest>) -> Answer<proto::SyncResponse> {
-        or_refuse(self.engine().sync(&parse_path(&request.get_ref().path)?).await)?;
+        let proto::SyncRequest { path, lease, session, paths } = request.into_inner();
+        if !session.is_empty() {
+            self.session(&session)?;
+        }
+        if let Some(proto::LeaseOfSession { session, lease }) = lease {
+            let session = self.session(&session)?;
+            or_refuse(self.engine().sync_lease(session, LeaseId(lease)).await)?;
+            return answer(proto::SyncResponse {});
+        }
+        let one = if paths.is_empty() { Some(path) } else { None };
+        let paths = one.iter().chain(&paths).map(|path| parse_path(path));
+        let paths = paths.collect::<Result<Vec<StorePath>, Status>>()?;
+        let mut syncing: FuturesUnordered<_> = paths.iter().map(|path| self.engine().sync(path)).collect();
+        while let Some(synced) = syncing.next().await {
+            or_refuse(synced)?;
+        }
         answer(proto::SyncResponse {})
+    }
+
+    async fn block_map(&self, request: Request<proto::BlockMapRequest>) -> Answer<proto::BlockMapResponse> {
+        let proto::BlockMapRequest { path, range } = request.into_inner();
+        let range = range.map_or(Ok(ByteRange::ALL), |range| parse_range(Some(range)))?;
+        answer(rows::block_map(or_refuse(self.engine().block_map(&parse_path(&path)?, range).await)?))
+    }
+
+    async fn attributes(
+        &self,
+        request: Request<proto::AttributesRequest>,
+    ) -> Answer<proto::AttributesResponse> {
+        let path = parse_path(&request.get_ref().path)?;
+        let attributes = rows::attributes(or_refuse(self.engine().attributes(&path).await)?);
+        answer(proto::AttributesResponse { attributes: Some(attributes) })
+    }
+
+    async fn set_attributes(
+        &self,
+        request: Request<proto::SetAttributesRequest>,
+    ) -> Answer<proto::SetAttributesResponse> {
+        let proto::SetAttributesRequest { path, attributes } = request.into_inner();
+        let attributes = rows::attributes_in(attributes.unwrap_or_default());
+        or_refuse(self.engine().set_attributes(&parse_path(&path)?, attributes).await)?;
+        answer(proto::SetAttributesResponse {})
     }
 
     async fn leases(&self, request: Request<proto::LeasesRequest>) -> Answer<proto::LeasesResponse> {
@@ -359,8 +486,13 @@ impl Leasehold for Calls {
     type ScrubStream = Answers<proto::ScrubResponse>;
 
     async fn scrub(&self, request: Request<proto::ScrubRequest>) -> Answer<Self::ScrubStream> {
-        let path = parse_some_path(&request.get_ref().path)?.unwrap_or(StorePath::ROOT);
-        let found = or_refuse(self.engine().scrub(&path).await)?;
+        let (_, extensions, message) = request.into_parts();
+        let path = parse_some_path(&message.path)?.unwrap_or(StorePath::ROOT);
+        let options = ScrubOptions {
+            adopt: message.adopt.then(|| peer::caller(&extensions, message.caller)),
+            bytes_per_second: NonZeroU64::new(message.bytes_per_second),
+        };
+        let found = or_refuse(self.engine().scrub(&path, options).await)?;
         answer(Box::pin(streams::scrub(found)))
     }
 }

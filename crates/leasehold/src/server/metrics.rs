@@ -136,6 +136,8 @@ fn counter_help(name: &str) -> &'static str {
         "committed" => "Commits that took effect",
         "commits_failed" => "Commits that did not take effect",
         "mismatched" => "Commits whose CRC did not match the bytes",
+        "captured" => "Captures that took effect",
+        "captures_failed" => "Captures that did not take effect",
         "breaks" => "Break notices sent",
         "revoked" => "Leases revoked",
         "unproven" => "Fences that could not be proven in time",
@@ -149,7 +151,8 @@ fn took_help(name: &str) -> &'static str {
     match name {
         "acquire_took" => "From an acquire's arrival to its grant",
         "commit_took" => "From a commit's arrival to its reply",
-        "change_took" => "From a truncate's, punch's or removal's arrival to its reply",
+        "capture_took" => "From a capture's arrival to its reply",
+        "change_took" => "From a layout operation's arrival to its reply",
         "sync_took" => "From an fsync's arrival to its reply",
         "fence_took" => "From a fence's beginning to its proof",
         "break_took" => "From a break's notice to its outcome",

@@ -26,8 +26,22 @@ pub(crate) fn refuse(error: &(impl Refusal + 'static)) -> Status {
     status(error.reason(), chain(error))
 }
 
+/// How long a text may be: it travels in HTTP headers, and clients take only so much of these.
+const TEXT_MAX: usize = 1500;
+
+/// The text, without its middle if it is too long: what is wrong stands at its beginning, what to do at its end.
+fn cut(text: String) -> String {
+    if text.len() <= TEXT_MAX {
+        return text;
+    }
+    let head = text.floor_char_boundary(TEXT_MAX / 2);
+    let tail = text.ceil_char_boundary(text.len() - TEXT_MAX / 2);
+    format!("{} .. {}", &text[..head], &text[tail..])
+}
+
 /// A status with a reason.
 pub(crate) fn status(reason: Reason, text: impl Into<String>) -> Status {
+    let text = cut(text.into());
     let name = reason.name().unwrap_or("IO");
     let details = ErrorDetails::with_error_info(name, Reason::DOMAIN, []);
     Status::with_error_details(code(reason), text, details)
@@ -120,6 +134,8 @@ impl Refusal for NamespaceError {
             NamespaceError::NotFound { .. } => Reason::NotFound,
             NamespaceError::Exists { .. } => Reason::AlreadyExists,
             NamespaceError::NotAFile { .. }
+            | NamespaceError::NotALink { .. }
+            | NamespaceError::NotText { .. }
             | NamespaceError::NotADirectory { .. }
             | NamespaceError::NotEmpty { .. } => Reason::WrongKind,
             NamespaceError::Link { .. } | NamespaceError::Root => Reason::Invalid,
@@ -196,7 +212,13 @@ impl Refusal for FileError {
         match self {
             FileError::Stopping => Reason::Stopping,
             FileError::Path(error) => error.reason(),
-            FileError::TooLong { .. } | FileError::BadRange { .. } => Reason::Invalid,
+            FileError::NoLease(_) => Reason::NoLease,
+            FileError::TooLong { .. }
+            | FileError::BadRange { .. }
+            | FileError::SameFile { .. }
+            | FileError::Overlap { .. }
+            | FileError::Collapse { .. } => Reason::Invalid,
+            FileError::Evict { source, .. } => fault(*source),
             FileError::Change { source, .. } => match source {
                 output::ChangeError::NoFile => Reason::NotFound,
                 output::ChangeError::Limit { .. } => Reason::Limit,
@@ -243,6 +265,14 @@ mod tests {
         let path = StorePath::parse("/x").unwrap();
         let error = FileError::Sync { path, source: output::SyncError::Fault(Fault::NoSpace) };
         assert_eq!(chain(&error), "/x: no space left on the store's filesystem; free some, then retry");
+    }
+
+    #[test]
+    fn a_text_that_no_header_could_carry_loses_its_middle_and_keeps_the_remedy() {
+        let error = StorePath::parse(&format!("/{}", "ü".repeat(100_000))).unwrap_err();
+        let status = refuse(&error);
+        assert!(status.message().len() < 2000, "{}", status.message().len());
+        assert!(status.message().starts_with("the path \"/ü") && status.message().ends_with("at 4000"));
     }
 
     #[test]

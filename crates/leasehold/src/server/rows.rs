@@ -2,11 +2,13 @@
 
 use leasehold_client::{convert, proto};
 use leasehold_core::range::ByteRange;
+use leasehold_engine::about::BlockMap;
 use leasehold_engine::break_log::{BreakRow, Who};
 use leasehold_engine::event::Event;
 use leasehold_engine::files::Stat;
-use leasehold_engine::inspect::{LeaseRow, Scrubbed, WaitRow};
-use leasehold_engine::storage::Kind;
+use leasehold_engine::inspect::{LeaseRow, WaitRow};
+use leasehold_engine::scrubber::{BadBlock, Scrubbed};
+use leasehold_engine::storage::{Attributes, Kind, MapRun, MapState, Xattrs};
 use std::time::{Duration, SystemTime};
 
 fn who(who: &Who) -> proto::Identity {
@@ -27,6 +29,7 @@ pub(crate) fn file(stat: Stat) -> proto::File {
     let kind = match stat.kind {
         Kind::File => proto::file::Kind::File,
         Kind::Directory => proto::file::Kind::Directory,
+        Kind::Link => proto::file::Kind::Link,
         Kind::Other => proto::file::Kind::Other,
     };
     proto::File {
@@ -35,6 +38,40 @@ pub(crate) fn file(stat: Stat) -> proto::File {
         size: stat.size,
         links: stat.links,
         modified: Some(stat.modified.into()),
+        target: stat.target.unwrap_or_default(),
+        inode: stat.inode,
+    }
+}
+
+pub(crate) fn block_map(map: BlockMap) -> proto::BlockMapResponse {
+    use proto::block_run::State;
+    let run = |run: MapRun| {
+        let (state, crc32c) = match run.state {
+            MapState::Hole => (State::Hole, Vec::new()),
+            MapState::Known(sums) => (State::Known, sums.iter().flat_map(|sum| sum.to_le_bytes()).collect()),
+            MapState::Unknown => (State::Unknown, Vec::new()),
+            MapState::Torn => (State::Torn, Vec::new()),
+        };
+        proto::BlockRun { state: state.into(), blocks: run.blocks.len(), crc32c: crc32c.into() }
+    };
+    proto::BlockMapResponse { size: map.size, runs: map.runs.into_iter().map(run).collect() }
+}
+
+pub(crate) fn attributes(attributes: Attributes) -> proto::Attributes {
+    let Attributes { mode, modified, xattrs } = attributes;
+    let values = |xattrs: Xattrs| xattrs.into_iter().map(|(name, value)| (name, value.into())).collect();
+    let xattrs = xattrs.map(|xattrs| proto::Xattrs { values: values(xattrs) });
+    proto::Attributes { mode, modified: modified.map(Into::into), xattrs }
+}
+
+pub(crate) fn attributes_in(attributes: proto::Attributes) -> Attributes {
+    let proto::Attributes { mode, modified, xattrs } = attributes;
+    let values =
+        |xattrs: proto::Xattrs| xattrs.values.into_iter().map(|(name, value)| (name, value.to_vec()));
+    Attributes {
+        mode,
+        modified: modified.map(|modified| convert::time_in(Some(modified))),
+        xattrs: xattrs.map(|xattrs| values(xattrs).collect()),
     }
 }
 
@@ -139,17 +176,21 @@ pub(crate) fn scrubbed(file: Scrubbed, totals: &mut proto::ScrubTotals) -> proto
     totals.files += 1;
     totals.blocks += file.blocks;
     totals.adopted += file.adopted;
-    totals.mismatched += file.mismatches.len() as u64;
+    let adopted = file.mismatches.iter().filter(|bad| bad.adopted).count() as u64;
+    totals.mismatched_adopted += adopted;
+    totals.mismatched += file.mismatches.len() as u64 - adopted;
     totals.failed += u64::from(file.error.is_some());
-    let mismatch = |bad: &leasehold_engine::inspect::BadBlock| proto::Mismatch {
+    let mismatch = |bad: &BadBlock| proto::Mismatch {
         block: bad.block,
         committed_crc32c: bad.committed,
         found_crc32c: bad.found,
+        adopted: bad.adopted,
     };
     scrub_item(proto::scrub_response::Item::File(proto::ScrubFile {
         path: file.path,
         blocks: file.blocks,
         adopted: file.adopted,
+        adopted_size: file.adopted_size,
         mismatches: file.mismatches.iter().map(mismatch).collect(),
         error: file.error.unwrap_or_default(),
     }))

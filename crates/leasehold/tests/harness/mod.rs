@@ -9,6 +9,7 @@ use leasehold_client::proto;
 use leasehold_client::proto::leasehold_client::LeaseholdClient;
 use leasehold_client::{Access, AcquireOptions, ByteRange, Client, Lease, OnConflict, Session, Want};
 use leasehold_fabric::Tag;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -105,7 +106,7 @@ impl Process {
         process
     }
 
-    async fn wait_until_it_serves(&mut self) {
+    pub async fn wait_until_it_serves(&mut self) {
         let give_up = Instant::now() + Duration::from_secs(20);
         let server = leasehold_client::Server::Unix(self.socket.clone());
         loop {
@@ -135,6 +136,40 @@ impl Drop for Process {
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
             self.kill();
         }
+    }
+}
+
+/// Where the user `nobody` finds the command, and may have a store: for what root is never refused.
+pub struct Nobody {
+    pub directory: TempDir,
+}
+
+impl Nobody {
+    pub const ID: u32 = 65534;
+
+    /// `None`, and a word to the reader, unless we are root and so may become nobody.
+    pub fn for_test(name: &str) -> Option<Nobody> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED {name}: needs root, to become nobody");
+            return None;
+        }
+        let directory = TempDir::new().expect("a directory that everybody reaches");
+        let nobody = Nobody { directory };
+        std::fs::copy(env!("CARGO_BIN_EXE_leasehold"), nobody.binary()).expect("a copy of the command");
+        for path in [nobody.directory.path(), &nobody.binary()] {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("our own directory");
+        }
+        Some(nobody)
+    }
+
+    pub fn binary(&self) -> PathBuf {
+        self.directory.path().join("leasehold")
+    }
+
+    pub fn store(&self) -> PathBuf {
+        let store = self.directory.path().join("store");
+        std::fs::create_dir_all(&store).expect("our own directory");
+        store
     }
 }
 
@@ -202,7 +237,8 @@ pub async fn content(client: &Client, path: &str) -> Vec<u8> {
 pub async fn mismatches(client: &Client) -> u64 {
     use leasehold_client::proto::scrub_response::Item;
     use tokio_stream::StreamExt as _;
-    let mut items = Box::pin(client.scrub(None).await.expect("a scrub"));
+    let mut items =
+        Box::pin(client.scrub(None, leasehold_client::ScrubOptions::default()).await.expect("a scrub"));
     let mut bad = 0;
     while let Some(item) = items.next().await {
         if let Item::File(file) = item.expect("an item") {
@@ -240,6 +276,7 @@ impl Control {
             path: path.to_owned(),
             range: Some(proto::Range { start, end }),
             access: proto::Access::Overwrite.into(),
+            ..Default::default()
         };
         let request =
             proto::AcquireRequest { session: self.session.clone(), wants: vec![want], ..Default::default() };
