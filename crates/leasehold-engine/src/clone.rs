@@ -9,7 +9,6 @@ use crate::change::ChangeFailed;
 use crate::checksum::crc32c;
 use crate::disk::{self, DiskFile};
 use crate::file::{JudgeError, StoreFile};
-use crate::identity::Identity;
 use crate::sidecar::{Header, PAGE};
 use crate::sparse::next_data;
 use crate::staging::Staged;
@@ -19,6 +18,7 @@ use leasehold_core::range::{BLOCK_BYTES, BlockRange};
 use rustix::fs::{Mode, XattrFlags, fchmod, fsetxattr, fstat};
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// Blocks whose states are looked at together.
@@ -51,7 +51,7 @@ impl Inner {
         let header = file.sums().header;
         self.disk.truncate(&copy, header.size)?;
         keep_attributes(&file.disk.file, &copy.file).map_err(io::Error::from)?;
-        self.clone_sums(file, Header { identity: Identity::of(&copy.file)?, ..header })?;
+        self.clone_sums(file, Header { identity: self.disk.identify(copy.file.as_fd())?, ..header })?;
         Ok(self.disk.sync(&copy)?)
     }
 

@@ -11,6 +11,7 @@ mod links;
 mod map;
 mod model;
 mod namespace;
+mod power;
 mod recovery;
 mod straight;
 mod trouble;
@@ -69,7 +70,15 @@ impl Driver {
         Driver::try_open_with(config).expect("the store opens")
     }
 
-    fn try_open_with(mut config: StorageConfig) -> Result<Driver, OpenError> {
+    fn try_open_with(config: StorageConfig) -> Result<Driver, OpenError> {
+        Driver::open_observed(config, Box::new(|_| {}))
+    }
+
+    /// `observer` hears of each answer before anybody else.
+    fn open_observed(
+        mut config: StorageConfig,
+        observer: Box<dyn Fn(&Input) + Send + Sync>,
+    ) -> Result<Driver, OpenError> {
         let arena = Arena::new(u64::from(FRAMES) * 4096, Pages::Normal).unwrap();
         let (send, answers) = channel();
         let mismatches = Arc::<Mutex<Vec<Mismatch>>>::default();
@@ -77,6 +86,7 @@ impl Driver {
         config.mismatches = Some(Arc::new(move |mismatch| seen.lock().unwrap().push(mismatch)));
         let send = Mutex::new(send);
         let answer: Answers = Arc::new(move |input| {
+            observer(&input);
             // A driver that is gone wants no answer.
             let _ = send.lock().unwrap().send(input);
         });

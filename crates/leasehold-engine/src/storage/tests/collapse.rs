@@ -198,11 +198,13 @@ fn a_collapse_that_a_power_loss_cut_short_is_finished_from_wherever_it_got_to() 
             let file = driver.create("a");
             let before = pattern(3, 40 * 4096 + 100);
             driver.write(file, 0, &before);
+            driver.punch(file, 33 * 4096, 35 * 4096);
             driver.storage().checkpoint().unwrap();
             // Known to the record only.
             driver.write(file, 20 * 4096, &pattern(8, 4096));
             driver.write(file, 2 * 4096, &pattern(9, 4096));
             let mut before = before;
+            before[33 * 4096..35 * 4096].fill(0);
             before[20 * 4096..][..4096].copy_from_slice(&pattern(8, 4096));
             before[2 * 4096..][..4096].copy_from_slice(&pattern(9, 4096));
             // Blocks 10 to 15, of which 23 and a part move to the front.
