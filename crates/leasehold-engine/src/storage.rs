@@ -358,6 +358,12 @@ impl Storage {
         self.inner.stage()
     }
 
+    /// Whether a clone that has just been made had to be a copy, as its filesystem cannot share blocks. To be asked once.
+    #[must_use]
+    pub fn is_copy(&self, staged: Staged) -> bool {
+        self.inner.copies().remove(&staged)
+    }
+
     /// Gives a staged file a name, which must be free; durable when it returns. Blocks.
     ///
     /// # Errors
