@@ -117,14 +117,14 @@ impl Inner {
         disk::write(&*self.disk, &sidecar, page_offset(None), Buffer::of(&header.encode()))?;
         let mut next = Some(0);
         while let Some(from) = next {
-            let pages = file.sums().written_pages(&*self.disk, from, PAGES_TOGETHER);
-            let (pages, rest) = pages.map_err(JudgeError::from)?;
-            for together in pages.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let written = file.sums().written_pages(&*self.disk, from, PAGES_TOGETHER);
+            let written = written.map_err(JudgeError::from)?;
+            for together in written.pages.chunk_by(|a, b| a.0 + 1 == b.0) {
                 let bytes = together.iter().flat_map(|(_, page)| page.clone().of(&header).encode());
                 let bytes = Buffer::of(&bytes.collect::<Vec<u8>>());
                 disk::write(&*self.disk, &sidecar, page_offset(Some(together[0].0)), bytes)?;
             }
-            next = rest;
+            next = written.next;
         }
         Ok(self.disk.sync(&sidecar)?)
     }

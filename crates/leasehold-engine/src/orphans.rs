@@ -55,7 +55,11 @@ mod tests {
         let identity = Identity::of(&File::create(&name).unwrap()).unwrap();
         store.create_sidecar(identity).unwrap();
         let mut seen = Vec::new();
-        store.each_sidecar(&mut |identity| Ok(seen.push(identity))).unwrap();
+        let visit = &mut |identity| {
+            seen.push(identity);
+            Ok(())
+        };
+        store.each_sidecar(visit).unwrap();
         assert_eq!(seen, [identity]);
         match identity.exists(&store.files).unwrap() {
             Exists::Yes => {}
