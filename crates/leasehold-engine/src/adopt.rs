@@ -7,7 +7,7 @@ use crate::change::ChangeFailed;
 use crate::checksum::crc32c;
 use crate::disk;
 use crate::file::{JudgeError, StoreFile};
-use crate::record::{BlockWrite, Body, ChangeBody, Old, WriteBody};
+use crate::record::{BlockWrite, Body, ChangeBody, Old, SIZE_STAYS, WriteBody};
 use crate::sidecar::{BlockState, PAGE};
 use crate::sparse::next_data;
 use crate::storage::Inner;
@@ -61,9 +61,10 @@ impl Inner {
             let sums = file.sums();
             (sums.header.size, length == sums.disk_size)
         };
-        if length == size || (ours && length > size) {
+        if ours && length > size {
             return Ok(());
         }
+        // Even if it is the size: that was found when the file was opened, and recorded nowhere.
         let gone = BlockRange::new(length.div_ceil(BLOCK_BYTES), u64::MAX).filter(|_| length < size);
         self.mend_ends(file, gone)?;
         let body = ChangeBody { size: length, hole: gone, images: Vec::new(), allocated: false };
@@ -77,8 +78,7 @@ impl Inner {
 
     fn adopt_hole(self: &Arc<Inner>, file: &Arc<StoreFile>, hole: BlockRange) -> Result<(), ChangeFailed> {
         self.mend_ends(file, Some(hole))?;
-        let size = file.sums().header.size;
-        let body = ChangeBody { size, hole: Some(hole), images: Vec::new(), allocated: false };
+        let body = ChangeBody { size: SIZE_STAYS, hole: Some(hole), images: Vec::new(), allocated: false };
         self.recorded(file, Body::Change(body.clone()), |_| self.apply(&mut file.sums(), &body))
     }
 

@@ -10,10 +10,9 @@ use crate::checksum::crc32c;
 use crate::collapse::CollapseRefused;
 use crate::disk::{self, DiskFile};
 use crate::file::{JudgeError, StoreFile};
-use crate::identity::Identity;
 use crate::log::Entry;
 use crate::path::StorePath;
-use crate::record::{Body, ChangeBody};
+use crate::record::{Body, ChangeBody, SIZE_STAYS};
 use crate::sidecar::{BlockState, PAGE};
 use crate::staging::Staged;
 use crate::storage::{Detail, Inner};
@@ -25,6 +24,7 @@ use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange};
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
@@ -160,7 +160,7 @@ impl Inner {
             let (from, to) = (range.start().max(start) - start, range.end().min(start + BLOCK_BYTES) - start);
             images.extend(self.zeroed_part(file, block, from as usize..to as usize)?);
         }
-        let body = ChangeBody { size, hole, images, allocated };
+        let body = ChangeBody { size: SIZE_STAYS, hole, images, allocated };
         self.recorded(file, Body::Change(body.clone()), |_| {
             if let Some(hole) = body.hole {
                 self.clear_on_disk(&file.disk, hole, allocated)?;
@@ -270,7 +270,6 @@ impl Inner {
             if let Some(Heir::Named(heir)) = heir {
                 self.check_heir(file, heir)?;
             }
-            self.log.note(file.identity, Body::Remove, Box::new(|_| {}));
             match heir {
                 None => self.names.unlink(&self.store, name, AtFlags::empty()).map_err(io::Error::from)?,
                 Some(Heir::Named(heir)) => {
@@ -286,6 +285,8 @@ impl Inner {
         if rustix::fs::fstat(&file.disk.file).map_err(io::Error::from)?.st_nlink > 0 {
             return Ok(());
         }
+        // Not before: until the removal is durable, recovery must search for the file, under whatever name is left of it.
+        self.log.note(file.identity, Body::Remove, Box::new(|_| {}));
         if let Some(all) = BlockRange::new(0, u64::MAX) {
             self.drop_writes(file, all);
         }
@@ -302,7 +303,7 @@ impl Inner {
         match self.names.open(&self.store, name, OFlags::PATH) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(moved("stands for nothing any more")),
             Err(error) => return Err(io::Error::from(error).into()),
-            Ok(found) if Identity::of(&found)? != file.identity => {
+            Ok(found) if self.disk.identify(found.as_fd())? != file.identity => {
                 return Err(moved("stands for something else by now"));
             }
             Ok(_) => {}
@@ -324,7 +325,7 @@ impl Inner {
         if !matches!(FileType::from_raw_mode(mode), FileType::RegularFile | FileType::Symlink) {
             return Err(moved("is not that of an ordinary file or a symbolic link"));
         }
-        if Identity::of(&found)? == file.identity {
+        if self.disk.identify(found.as_fd())? == file.identity {
             return Err(moved("stands for the file that is to be removed"));
         }
         Ok(())

@@ -9,7 +9,6 @@ use crate::change::ChangeFailed;
 use crate::checksum::crc32c;
 use crate::disk::{self, DiskFile};
 use crate::file::{JudgeError, StoreFile};
-use crate::identity::Identity;
 use crate::sidecar::{Header, PAGE};
 use crate::sparse::next_data;
 use crate::staging::Staged;
@@ -20,6 +19,7 @@ use rustix::fs::{Mode, XattrFlags, fchmod, fsetxattr, fstat};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::{Arc, MutexGuard};
 
 /// Blocks whose states are looked at together.
@@ -61,7 +61,7 @@ impl Inner {
         let header = file.sums().header;
         self.disk.truncate(&copy, header.size)?;
         keep_attributes(&file.disk.file, &copy.file).map_err(io::Error::from)?;
-        self.clone_sums(file, Header { identity: Identity::of(&copy.file)?, ..header })?;
+        self.clone_sums(file, Header { identity: self.disk.identify(copy.file.as_fd())?, ..header })?;
         Ok(self.disk.sync(&copy)?)
     }
 
@@ -117,14 +117,14 @@ impl Inner {
         disk::write(&*self.disk, &sidecar, page_offset(None), Buffer::of(&header.encode()))?;
         let mut next = Some(0);
         while let Some(from) = next {
-            let pages = file.sums().written_pages(&*self.disk, from, PAGES_TOGETHER);
-            let (pages, rest) = pages.map_err(JudgeError::from)?;
-            for together in pages.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let written = file.sums().written_pages(&*self.disk, from, PAGES_TOGETHER);
+            let written = written.map_err(JudgeError::from)?;
+            for together in written.pages.chunk_by(|a, b| a.0 + 1 == b.0) {
                 let bytes = together.iter().flat_map(|(_, page)| page.clone().of(&header).encode());
                 let bytes = Buffer::of(&bytes.collect::<Vec<u8>>());
                 disk::write(&*self.disk, &sidecar, page_offset(Some(together[0].0)), bytes)?;
             }
-            next = rest;
+            next = written.next;
         }
         Ok(self.disk.sync(&sidecar)?)
     }

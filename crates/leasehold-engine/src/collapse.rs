@@ -149,8 +149,11 @@ impl Judge<'_> {
                 let moved = fits(sums.get(&*self.inner.disk, block + by)?, crc);
                 match (stays, moved) {
                     (Some(true), Some(false)) => return Ok(found),
-                    (Some(false), Some(true)) => found = Found { moved: block + 1, doubtful: true },
-                    (Some(false), Some(false)) => found.doubtful = true,
+                    // Zeros may be a hole that has moved, or what was left behind.
+                    (Some(false), Some(true)) if crc != *ZERO_BLOCK => {
+                        found = Found { moved: block + 1, doubtful: true };
+                    }
+                    (Some(false), Some(_)) => found.doubtful = true,
                     // It fits both, or nothing is known.
                     _ => {}
                 }

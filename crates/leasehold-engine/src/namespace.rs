@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -250,7 +250,7 @@ impl Inner {
             let path = path.clone();
             move |source| NamespaceError::System { operation, path, source }
         };
-        let identity = Identity::of(&descriptor).map_err(system("identify"))?;
+        let identity = self.disk.identify(descriptor.as_fd()).map_err(system("identify"))?;
         let _one = self.admitting.lock().expect("no panic while held");
         {
             let mut files = self.files();
@@ -312,10 +312,8 @@ impl Inner {
         let mut size = stat.st_size.cast_unsigned();
         let mut file = None;
         if kind == Kind::File {
-            let identity = Identity::of(&descriptor).map_err(|source| NamespaceError::System {
-                operation: "identify",
-                path: path.clone(),
-                source,
+            let identity = self.disk.identify(descriptor.as_fd()).map_err(|source| {
+                NamespaceError::System { operation: "identify", path: path.clone(), source }
             })?;
             let open = self.files().by_identity.get(&identity).cloned();
             if let Some(open) = open {

@@ -3,7 +3,7 @@
 //! The kernel is asked by each identity (`open_by_handle_at`), so nothing is walked but the sidecars themselves. Where it does
 //! not let us, or where the filesystem has no handles, sidecars stay: they cost space and do no harm.
 
-use crate::identity::{Exists, Identity};
+use crate::identity::Exists;
 use crate::storage::Inner;
 use std::io;
 
@@ -40,18 +40,26 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Identity;
     use crate::store::Store;
+    use crate::threads::Threads;
     use std::fs::File;
+    use std::sync::Arc;
 
     #[test]
     fn a_file_exists_by_its_identity_until_it_is_removed() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("store")).unwrap();
+        let disk = Arc::new(Threads::start(1).unwrap());
+        let store = Store::open(disk, &directory.path().join("store")).unwrap();
         let name = directory.path().join("store/files/a");
         let identity = Identity::of(&File::create(&name).unwrap()).unwrap();
         store.create_sidecar(identity).unwrap();
         let mut seen = Vec::new();
-        store.each_sidecar(&mut |identity| Ok(seen.push(identity))).unwrap();
+        let visit = &mut |identity| {
+            seen.push(identity);
+            Ok(())
+        };
+        store.each_sidecar(visit).unwrap();
         assert_eq!(seen, [identity]);
         match identity.exists(&store.files).unwrap() {
             Exists::Yes => {}

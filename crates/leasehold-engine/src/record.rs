@@ -15,6 +15,7 @@
 //!          9 shifted  | sequence 8 |
 //! ```
 //! All integers are little endian; lengths include their own head. The crc covers what follows it, up to `length`.
+//! A change's size is all ones if it stays as it is.
 //! `durable through`: every write and change up to this sequence has its data on disk.
 
 use crate::checksum::crc32c;
@@ -26,6 +27,8 @@ pub(crate) const BATCH_ALIGNMENT: usize = 4096;
 const BATCH_HEAD: usize = 40;
 const RECORD_HEAD: usize = 48;
 const MAGIC: [u8; 4] = *b"LHB1";
+/// The size of a change that leaves the size alone, whatever it is: a write beside it may be making the file longer.
+pub(crate) const SIZE_STAYS: u64 = u64::MAX;
 /// No batch is longer, so that a damaged length is seen as such.
 pub(crate) const BATCH_BYTES_MAX: usize = 64 << 20;
 
@@ -52,7 +55,7 @@ pub(crate) enum Body {
     Shifted { sequence: u64 },
     /// A sidecar page (`None`: the header) is about to be overwritten with this.
     Page { number: Option<u32>, bytes: Box<[u8; PAGE]> },
-    /// The last name of the file is about to go.
+    /// The last name of the file is gone, durably: nobody needs to search for it.
     Remove,
     /// The change with this sequence failed and was answered so: it is not to be done. Or: the data of the write with
     /// this sequence never came, so its blocks are to be judged.
@@ -85,7 +88,7 @@ pub(crate) enum Old {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChangeBody {
-    /// The file's size afterwards.
+    /// The file's size afterwards, or [`SIZE_STAYS`].
     pub(crate) size: u64,
     /// These blocks hold nothing afterwards (of a truncate: all from the first on).
     pub(crate) hole: Option<BlockRange>,

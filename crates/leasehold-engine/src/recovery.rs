@@ -19,6 +19,7 @@ use rustix::fs::OFlags;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// Something that recovery could not make whole. Reads of the blocks answer [`Fault::Io`].
@@ -169,7 +170,7 @@ impl Inner {
 
     fn identity_at(&self, path: &StorePath) -> Option<Identity> {
         let file = self.names.open(&self.store, path, OFlags::PATH).ok()?;
-        Identity::of(&file).ok()
+        self.disk.identify(file.as_fd()).ok()
     }
 
     fn replay_file(

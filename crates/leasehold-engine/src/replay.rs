@@ -8,7 +8,7 @@
 use crate::checksum::{ZERO_BLOCK, crc32c};
 use crate::disk;
 use crate::file::StoreFile;
-use crate::record::{ChangeBody, CollapseBody, Old, WriteBody};
+use crate::record::{ChangeBody, CollapseBody, Old, SIZE_STAYS, WriteBody};
 use crate::recovery::Damage;
 use crate::sidecar::{BlockState, PAGE};
 use crate::storage::Inner;
@@ -242,6 +242,7 @@ impl<'a> Judge<'a> {
         let mut size = sums.header.size;
         for (index, step) in steps.iter().enumerate() {
             match &step.what {
+                What::Change(change) if change.size == SIZE_STAYS => {}
                 What::Change(change) => size = change.size,
                 What::Collapse { body, .. } => size = body.size_after(),
                 What::Write(write) => {
@@ -275,7 +276,8 @@ impl Step {
 
 impl ChangeBody {
     fn truncates(&self) -> bool {
-        self.hole.is_none_or(|hole| hole.end() == u64::MAX)
+        // The second half is for what format 1 says of a punch.
+        self.size != SIZE_STAYS && self.hole.is_none_or(|hole| hole.end() == u64::MAX)
     }
 
     fn touches(&self) -> Vec<BlockRange> {

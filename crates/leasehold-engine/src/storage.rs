@@ -53,6 +53,8 @@ pub struct StorageConfig {
     pub workers: usize,
     /// Write the checksums back and begin a new record once it is this long.
     pub checkpoint_bytes: u64,
+    /// How long each of the record's two segments is made at first. A longer record costs more a batch, no more.
+    pub segment_bytes: u64,
     /// Memory for sidecar pages that need not be written back.
     pub sidecar_bytes_max: u64,
     /// See [`MismatchObserver`].
@@ -70,6 +72,7 @@ impl StorageConfig {
             backend: Backend::Auto,
             workers: 2,
             checkpoint_bytes: 4 << 20,
+            segment_bytes: 8 << 20,
             sidecar_bytes_max: 64 << 20,
             mismatches: None,
             wrap_disk: None,

@@ -64,9 +64,16 @@ impl Inner {
         answers: Answers,
     ) -> Result<(Arc<Inner>, Opened), OpenError> {
         let directory = config.directory.clone();
-        let store = Store::open(&directory)?;
-        let mut opened = Opened { zero_copy: store.direct, ..Opened::default() };
+        let mut opened = Opened::default();
         opened.notes.extend(arena.notes().iter().cloned());
+        let disk =
+            start_disk(&config, &arena, &mut opened.notes).map_err(at("start threads for", &directory))?;
+        let disk = match &config.wrap_disk {
+            Some(wrap) => wrap(disk),
+            None => disk,
+        };
+        let store = Store::open(Arc::clone(&disk), &directory)?;
+        opened.zero_copy = store.direct;
         if !store.direct {
             opened.notes.push(format!(
                 "the filesystem of {directory:?} has no O_DIRECT: data is copied through the page cache (copying, not zero copy); \
@@ -79,13 +86,8 @@ impl Inner {
                  zero copy); use ext4, XFS, or chattr +C on an empty files/"
             ));
         }
-        let disk =
-            start_disk(&config, &arena, &mut opened.notes).map_err(at("start threads for", &directory))?;
-        let disk = match &config.wrap_disk {
-            Some(wrap) => wrap(disk),
-            None => disk,
-        };
-        let segments = [store.segment(&*disk, 0)?, store.segment(&*disk, 1)?];
+        let segment = |number| store.segment(number, config.segment_bytes);
+        let segments = [segment(0)?, segment(1)?];
         let scans = segments.iter().map(|segment| scan(&*disk, segment)).collect::<io::Result<Vec<_>>>();
         let scans: [Scan; 2] =
             scans.map_err(at("read the write-ahead record of", &directory))?.try_into().expect("two");
@@ -113,7 +115,7 @@ impl Inner {
             outstanding: Mutex::new(0),
             answered: Condvar::new(),
             store,
-            names: Names::default(),
+            names: Names::new(Arc::clone(&disk)),
             disk,
             log,
             files: Mutex::default(),
@@ -140,7 +142,7 @@ impl Inner {
     fn upgrade(&self, opened: &mut Opened) -> Result<(), OpenError> {
         self.store.empty_staging().map_err(at("empty the staging directory of", &self.config.directory))?;
         if let Some(older) = self.store.older {
-            self.store.write_format()?;
+            self.store.write_format().map_err(at("write the format of", &self.config.directory))?;
             opened.notes.push(format!(
                 "the store had format {older} and has format {FORMAT} now, which older versions of leasehold refuse to open"
             ));

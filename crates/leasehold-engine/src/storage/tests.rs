@@ -11,6 +11,7 @@ mod links;
 mod map;
 mod model;
 mod namespace;
+mod power;
 mod recovery;
 mod straight;
 mod trouble;
@@ -24,6 +25,7 @@ use leasehold_core::input::Change;
 use leasehold_core::output::Loader;
 use leasehold_core::range::{ByteRange, Run};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, channel};
@@ -42,6 +44,59 @@ fn places() -> Vec<(&'static str, tempfile::TempDir)> {
     }
     assert!(!places.is_empty());
     places
+}
+
+/// The usual places, and those made for this: XFS and btrfs share blocks.
+fn all_places() -> Vec<(&'static str, Place)> {
+    let usual = places().into_iter().map(|(name, directory)| (name, Place::Directory(directory)));
+    let made = ["xfs", "btrfs"].into_iter().filter_map(|kind| Some((kind, Place::Mount(Mount::make(kind)?))));
+    usual.chain(made).collect()
+}
+
+enum Place {
+    Directory(tempfile::TempDir),
+    Mount(Mount),
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Place::Directory(directory) => directory.path(),
+            Place::Mount(mount) => mount.0.path(),
+        }
+    }
+}
+
+/// A filesystem in a file, until drop.
+struct Mount(tempfile::TempDir, #[expect(dead_code, reason = "holds the image")] tempfile::NamedTempFile);
+
+impl Mount {
+    fn make(kind: &str) -> Option<Mount> {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(400 << 20).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let mkfs = Command::new(format!("mkfs.{kind}")).arg(image.path()).output();
+        let mounted = match mkfs {
+            Ok(made) if made.status.success() => {
+                let mut mount = Command::new("mount");
+                mount.args(["-o", "loop", "-t", kind]).arg(image.path()).arg(directory.path()).output()
+            }
+            other => other,
+        };
+        match mounted {
+            Ok(output) if output.status.success() => Some(Mount(directory, image)),
+            other => {
+                eprintln!("SKIPPED on {kind}: cannot make such a filesystem: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
 }
 
 fn path(text: &str) -> StorePath {
@@ -69,7 +124,15 @@ impl Driver {
         Driver::try_open_with(config).expect("the store opens")
     }
 
-    fn try_open_with(mut config: StorageConfig) -> Result<Driver, OpenError> {
+    fn try_open_with(config: StorageConfig) -> Result<Driver, OpenError> {
+        Driver::open_observed(config, Box::new(|_| {}))
+    }
+
+    /// `observer` hears of each answer before anybody else.
+    fn open_observed(
+        mut config: StorageConfig,
+        observer: Box<dyn Fn(&Input) + Send + Sync>,
+    ) -> Result<Driver, OpenError> {
         let arena = Arena::new(u64::from(FRAMES) * 4096, Pages::Normal).unwrap();
         let (send, answers) = channel();
         let mismatches = Arc::<Mutex<Vec<Mismatch>>>::default();
@@ -77,6 +140,7 @@ impl Driver {
         config.mismatches = Some(Arc::new(move |mismatch| seen.lock().unwrap().push(mismatch)));
         let send = Mutex::new(send);
         let answer: Answers = Arc::new(move |input| {
+            observer(&input);
             // A driver that is gone wants no answer.
             let _ = send.lock().unwrap().send(input);
         });
