@@ -198,6 +198,7 @@ async fn after_kill_9_a_clone_is_there_whole_or_not_at_all_and_nothing_is_left_o
         tokio::time::sleep(Duration::from_millis(delay_ms)).await; // when it is killed is arbitrary
         server.kill();
         let (writer, cloner) = tokio::join!(writer, cloner);
-        (writer.unwrap(), cloner.unwrap());
+        writer.unwrap();
+        cloner.unwrap();
     }
 }
