@@ -22,6 +22,8 @@ pub(crate) struct StoreFile {
     pub(crate) mismatches: AtomicU64,
     /// Created, and its inode not flushed yet.
     pub(crate) unsynced: AtomicBool,
+    /// Held while it is flushed: whoever finds nothing to flush must not be faster than the flush.
+    pub(crate) syncing: Mutex<()>,
 }
 
 impl StoreFile {
@@ -40,6 +42,7 @@ impl StoreFile {
             sums: Mutex::new(sums),
             mismatches: AtomicU64::new(0),
             unsynced: AtomicBool::new(false),
+            syncing: Mutex::default(),
         }
     }
 

@@ -266,6 +266,17 @@ impl Storage {
         self.inner.names.sync()
     }
 
+    /// Makes the inode of an open file durable that was just created, so that its next flush need not. Many threads at once
+    /// may do it: the filesystem commits their files together. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the filesystem says; the next flush tries again.
+    pub fn sync_created(&self, file: FileId) -> std::io::Result<()> {
+        let found = self.inner.files().by_id.get(&file).cloned();
+        found.map_or(Ok(()), |file| self.inner.sync_inode(&file))
+    }
+
     /// The names in a directory, sorted. Blocks.
     ///
     /// # Errors

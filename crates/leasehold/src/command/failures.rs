@@ -30,10 +30,6 @@ impl Failures {
         line
     }
 
-    pub(crate) fn count(&self) -> usize {
-        self.all().len()
-    }
-
     pub(crate) fn json(&self) -> Value {
         let row =
             |failed: &Failed| json!({ "path": failed.name, "error": failed.text, "exit": failed.exit as u8 });

@@ -418,10 +418,7 @@ impl Leasehold for Calls {
         let one = if paths.is_empty() { Some(path) } else { None };
         let paths = one.iter().chain(&paths).map(|path| parse_path(path));
         let paths = paths.collect::<Result<Vec<StorePath>, Status>>()?;
-        let mut syncing: FuturesUnordered<_> = paths.iter().map(|path| self.engine().sync(path)).collect();
-        while let Some(synced) = syncing.next().await {
-            or_refuse(synced)?;
-        }
+        or_refuse(self.engine().sync_all(&paths).await)?;
         answer(proto::SyncResponse {})
     }
 

@@ -1,6 +1,8 @@
 //! A server on a throw-away store, in this process or in one of its own, and clients of it.
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
+pub mod shell;
+
 use bytes::Bytes;
 use leasehold::server::Server;
 use leasehold::server::settings::Settings;
