@@ -258,7 +258,9 @@ impl Bench {
             table.add_row(line);
         }
         show::line(show::text(&table))?;
-        Ok(show::line("\nSteepest: the power of x by which a cost grows, over at least a factor of ten.")?)
+        Ok(show::line(
+            "\nSteepest: the power of x by which a cost grows, between points a hundred times apart.",
+        )?)
     }
 
     fn print(&self, common: &Common, machine: &Machine, context: &Context, rows: &[Row]) -> Outcome {

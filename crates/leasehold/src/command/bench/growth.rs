@@ -32,8 +32,7 @@ struct Measure {
     is_cost: bool,
 }
 
-/// How much faster than linearly a cost may seem to rise from one point to the next, ten times further on: caches end,
-/// and machines are busy.
+/// By which power a cost may seem to rise and still be called linear: caches end, and machines are busy.
 const SLOPE_MAX: f64 = 1.3;
 
 impl Series {
@@ -95,15 +94,20 @@ impl Series {
 }
 
 impl Measure {
-    /// The steepest rise between points at least ten times apart, as the power of x.
+    /// The steepest rise between points that lie at least a factor of a hundred apart, as the power of x: of two
+    /// neighbours, one may have met a busy machine. Where there are none, between the first and the last.
     fn slope(&self) -> f64 {
+        let power = |from: (f64, f64), to: (f64, f64)| (to.1 / from.1).log10() / (to.0 / from.0).log10();
         let mut steepest = f64::MIN;
         for (index, from) in self.points.iter().enumerate() {
-            if let Some(to) = self.points[index..].iter().find(|to| to.0 >= from.0 * 10.0) {
-                steepest = steepest.max((to.1 / from.1).log10() / (to.0 / from.0).log10());
+            if let Some(to) = self.points[index..].iter().find(|to| to.0 >= from.0 * 100.0) {
+                steepest = steepest.max(power(*from, *to));
             }
         }
-        if steepest == f64::MIN { 0.0 } else { (steepest * 100.0).round() / 100.0 }
+        if steepest == f64::MIN {
+            steepest = power(self.points[0], self.points[self.points.len() - 1]);
+        }
+        (steepest * 100.0).round() / 100.0
     }
 
     fn verdict(&self) -> String {

@@ -5,12 +5,13 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 640.0;
 const PANEL: f64 = 230.0;
 const LEFT: f64 = 76.0;
-const RIGHT: f64 = 16.0;
-const TOP: f64 = 58.0;
-const BETWEEN: f64 = 34.0;
+const RIGHT: f64 = 24.0;
+/// With room for two lines of names above a panel, and the numbers of the x axis below one.
+const TOP: f64 = 76.0;
+const BETWEEN: f64 = 68.0;
 const BOTTOM: f64 = 52.0;
 /// Told apart by people who see colours differently (Okabe and Ito), on white and on black.
-const COLOURS: [&str; 4] = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"];
+const COLOURS: [&str; 6] = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
 
 /// Several panels above each other, with one x axis.
 pub(super) struct Plot<'a> {
@@ -150,7 +151,8 @@ impl Panel<'_> {
             "<text class=\"ink\" transform=\"translate({left} {middle:.1}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
             escape(self.y)
         ));
-        let mut legend = LEFT;
+        let wide = |curve: &Curve<'_>| 30.0 + 6.6 * curve.name.chars().count() as f64;
+        let (mut legend, mut above) = (LEFT, top - 26.0);
         for (curve, colour) in self.curves.iter().zip(COLOURS.iter().cycle()) {
             let points: Vec<String> =
                 curve.points.iter().map(|(x, y)| format!("{:.1},{:.1}", across(*x), up(*y))).collect();
@@ -162,15 +164,17 @@ impl Panel<'_> {
                 let (x, y) = (across(*x), up(*y));
                 put(format!("<circle fill=\"{colour}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>"));
             }
-            let (text, above) = (escape(curve.name), top - 8.0);
-            let behind = legend + 14.0;
+            if legend + wide(curve) > WIDTH {
+                (legend, above) = (LEFT, above + 17.0);
+            }
+            let (text, behind) = (escape(curve.name), legend + 14.0);
             put(format!(
                 "<circle fill=\"{colour}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\"/>",
                 legend + 5.0,
                 above - 4.0
             ));
             put(format!("<text class=\"ink\" x=\"{behind:.1}\" y=\"{above:.1}\">{text}</text>"));
-            legend += 30.0 + 6.6 * curve.name.chars().count() as f64;
+            legend += wide(curve);
         }
     }
 }
