@@ -61,9 +61,10 @@ impl Inner {
             let sums = file.sums();
             (sums.header.size, length == sums.disk_size)
         };
-        if length == size || (ours && length > size) {
+        if ours && length > size {
             return Ok(());
         }
+        // Even if it is the size: that was found when the file was opened, and recorded nowhere.
         let gone = BlockRange::new(length.div_ceil(BLOCK_BYTES), u64::MAX).filter(|_| length < size);
         self.mend_ends(file, gone)?;
         let body = ChangeBody { size: length, hole: gone, images: Vec::new(), allocated: false };

@@ -341,13 +341,20 @@ impl Inner {
     /// Data, sums and size are durable already, by the record; names are not.
     fn try_flush(&self, file: &StoreFile) -> io::Result<()> {
         self.trim(file)?;
+        self.sync_inode(file)?;
+        self.names.sync()
+    }
+
+    /// Makes the inode durable if it is new, or got other attributes.
+    pub(crate) fn sync_inode(&self, file: &StoreFile) -> io::Result<()> {
+        let _one = file.syncing.lock().expect("no panic while held");
         if file.unsynced.swap(false, Ordering::AcqRel)
             && let Err(error) = self.disk.sync(&file.disk)
         {
             file.unsynced.store(true, Ordering::Release);
             return Err(error);
         }
-        self.names.sync()
+        Ok(())
     }
 
     /// Sets the file's length on disk to the committed size, if no write is under way.

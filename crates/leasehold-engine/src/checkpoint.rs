@@ -15,7 +15,7 @@ use crate::sidecar::PAGE;
 use crate::storage::Inner;
 use crate::sums::page_offset;
 use std::io;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 
 /// What goes into the record with the pages.
 struct Notes {
@@ -25,20 +25,42 @@ struct Notes {
     shifted: Option<Body>,
 }
 
+/// Threads that write files back at once, where there are many.
+const THREADS_MAX: usize = 16;
+const FILES_A_THREAD: usize = 4;
+
 impl Inner {
     /// Blocks. One at a time.
     pub(crate) fn checkpoint(self: &Arc<Inner>) -> io::Result<()> {
         let _one = self.checkpointing.lock().expect("no panic while held");
         self.log.switch()?;
         let files: Vec<Arc<StoreFile>> = self.dirty().values().cloned().collect();
-        for file in files {
-            self.checkpoint_file(&file).inspect_err(|error| {
-                tracing::error!(path = %file.path(), %error, "cannot write the checksums back");
-            })?;
-        }
+        self.checkpoint_files(files)?;
         self.log.retire()?;
         self.evict();
         Ok(())
+    }
+
+    /// In any order: that the old segment stays until all are done is what makes them safe.
+    fn checkpoint_files(self: &Arc<Inner>, files: Vec<Arc<StoreFile>>) -> io::Result<()> {
+        // A file costs several flushes, and filesystems do those that wait at the same moment as one.
+        let threads = (files.len() / FILES_A_THREAD).clamp(1, THREADS_MAX);
+        let files = Mutex::new(files.into_iter());
+        let work = || -> io::Result<()> {
+            loop {
+                let next = files.lock().expect("no panic while held").next();
+                let Some(file) = next else { return Ok(()) };
+                self.checkpoint_file(&file).inspect_err(|error| {
+                    tracing::error!(path = %file.path(), %error, "cannot write the checksums back");
+                })?;
+            }
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mine = work();
+            let all = others.into_iter().map(|other| other.join().expect("a panic ends the process"));
+            all.fold(mine, Result::and)
+        })
     }
 
     fn checkpoint_file(self: &Arc<Inner>, file: &Arc<StoreFile>) -> io::Result<()> {

@@ -16,10 +16,11 @@ use crate::storage::Inner;
 use crate::sums::page_offset;
 use leasehold_core::range::{BLOCK_BYTES, BlockRange};
 use rustix::fs::{Mode, XattrFlags, fchmod, fsetxattr, fstat};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 /// Blocks whose states are looked at together.
 const MAP_BLOCKS: u64 = 1 << 16;
@@ -34,7 +35,15 @@ impl Inner {
         file: &Arc<StoreFile>,
         staged: Staged,
     ) -> Result<(), ChangeFailed> {
-        self.try_clone(file, staged).inspect_err(|_| self.discard(staged))
+        self.try_clone(file, staged).inspect_err(|_| {
+            self.copies().remove(&staged);
+            self.discard(staged);
+        })
+    }
+
+    /// Clones that share no block with their source, until somebody has asked.
+    pub(crate) fn copies(&self) -> MutexGuard<'_, HashSet<Staged>> {
+        self.copies.lock().expect("no panic while held")
     }
 
     fn try_clone(self: &Arc<Inner>, file: &Arc<StoreFile>, staged: Staged) -> Result<(), ChangeFailed> {
@@ -44,6 +53,7 @@ impl Inner {
         match self.disk.clone_file(&file.disk, &copy) {
             Err(error) if cannot_share(&error) => {
                 tracing::info!(path = %file.path(), %error, "the filesystem cannot share blocks: the clone is a copy");
+                self.copies().insert(staged);
                 self.copy_blocks(file, &copy)?;
             }
             shared => shared?,
@@ -107,14 +117,14 @@ impl Inner {
         disk::write(&*self.disk, &sidecar, page_offset(None), Buffer::of(&header.encode()))?;
         let mut next = Some(0);
         while let Some(from) = next {
-            let pages = file.sums().written_pages(&*self.disk, from, PAGES_TOGETHER);
-            let (pages, rest) = pages.map_err(JudgeError::from)?;
-            for together in pages.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let written = file.sums().written_pages(&*self.disk, from, PAGES_TOGETHER);
+            let written = written.map_err(JudgeError::from)?;
+            for together in written.pages.chunk_by(|a, b| a.0 + 1 == b.0) {
                 let bytes = together.iter().flat_map(|(_, page)| page.clone().of(&header).encode());
                 let bytes = Buffer::of(&bytes.collect::<Vec<u8>>());
                 disk::write(&*self.disk, &sidecar, page_offset(Some(together[0].0)), bytes)?;
             }
-            next = rest;
+            next = written.next;
         }
         Ok(self.disk.sync(&sidecar)?)
     }

@@ -159,38 +159,6 @@ pub trait Disk: Send + Sync {
         }
     }
 
-    /// Changes names, which `perform` does. Durable once the directories concerned are. Blocks.
-    ///
-    /// # Errors
-    ///
-    /// Those of `perform`.
-    fn change_name(
-        &self,
-        change: NameChange<'_>,
-        perform: &mut dyn FnMut() -> io::Result<()>,
-    ) -> io::Result<()> {
-        let _ = change;
-        perform()
-    }
-
-    /// Makes the names in a directory durable. Blocks.
-    ///
-    /// # Errors
-    ///
-    /// Those of `fsync`.
-    fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(rustix::fs::fsync(directory)?)
-    }
-
-    /// Which file it is: what its sidecar and its records are kept under.
-    ///
-    /// # Errors
-    ///
-    /// Those of `statx`.
-    fn identify(&self, file: BorrowedFd<'_>) -> io::Result<Identity> {
-        Identity::of(&file)
-    }
-
     /// Makes the bytes read as zeros, and keeps their space, or takes it. Blocks.
     ///
     /// # Errors
@@ -222,6 +190,38 @@ pub trait Disk: Send + Sync {
     /// Those of `ioctl_ficlone`; `EOPNOTSUPP`, `EXDEV`, `EINVAL` and `ENOTTY` where the filesystem cannot.
     fn clone_file(&self, from: &DiskFile, to: &DiskFile) -> io::Result<()> {
         Ok(retry(|| rustix::fs::ioctl_ficlone(&to.file, &from.file))?)
+    }
+
+    /// Changes names, which `perform` does. Durable once the directories concerned are. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `perform`.
+    fn change_name(
+        &self,
+        change: NameChange<'_>,
+        perform: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let _ = change;
+        perform()
+    }
+
+    /// Makes the names in a directory durable. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fsync`.
+    fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(rustix::fs::fsync(directory)?)
+    }
+
+    /// Which file it is: what its sidecar and its records are kept under.
+    ///
+    /// # Errors
+    ///
+    /// Those of `statx`.
+    fn identify(&self, file: BorrowedFd<'_>) -> io::Result<Identity> {
+        Identity::of(&file)
     }
 }
 

@@ -440,7 +440,12 @@ impl State {
         let endpoint = session.endpoint().ok_or(Fault::NoKey)?;
         let range = self.parts.core.lease(lease).ok_or(Fault::NoKey)?.range;
         let region = region(&self.parts.arena, run, skip, length);
-        let remote = if access.writes() { RemoteAccess::Write } else { RemoteAccess::Read };
+        let remote = match access {
+            Access::Read => RemoteAccess::Read,
+            Access::Overwrite => RemoteAccess::Write,
+            // It may be captured while the peer goes on writing.
+            Access::Update => RemoteAccess::WriteChecked,
+        };
         let tag = endpoint.expose(region, remote).map_err(|error| {
             tracing::warn!(session = %session.id, %lease, %error, "no key");
             Fault::NoKey

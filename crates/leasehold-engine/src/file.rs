@@ -30,6 +30,8 @@ pub(crate) struct StoreFile {
     troubles: Mutex<BTreeMap<u64, String>>,
     /// Created, and its inode not flushed yet.
     pub(crate) unsynced: AtomicBool,
+    /// Held while it is flushed: whoever finds nothing to flush must not be faster than the flush.
+    pub(crate) syncing: Mutex<()>,
 }
 
 impl StoreFile {
@@ -49,6 +51,7 @@ impl StoreFile {
             mismatches: AtomicU64::new(0),
             troubles: Mutex::default(),
             unsynced: AtomicBool::new(false),
+            syncing: Mutex::default(),
         }
     }
 

@@ -444,6 +444,27 @@ impl Engine {
         result.map_err(|source| FileError::Sync { path: path.clone(), source })
     }
 
+    /// [`Engine::sync`] of many files. New ones are flushed all at once first, for the filesystem to commit them together:
+    /// one after the other, that would take a commit each.
+    ///
+    /// # Errors
+    /// [`FileError`] of one of them.
+    pub async fn sync_all(&self, paths: &[StorePath]) -> Result<(), FileError> {
+        if paths.len() > 1 {
+            let flushes = paths.iter().map(async |path| {
+                // Whatever goes wrong, the sync below says so.
+                let Ok(pinned) = self.pin(path).await else { return };
+                let storage = self.0.storage.clone();
+                if let Err(error) = blocking(move || storage.sync_created(pinned.file())).await {
+                    tracing::debug!(%path, %error, "cannot flush a new file");
+                }
+            });
+            futures_util::future::join_all(flushes).await;
+        }
+        let syncs = paths.iter().map(|path| self.sync(path));
+        futures_util::future::join_all(syncs).await.into_iter().collect()
+    }
+
     async fn sync_directory(&self, path: &StorePath) -> Result<(), FileError> {
         let (storage, path) = (self.0.storage.clone(), path.clone());
         let synced = blocking(move || {

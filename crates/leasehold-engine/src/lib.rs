@@ -53,6 +53,7 @@ mod names;
 mod namespace;
 mod open_files;
 mod operation;
+mod orphans;
 pub mod path;
 mod record;
 mod recovery;

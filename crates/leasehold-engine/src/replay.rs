@@ -276,6 +276,7 @@ impl Step {
 
 impl ChangeBody {
     fn truncates(&self) -> bool {
+        // The second half is for what format 1 says of a punch.
         self.size != SIZE_STAYS && self.hole.is_none_or(|hole| hole.end() == u64::MAX)
     }
 

@@ -14,6 +14,7 @@ pub use crate::block_map::{MapRun, MapState};
 pub use crate::collapse::CollapseRefused;
 pub use crate::evict::Evicted;
 pub use crate::namespace::{Entry, Kind, NamespaceError, OpenedFile, Stat};
+pub use crate::orphans::Orphans;
 pub use crate::recovery::Damage;
 pub use crate::scrub::Survey;
 pub use crate::staging::Staged;
@@ -266,6 +267,17 @@ impl Storage {
         self.inner.names.sync()
     }
 
+    /// Makes the inode of an open file durable that was just created, so that its next flush need not. Many threads at once
+    /// may do it: the filesystem commits their files together. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the filesystem says; the next flush tries again.
+    pub fn sync_created(&self, file: FileId) -> std::io::Result<()> {
+        let found = self.inner.files().by_id.get(&file).cloned();
+        found.map_or(Ok(()), |file| self.inner.sync_inode(&file))
+    }
+
     /// The names in a directory, sorted. Blocks.
     ///
     /// # Errors
@@ -356,6 +368,12 @@ impl Storage {
     #[must_use]
     pub fn stage(&self) -> Staged {
         self.inner.stage()
+    }
+
+    /// Whether a clone that has just been made had to be a copy, as its filesystem cannot share blocks. To be asked once.
+    #[must_use]
+    pub fn is_copy(&self, staged: Staged) -> bool {
+        self.inner.copies().remove(&staged)
     }
 
     /// Gives a staged file a name, which must be free; durable when it returns. Blocks.
@@ -503,6 +521,19 @@ impl Storage {
         self.inner.survey(&file, blocks).map_err(|error| {
             tracing::error!(path = %file.path(), %error, "cannot survey the file");
             JudgeError::Sums(error).fault()
+        })
+    }
+
+    /// Removes the sidecars of files that are gone: others removed them. Takes a system call for each sidecar, and walks no
+    /// files; a scrub of the whole store is the time for it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`] if the sidecars cannot be listed or removed; the log has the cause.
+    pub fn collect_orphans(&self) -> Result<Orphans, Fault> {
+        self.inner.collect_orphans().map_err(|error| {
+            tracing::error!(%error, "cannot remove the sidecars of files that are gone");
+            Fault::Io
         })
     }
 

@@ -120,7 +120,7 @@ impl Store {
             Store { disk, own, files, direct, file_bytes_max, kind, collapse_unit, staging, older, lock };
         if found.is_none() {
             // The format goes last: a store that has one is complete.
-            store.write_format()?;
+            store.write_format().map_err(at("write", &format))?;
             store.sync_directory(directory).map_err(at("sync", directory))?;
             if let Some(parent) = directory.canonicalize().ok().as_deref().and_then(Path::parent) {
                 store.sync_directory(parent).map_err(at("sync", parent))?;
@@ -129,18 +129,14 @@ impl Store {
         Ok(store)
     }
 
-    /// Says durably that the store has the newest format.
-    pub(crate) fn write_format(&self) -> Result<(), OpenError> {
-        self.try_write_format().map_err(at("write", &self.own.join("format")))
-    }
-
     /// How files of the store are opened for their data.
     pub(crate) fn data_flags(&self) -> OFlags {
         let direct = if self.direct { OFlags::DIRECT } else { OFlags::empty() };
         OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | direct
     }
 
-    fn try_write_format(&self) -> io::Result<()> {
+    /// Says durably that the store has the newest format.
+    pub(crate) fn write_format(&self) -> io::Result<()> {
         let line = format!("{FORMAT_LINE}{FORMAT}\n");
         let file = self.create_own("format.new")?;
         let file = Arc::new(DiskFile { file, name: ".leasehold/format.new".to_owned() });
@@ -217,6 +213,18 @@ impl Store {
         let file = self.create_own(&file)?;
         self.sync_directory(&self.own.join(&directory))?;
         Ok(Arc::new(DiskFile { file, name: sidecar_name(identity) }))
+    }
+
+    /// Calls `visit` with the identity of every sidecar. What has no name of a sidecar is left alone.
+    pub(crate) fn each_sidecar(&self, visit: &mut dyn FnMut(Identity) -> io::Result<()>) -> io::Result<()> {
+        for directory in fs::read_dir(self.own.join("sums"))? {
+            for sidecar in fs::read_dir(directory?.path())? {
+                if let Some(identity) = sidecar?.file_name().to_str().and_then(Identity::parse) {
+                    visit(identity)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn remove_sidecar(&self, identity: Identity) -> io::Result<()> {

@@ -51,6 +51,13 @@ struct Cached {
     dirty: bool,
 }
 
+/// Pages that were written, by number.
+pub(crate) struct Written {
+    pub(crate) pages: Vec<(u32, Page)>,
+    /// Where to go on; `None`: there are no more.
+    pub(crate) next: Option<u64>,
+}
+
 /// A sidecar could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SumsError {
@@ -240,13 +247,8 @@ impl Sums {
         }
     }
 
-    /// Copies of up to `max` pages that were written, from page `from` on, and where to go on.
-    pub(crate) fn written_pages(
-        &self,
-        disk: &dyn Disk,
-        from: u64,
-        max: usize,
-    ) -> Result<(Vec<(u32, Page)>, Option<u64>), SumsError> {
+    /// Copies of up to `max` pages that were written, from page `from` on.
+    pub(crate) fn written_pages(&self, disk: &dyn Disk, from: u64, max: usize) -> Result<Written, SumsError> {
         let (mut pages, mut next) = (Vec::new(), Some(from));
         while pages.len() < max
             && let Some(number) = next.map(|next| self.next_written(next)).transpose()?.flatten()
@@ -256,7 +258,7 @@ impl Sums {
             next = Some(number + 1);
         }
         let over = pages.len() < max;
-        Ok((pages, next.filter(|_| !over)))
+        Ok(Written { pages, next: next.filter(|_| !over) })
     }
 
     /// Counts the blocks from `from` on, up to the end of their page, or of the pages that were never written. Where it

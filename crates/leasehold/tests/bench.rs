@@ -46,13 +46,36 @@ fn every_row_runs_and_is_there_and_nothing_is_left_behind() {
             assert!(["rsync", "nc", "mounted", "mtu-1500"].iter().any(|may| name == may), "{row:#}");
             continue;
         }
-        assert!(row["ours"]["median"].as_f64().is_some_and(|median| median > 0.0), "{row:#}");
+        assert!(row["ours"]["median"].as_f64().is_some_and(|median| median >= 0.0), "{row:#}");
         let compared = row["baseline"].is_object();
         assert_eq!(compared, row["ratio"]["median"].is_f64(), "{row:#}");
         assert_eq!(row["bar"].is_null(), row["met"].is_null(), "{row:#}");
     }
     let left: Vec<_> = std::fs::read_dir(directory.path()).expect("a directory").collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn every_series_runs_and_has_a_plot() {
+    let directory =
+        tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory beside the build");
+    let plots = directory.path().join("plots");
+    let (there, into) = (directory.path().to_str().expect("UTF-8"), plots.to_str().expect("UTF-8"));
+    let arguments = ["--quick", "--growth", "--json", "--directory", there, "--plots", into];
+    let output = bench(&arguments).output().expect("a process");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let series = found["series"].as_array().expect("series");
+    assert_eq!(series.len(), 5);
+    for one in series {
+        let curves = one["curves"].as_array().expect("curves");
+        assert!(
+            curves.iter().all(|curve| curve["points"].as_array().is_some_and(|points| points.len() > 1)),
+            "{one:#}"
+        );
+        let plot = plots.join(format!("{}.svg", one["series"].as_str().expect("a name")));
+        assert!(std::fs::read_to_string(plot).expect("a plot").ends_with("</svg>\n"));
+    }
 }
 
 #[test]

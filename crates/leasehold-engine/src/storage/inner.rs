@@ -19,7 +19,7 @@ use crate::workers::Workers;
 use crate::writeback::PendingWrite;
 use leasehold_core::ids::{FileId, WriteId};
 use leasehold_core::input::Input;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -53,6 +53,8 @@ pub(crate) struct Inner {
     checkpointer: Workers,
     /// The last number given to a staged file.
     pub(crate) staged: AtomicU64,
+    /// See [`Inner::copies`].
+    pub(crate) copies: Mutex<HashSet<crate::staging::Staged>>,
 }
 
 impl Inner {
@@ -124,6 +126,7 @@ impl Inner {
             checkpointing: Mutex::default(),
             checkpoint_due: AtomicBool::new(false),
             staged: AtomicU64::new(0),
+            copies: Mutex::default(),
         });
         if !live.is_empty() {
             let recovered = inner.finish_recovery(start, live, &mut opened);
@@ -139,7 +142,7 @@ impl Inner {
     fn upgrade(&self, opened: &mut Opened) -> Result<(), OpenError> {
         self.store.empty_staging().map_err(at("empty the staging directory of", &self.config.directory))?;
         if let Some(older) = self.store.older {
-            self.store.write_format()?;
+            self.store.write_format().map_err(at("write the format of", &self.config.directory))?;
             opened.notes.push(format!(
                 "the store had format {older} and has format {FORMAT} now, which older versions of leasehold refuse to open"
             ));

@@ -25,6 +25,7 @@ use leasehold_core::input::Change;
 use leasehold_core::output::Loader;
 use leasehold_core::range::{ByteRange, Run};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, channel};
@@ -43,6 +44,59 @@ fn places() -> Vec<(&'static str, tempfile::TempDir)> {
     }
     assert!(!places.is_empty());
     places
+}
+
+/// The usual places, and those made for this: XFS and btrfs share blocks.
+fn all_places() -> Vec<(&'static str, Place)> {
+    let usual = places().into_iter().map(|(name, directory)| (name, Place::Directory(directory)));
+    let made = ["xfs", "btrfs"].into_iter().filter_map(|kind| Some((kind, Place::Mount(Mount::make(kind)?))));
+    usual.chain(made).collect()
+}
+
+enum Place {
+    Directory(tempfile::TempDir),
+    Mount(Mount),
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Place::Directory(directory) => directory.path(),
+            Place::Mount(mount) => mount.0.path(),
+        }
+    }
+}
+
+/// A filesystem in a file, until drop.
+struct Mount(tempfile::TempDir, #[expect(dead_code, reason = "holds the image")] tempfile::NamedTempFile);
+
+impl Mount {
+    fn make(kind: &str) -> Option<Mount> {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(400 << 20).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let mkfs = Command::new(format!("mkfs.{kind}")).arg(image.path()).output();
+        let mounted = match mkfs {
+            Ok(made) if made.status.success() => {
+                let mut mount = Command::new("mount");
+                mount.args(["-o", "loop", "-t", kind]).arg(image.path()).arg(directory.path()).output()
+            }
+            other => other,
+        };
+        match mounted {
+            Ok(output) if output.status.success() => Some(Mount(directory, image)),
+            other => {
+                eprintln!("SKIPPED on {kind}: cannot make such a filesystem: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
 }
 
 fn path(text: &str) -> StorePath {

@@ -7,10 +7,12 @@ mod clients;
 mod core;
 mod figure;
 mod get;
+mod growth;
 mod latency;
 mod machine;
 mod namespaces;
 pub(crate) mod peer;
+mod plot;
 mod process;
 mod put;
 mod tcp;
@@ -22,6 +24,7 @@ use crate::command::show;
 use crate::size::Size;
 use figure::Row;
 use futures_util::future::BoxFuture;
+use growth::Series;
 use leasehold_client::{AcquireOptions, OnConflict};
 use machine::Machine;
 use serde_json::json;
@@ -44,7 +47,7 @@ const ROW_PATIENCE: Duration = Duration::from_secs(900);
 /// On a throw-away store, by processes of its own. Each figure is a ratio of two that were taken in turn.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Bench {
-    /// The rows to measure [default: all]
+    /// The rows to measure, or the series with --growth [default: all]
     #[arg(value_name = "ROW", value_parser = row_names())]
     rows: Vec<String>,
     /// How many pairs of each
@@ -56,6 +59,12 @@ pub(crate) struct Bench {
     /// Where the throw-away store is made; on the disk to be measured [default: the working directory]
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
+    /// Instead of the rows: time and memory as files, leases and clients grow
+    #[arg(long)]
+    growth: bool,
+    /// Write a plot of each series into this directory
+    #[arg(long, value_name = "DIR", requires = "growth")]
+    plots: Option<PathBuf>,
     /// A network filesystem to compare with: a directory where it is mounted
     #[arg(long, value_name = "DIR")]
     mounted: Option<PathBuf>,
@@ -127,9 +136,21 @@ const MEASURES: &[(&str, Measure)] = &[
     ("mtu-1500", |context| Box::pin(namespaces::mtu_1500(context))),
 ];
 
+type Grow = for<'a> fn(&'a Context) -> BoxFuture<'a, anyhow::Result<Series>>;
+
+/// What can be measured with `--growth`.
+const SERIES: &[(&str, Grow)] = &[
+    ("file", |context| Box::pin(growth::file_size(context))),
+    ("files", |context| Box::pin(growth::files(context))),
+    ("live-leases", |context| Box::pin(growth::leases(context))),
+    ("many-clients", |context| Box::pin(growth::clients(context))),
+    ("arena", |context| Box::pin(growth::arena(context))),
+];
+
 fn row_names() -> impl clap::builder::TypedValueParser<Value = String> {
     use clap::builder::TypedValueParser as _;
-    clap::builder::PossibleValuesParser::new(MEASURES.iter().map(|(name, _)| *name)).map(|name| name)
+    let names = MEASURES.iter().map(|(name, _)| *name).chain(SERIES.iter().map(|(name, _)| *name));
+    clap::builder::PossibleValuesParser::new(names).map(|name| name)
 }
 
 /// Waits for what is in the way as long as it takes; the bench as a whole is bounded.
@@ -154,6 +175,16 @@ fn source() -> &'static [Vec<u8>] {
         (0..DEPTH).map(|_| chunk()).collect()
     });
     &SOURCE
+}
+
+/// Measures one thing; a child that hangs must not hang the bench.
+async fn in_time<T>(name: &str, measure: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    eprintln!("measuring {name} (load average {})", machine::load());
+    let measured = tokio::time::timeout(ROW_PATIENCE, measure).await.map_err(|_| {
+        let text = format!("{name} did not end within {} s", ROW_PATIENCE.as_secs());
+        Failure::new(Exit::Failed, text)
+    })?;
+    measured.map_err(|error| error.context(format!("cannot measure {name}")))
 }
 
 impl Bench {
@@ -190,19 +221,46 @@ impl Bench {
                 show::line(line)?;
             }
         }
+        if self.growth {
+            return self.grow(common, &machine, &context).await;
+        }
         let mut rows = Vec::new();
         for (name, measure) in MEASURES {
-            if self.rows.is_empty() || self.rows.iter().any(|row| row == name) {
-                eprintln!("measuring {name} (load average {})", machine::load());
-                let measured = tokio::time::timeout(ROW_PATIENCE, measure(&context)).await;
-                let measured = measured.map_err(|_| {
-                    let text = format!("{name} did not end within {} s", ROW_PATIENCE.as_secs());
-                    Failure::new(Exit::Failed, text)
-                })?;
-                rows.extend(measured.map_err(|error| error.context(format!("cannot measure {name}")))?);
+            if self.wants(name) {
+                rows.extend(in_time(name, measure(&context)).await?);
             }
         }
         self.print(common, &machine, &context, &rows)
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.rows.is_empty() || self.rows.iter().any(|row| row == name)
+    }
+
+    async fn grow(&self, common: &Common, machine: &Machine, context: &Context) -> Outcome {
+        let mut found = Vec::new();
+        for (name, grow) in SERIES {
+            if self.wants(name) {
+                let series = in_time(name, grow(context)).await?;
+                if let Some(directory) = &self.plots {
+                    std::fs::create_dir_all(directory)?;
+                    std::fs::write(directory.join(format!("{name}.svg")), series.svg())?;
+                }
+                found.push(series);
+            }
+        }
+        if common.json {
+            let series: Vec<_> = found.iter().map(Series::json).collect();
+            return Ok(show::json_document(&json!({ "machine": machine, "series": series }))?);
+        }
+        let mut table = show::table(&["SERIES", "WHAT", "FIRST", "LAST", "STEEPEST"]);
+        for line in found.iter().flat_map(Series::lines) {
+            table.add_row(line);
+        }
+        show::line(show::text(&table))?;
+        Ok(show::line(
+            "\nSteepest: the power of x by which a cost grows, between points a hundred times apart.",
+        )?)
     }
 
     fn print(&self, common: &Common, machine: &Machine, context: &Context, rows: &[Row]) -> Outcome {

@@ -4,7 +4,7 @@
 //! brings back the means. Whoever uses it does its own part again, and can tell by [`Link::number`] under which session a
 //! part was done.
 
-use crate::command::exit::{Exit, code};
+use crate::command::exit::{Exit, Failure, code, text};
 use crate::command::progress::Progress;
 use crate::command::put::wait_time;
 use crate::command::show;
@@ -111,15 +111,17 @@ impl Line {
         if self.now().number != lost.number {
             return Ok(());
         }
+        // Whatever it broke, what ails is the connection.
+        let ended = lost.session.ended().unwrap_or_else(|| text(&why));
+        let failed = |text: String| Err(Failure::new(Exit::Unreachable, text).into());
         if self.patience.is_zero() {
-            return Err(why);
+            return failed(format!("connection lost: {ended}"));
         }
         let steps = self.steps.load(Ordering::Relaxed);
         let patience = show::duration(self.patience);
         let give_up = match mending.give_up {
             Some((at, then)) if then == steps => at,
             _ => {
-                let ended = lost.session.ended().unwrap_or_else(|| format!("{why:#}"));
                 self.progress.say(&format!("connection lost ({ended}); coming back, for up to {patience}"));
                 Instant::now() + self.patience
             }
@@ -129,7 +131,7 @@ impl Line {
         loop {
             let next = Instant::now() + pause;
             if next > give_up {
-                return Err(why.context(format!("the server did not come back for {patience}")));
+                return failed(format!("connection lost ({ended}), and not to be had again for {patience}"));
             }
             tokio::time::sleep_until(next).await;
             pause = (pause * 2).min(PAUSE_MAX);

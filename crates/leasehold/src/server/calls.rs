@@ -367,8 +367,8 @@ impl Leasehold for Calls {
         let (_, extensions, message) = request.into_parts();
         let breaker = peer::caller(&extensions, message.caller);
         let (from, to) = (parse_path(&message.from)?, parse_path(&message.to)?);
-        or_refuse(self.engine().clone_file(&from, &to, message.replace, breaker).await)?;
-        answer(proto::CloneFileResponse {})
+        let shares_blocks = self.engine().clone_file(&from, &to, message.replace, breaker).await;
+        answer(proto::CloneFileResponse { shares_blocks: or_refuse(shares_blocks)? })
     }
 
     async fn copy_range(
@@ -418,10 +418,7 @@ impl Leasehold for Calls {
         let one = if paths.is_empty() { Some(path) } else { None };
         let paths = one.iter().chain(&paths).map(|path| parse_path(path));
         let paths = paths.collect::<Result<Vec<StorePath>, Status>>()?;
-        let mut syncing: FuturesUnordered<_> = paths.iter().map(|path| self.engine().sync(path)).collect();
-        while let Some(synced) = syncing.next().await {
-            or_refuse(synced)?;
-        }
+        or_refuse(self.engine().sync_all(&paths).await)?;
         answer(proto::SyncResponse {})
     }
 

@@ -1,6 +1,8 @@
 //! A server on a throw-away store, in this process or in one of its own, and clients of it.
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
+pub mod shell;
+
 use bytes::Bytes;
 use leasehold::server::Server;
 use leasehold::server::settings::Settings;
@@ -272,10 +274,21 @@ impl Control {
 
     /// A lease for overwriting, and its tag.
     pub async fn acquire(&mut self, path: &str, start: u64, end: u64) -> (u64, Tag) {
+        self.acquire_for(proto::Access::Overwrite, path, start, end).await
+    }
+
+    /// A lease, and its tag.
+    pub async fn acquire_for(
+        &mut self,
+        access: proto::Access,
+        path: &str,
+        start: u64,
+        end: u64,
+    ) -> (u64, Tag) {
         let want = proto::Want {
             path: path.to_owned(),
             range: Some(proto::Range { start, end }),
-            access: proto::Access::Overwrite.into(),
+            access: access.into(),
             ..Default::default()
         };
         let request =

@@ -1,60 +1,7 @@
 //! Copies of files: on filesystems that share blocks, and on those that cannot.
 
 use super::*;
-use std::process::Command;
-
-/// The usual places, and those made for this: XFS and btrfs share blocks.
-fn all_places() -> Vec<(&'static str, Place)> {
-    let usual = places().into_iter().map(|(name, directory)| (name, Place::Directory(directory)));
-    let made = ["xfs", "btrfs"].into_iter().filter_map(|kind| Some((kind, Place::Mount(Mount::make(kind)?))));
-    usual.chain(made).collect()
-}
-
-enum Place {
-    Directory(tempfile::TempDir),
-    Mount(Mount),
-}
-
-impl Place {
-    fn path(&self) -> &Path {
-        match self {
-            Place::Directory(directory) => directory.path(),
-            Place::Mount(mount) => mount.0.path(),
-        }
-    }
-}
-
-/// A filesystem in a file, until drop.
-struct Mount(tempfile::TempDir, #[expect(dead_code, reason = "holds the image")] tempfile::NamedTempFile);
-
-impl Mount {
-    fn make(kind: &str) -> Option<Mount> {
-        let image = tempfile::NamedTempFile::new().unwrap();
-        image.as_file().set_len(400 << 20).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        let mkfs = Command::new(format!("mkfs.{kind}")).arg(image.path()).output();
-        let mounted = match mkfs {
-            Ok(made) if made.status.success() => {
-                let mut mount = Command::new("mount");
-                mount.args(["-o", "loop", "-t", kind]).arg(image.path()).arg(directory.path()).output()
-            }
-            other => other,
-        };
-        match mounted {
-            Ok(output) if output.status.success() => Some(Mount(directory, image)),
-            other => {
-                eprintln!("SKIPPED on {kind}: cannot make such a filesystem: {other:?}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
+use crate::sidecar::BlockState::Torn;
 
 #[test]
 fn a_clone_has_the_bytes_and_checksums_of_its_moment_and_stays_so() {
@@ -129,8 +76,6 @@ fn what_is_unknown_or_torn_is_so_in_the_clone_and_a_wrong_byte_is_not_taken_alon
         }
     }
 }
-
-use crate::sidecar::BlockState::Torn;
 
 #[test]
 fn a_clone_keeps_the_mode_and_the_attributes() {

@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicBool;
 
 #[test]
 fn a_zeroed_range_reads_as_zeros_and_keeps_its_space() {
-    for (place, directory) in places() {
-        let driver = Driver::open(directory.path());
+    for (place, directory) in all_places() {
+        let driver = Driver::open(&directory.path().join("store"));
         let file = driver.create("a");
         let bytes = pattern(5, 200_000);
         for (start, end) in
@@ -22,13 +22,13 @@ fn a_zeroed_range_reads_as_zeros_and_keeps_its_space() {
             assert_eq!(driver.size(file), 200_000);
             assert!(driver.content(file) == expected, "zeroed {start}..{end}");
             driver.flush(file);
-            let name = directory.path().join("files/a");
+            let name = directory.path().join("store/files/a");
             assert!(std::fs::read(&name).unwrap() == expected);
             let allocated = std::fs::metadata(&name).unwrap().blocks() * 512;
             assert!(allocated >= 200_000, "{place}: {allocated} bytes are allocated");
         }
         driver.kill();
-        let driver = Driver::open(directory.path());
+        let driver = Driver::open(&directory.path().join("store"));
         let mut expected = bytes;
         expected[163_840..].fill(0);
         assert!(driver.content(driver.open_file("a")) == expected);
@@ -37,8 +37,8 @@ fn a_zeroed_range_reads_as_zeros_and_keeps_its_space() {
 
 #[test]
 fn a_collapse_takes_its_blocks_out_and_keeps_all_others() {
-    for (place, directory) in places() {
-        let driver = Driver::open(directory.path());
+    for (place, directory) in all_places() {
+        let driver = Driver::open(&directory.path().join("store"));
         if !driver.collapses(place) {
             continue;
         }
@@ -60,13 +60,13 @@ fn a_collapse_takes_its_blocks_out_and_keeps_all_others() {
                 expected.drain(start as usize..end as usize);
                 assert_eq!(driver.size(file), expected.len() as u64);
                 assert!(driver.content(file) == expected, "collapsed {start}..{end}");
-                assert!(std::fs::read(directory.path().join("files/a")).unwrap() == expected);
+                assert!(std::fs::read(directory.path().join("store/files/a")).unwrap() == expected);
                 let known = expected.len().div_ceil(4096) as u64;
                 assert_eq!(driver.survey(file), Survey { known, ..Survey::default() });
             }
         }
         driver.stop();
-        let driver = Driver::open(directory.path());
+        let driver = Driver::open(&directory.path().join("store"));
         let mut expected = bytes;
         expected.extend(b"tail");
         expected.drain(40_960..4096 * 1279);
@@ -76,11 +76,11 @@ fn a_collapse_takes_its_blocks_out_and_keeps_all_others() {
 
 #[test]
 fn holes_and_unknown_blocks_move_as_well() {
-    for (place, directory) in places() {
-        Driver::open(directory.path()).stop();
+    for (place, directory) in all_places() {
+        Driver::open(&directory.path().join("store")).stop();
         let mut expected = pattern(7, 3000 * 4096);
-        std::fs::write(directory.path().join("files/a"), &expected).unwrap();
-        let driver = Driver::open(directory.path());
+        std::fs::write(directory.path().join("store/files/a"), &expected).unwrap();
+        let driver = Driver::open(&directory.path().join("store"));
         if !driver.collapses(place) {
             continue;
         }
@@ -108,7 +108,7 @@ fn holes_and_unknown_blocks_move_as_well() {
         };
         check(&driver, file);
         driver.kill();
-        let driver = Driver::open(directory.path());
+        let driver = Driver::open(&directory.path().join("store"));
         assert_eq!(driver.opened.damage, []);
         check(&driver, driver.open_file("a"));
     }
@@ -116,8 +116,8 @@ fn holes_and_unknown_blocks_move_as_well() {
 
 #[test]
 fn a_collapse_that_cannot_be_is_refused_with_a_remedy_before_anything_happens() {
-    for (place, directory) in places() {
-        let driver = Driver::open(directory.path());
+    for (place, directory) in all_places() {
+        let driver = Driver::open(&directory.path().join("store"));
         let file = driver.create("a");
         let bytes = pattern(1, 20_000);
         driver.write(file, 0, &bytes);
@@ -187,7 +187,7 @@ impl Disk for EndsAtCollapse {
 /// ext4 and XFS move extents one by one: what a power loss leaves is made by hand.
 #[test]
 fn a_collapse_that_a_power_loss_cut_short_is_finished_from_wherever_it_got_to() {
-    for (place, directory) in places() {
+    for (place, directory) in all_places() {
         for (moved, garbled) in
             [(0, false), (0, true), (1, false), (7, false), (7, true), (20, false), (23, false)]
         {
@@ -202,11 +202,13 @@ fn a_collapse_that_a_power_loss_cut_short_is_finished_from_wherever_it_got_to() 
             let file = driver.create("a");
             let before = pattern(3, 40 * 4096 + 100);
             driver.write(file, 0, &before);
+            driver.punch(file, 33 * 4096, 35 * 4096);
             driver.storage().checkpoint().unwrap();
             // Known to the record only.
             driver.write(file, 20 * 4096, &pattern(8, 4096));
             driver.write(file, 2 * 4096, &pattern(9, 4096));
             let mut before = before;
+            before[33 * 4096..35 * 4096].fill(0);
             before[20 * 4096..][..4096].copy_from_slice(&pattern(8, 4096));
             before[2 * 4096..][..4096].copy_from_slice(&pattern(9, 4096));
             // Blocks 10 to 15, of which 23 and a part move to the front.
@@ -242,8 +244,8 @@ fn a_collapse_that_a_power_loss_cut_short_is_finished_from_wherever_it_got_to() 
 /// A sidecar page that a punch cleared in place would have been shifted once more by the recovery after it.
 #[test]
 fn what_is_punched_after_a_collapse_and_before_a_checkpoint_is_what_is_missing_after_a_kill() {
-    for (place, directory) in places() {
-        let driver = Driver::open(directory.path());
+    for (place, directory) in all_places() {
+        let driver = Driver::open(&directory.path().join("store"));
         if !driver.collapses(place) {
             continue;
         }
@@ -260,7 +262,7 @@ fn what_is_punched_after_a_collapse_and_before_a_checkpoint_is_what_is_missing_a
         driver.write(file, 100 * 4096, &[7; 4096]);
         expected[100 * 4096..101 * 4096].fill(7);
         driver.kill();
-        let driver = Driver::open(directory.path());
+        let driver = Driver::open(&directory.path().join("store"));
         assert_eq!(driver.opened.damage, []);
         let file = driver.open_file("a");
         let (first, second) = expected.split_at(4 << 20);

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -165,13 +166,23 @@ fn run(directory: &Path, actions: &[Action]) {
     assert!(std::fs::read(directory.join("files/a")).unwrap() == model, "the file as others see it");
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
-
-    #[test]
-    fn the_file_is_what_a_vector_of_bytes_would_be(actions in actions()) {
-        for (_, directory) in places() {
-            run(directory.path(), &actions);
+#[test]
+fn the_file_is_what_a_vector_of_bytes_would_be() {
+    let places = all_places();
+    let config = ProptestConfig {
+        cases: 24,
+        max_shrink_iters: 200,
+        source_file: Some(file!()),
+        ..ProptestConfig::default()
+    };
+    let ran = TestRunner::new(config).run(&actions(), |actions| {
+        for (_, directory) in &places {
+            let root = tempfile::tempdir_in(directory.path()).unwrap();
+            run(root.path(), &actions);
         }
+        Ok(())
+    });
+    if let Err(failed) = ran {
+        panic!("{failed}");
     }
 }

@@ -166,6 +166,39 @@ fn a_newer_format_and_a_directory_of_other_things_are_refused() {
     assert!(matches!(Driver::try_open_with(missing).err(), Some(OpenError::System { .. })));
 }
 
+#[test]
+fn sidecars_of_files_that_others_removed_are_collected_and_no_others() {
+    for (place, directory) in places() {
+        let driver = Driver::open(directory.path());
+        for name in ["kept", "gone", "open"] {
+            let file = driver.create(name);
+            driver.write(file, 0, &pattern(1, 9000));
+            driver.storage().checkpoint().unwrap();
+            if name != "open" {
+                driver.flush(file);
+                driver.storage().checkpoint().unwrap();
+                driver.storage().forget(file);
+            }
+        }
+        let clone = driver.storage().stage();
+        let open = driver.open_file("open");
+        driver.change_with(open, Change::Clone, Detail::Clone { staged: clone }).unwrap();
+        std::fs::remove_file(directory.path().join("files/gone")).unwrap();
+        let orphans = driver.storage().collect_orphans().unwrap();
+        if orphans.unsure > 0 {
+            eprintln!("SKIPPED on {place}: the kernel does not say whether an identity exists");
+            continue;
+        }
+        assert_eq!(orphans, Orphans { removed: 1, unsure: 0 });
+        assert_eq!(count_files(&directory.path().join(".leasehold/sums")), 3);
+        driver.storage().place(clone, &path("clone")).unwrap();
+        for name in ["kept", "open", "clone"] {
+            let file = driver.open_file(name);
+            assert_eq!(driver.survey(file), Survey { known: 3, ..Survey::default() }, "{name}");
+        }
+    }
+}
+
 /// A removal waits for its leases to be broken. What it then unlinked was whatever had the name by that time.
 #[test]
 fn a_removal_spares_what_took_the_name_meanwhile() {

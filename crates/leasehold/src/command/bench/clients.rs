@@ -51,7 +51,7 @@ pub(super) async fn sixteen_against_one(context: &Context) -> anyhow::Result<Vec
 
 /// Clients with a connection and a file of their own put `bytes` bytes together, durably. Returns the seconds, and what
 /// the slowest put in parts of what is fair.
-async fn put_at_once(served: &Served, clients: u64, bytes: u64) -> anyhow::Result<(f64, f64)> {
+pub(super) async fn put_at_once(served: &Served, clients: u64, bytes: u64) -> anyhow::Result<(f64, f64)> {
     let next = Arc::new(AtomicU64::new(0));
     let mut ready: Vec<(Client, Arc<Session>, String)> = Vec::new();
     for number in 0..clients {

@@ -212,9 +212,7 @@ impl Transfer {
                 let by = show::who(&notice.breaker);
                 Ok(Some(Broken { range, by, fate: "committed in time" }))
             }
-            Err(CommitError::Revoked(notice)) if link.session.ended().is_none() => {
-                Ok(Some(self.say_revoke(&notice, range)))
-            }
+            Err(CommitError::Revoked(notice)) => Ok(Some(self.say_revoke(link, &notice, range)?)),
             Err(error) => Err(error.into()),
         }
     }
@@ -228,12 +226,8 @@ impl Transfer {
         written: usize,
     ) -> anyhow::Result<Option<Broken>> {
         let (id, range) = (lease.id(), lease.range());
-        if let Some(why) = link.session.ended() {
-            // Nobody broke it: all leases of the session are over.
-            return Err(WriteError::Closed(why).into());
-        }
         let broken = match state {
-            LeaseState::Revoked(notice) => self.say_revoke(&notice, range),
+            LeaseState::Revoked(notice) => self.say_revoke(link, &notice, range)?,
             LeaseState::Breaking(notice) => {
                 self.say_notice(&notice);
                 let by = show::who(&notice.breaker);
@@ -257,10 +251,14 @@ impl Transfer {
         self.say(&format!("  by {who}"));
     }
 
-    fn say_revoke(&self, notice: &RevokeNotice, range: ByteRange) -> Broken {
+    /// If nobody broke the lease, it ended with its session: the link is lost.
+    fn say_revoke(&self, link: &Link, notice: &RevokeNotice, range: ByteRange) -> Result<Broken, WriteError> {
+        let ended = link.session.ended();
+        let Some(by) = notice.by.as_ref().filter(|_| ended.is_none()) else {
+            return Err(WriteError::Closed(ended.unwrap_or_else(|| notice.why.clone())));
+        };
         self.say(&format!("lease {} is revoked: {}", notice.lease, notice.why));
-        let by = notice.by.as_ref().map_or_else(|| "the server".to_owned(), show::who);
-        Broken { range, by, fate: "revoked" }
+        Ok(Broken { range, by: show::who(by), fate: "revoked" })
     }
 
     pub(crate) fn say(&self, text: &str) {

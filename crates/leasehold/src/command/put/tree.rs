@@ -18,6 +18,7 @@ use futures_util::{StreamExt as _, stream};
 use leasehold_client::{CallError, Reason, proto};
 use serde_json::json;
 use std::cell::Cell;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::Instant;
 
@@ -108,7 +109,8 @@ async fn destination(transfer: &Transfer, from: &Path, to: &str) -> anyhow::Resu
         })
         .await?;
     // `.`, `..` and `/` have no name of their own: what is in them goes into the destination.
-    match (found, from.file_name()) {
+    let name = if is_unnamed(from) { None } else { from.file_name() };
+    match (found, name) {
         (None, _) | (Some(proto::file::Kind::Directory), None) => Ok(to.to_owned()),
         (Some(proto::file::Kind::Directory), Some(name)) => {
             let name =
@@ -120,6 +122,11 @@ async fn destination(transfer: &Transfer, from: &Path, to: &str) -> anyhow::Resu
             Err(Failure::new(Exit::Failed, text).into())
         }
     }
+}
+
+/// `DIR/.`, which the standard library takes for `DIR`.
+fn is_unnamed(path: &Path) -> bool {
+    path == Path::new(".") || path.as_os_str().as_bytes().ends_with(b"/.")
 }
 
 impl Done {
@@ -147,7 +154,7 @@ impl Done {
         let made = transfer
             .line
             .hold(async |link| match link.client().make_directory(root, false).await {
-                Err(error) if error.reason != Reason::AlreadyExists => Err(error.into()),
+                Err(error) if error.reason != Reason::AlreadyExists && root != "/" => Err(error.into()),
                 _ => Ok(link.client().make_directory(root, true).await?),
             })
             .await;

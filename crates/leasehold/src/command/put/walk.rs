@@ -131,7 +131,7 @@ mod tests {
         let links: Vec<_> =
             tree.symlinks.iter().map(|(_, says, to)| (says.to_str().unwrap(), to.as_str())).collect();
         assert_eq!(links, [("/etc", "/to/link"), ("..", "/to/up")]);
-        assert_eq!((tree.bytes, failures.count()), (5, 1));
+        assert_eq!((tree.bytes, failures.json().as_array().unwrap().len()), (5, 1));
         assert!(failures.json()[0]["error"].as_str().unwrap().contains("not UTF-8"));
     }
 }
