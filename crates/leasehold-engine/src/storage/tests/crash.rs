@@ -263,6 +263,8 @@ fn wherever_the_disk_stops_in_the_checkpoint_after_a_collapse_the_checksums_fit(
     everywhere(1, |driver| match driver.collapses("this place") {
         true => vec![
             Step::Write(0, 7 << 20),
+            // Twice: after the second the record has no copies of the pages any more.
+            Step::Checkpoint,
             Step::Checkpoint,
             collapse(950, 1000),
             Step::Write(4096, 4096),
