@@ -116,12 +116,8 @@ fn memory_order() -> Result<()> {
 }
 
 fn bench(arguments: &[String]) -> Result<()> {
-    for (package, name) in
-        [("leasehold-fabric", "placement"), ("leasehold-engine", "durable"), ("leasehold", "put")]
-    {
-        let mut run = cargo(&["bench", "--quiet", "--package", package, "--bench", name, "--"]);
-        run.args(arguments);
-        run.run()?;
-    }
-    Ok(())
+    let mut run = cargo(&["run", "--release", "--quiet", "--package", "leasehold", "--", "bench"]);
+    run.args(arguments);
+    println!("Building Leasehold (some minutes the first time) ..");
+    run.run()
 }

@@ -175,11 +175,11 @@ impl Client {
     }
 
     /// Makes a durable copy of a file as it is committed at one moment, which shares its blocks where the filesystem can.
-    /// `replace`: it may take the place of a file that has the name.
-    pub async fn clone_file(&self, from: &str, to: &str, replace: bool) -> Result<(), CallError> {
+    /// `replace`: it may take the place of a file that has the name. Returns whether it shares its blocks.
+    pub async fn clone_file(&self, from: &str, to: &str, replace: bool) -> Result<bool, CallError> {
         let (from, to) = (from.to_owned(), to.to_owned());
-        self.calls().clone_file(proto::CloneFileRequest { from, to, replace, caller: self.me() }).await?;
-        Ok(())
+        let request = proto::CloneFileRequest { from, to, replace, caller: self.me() };
+        Ok(self.calls().clone_file(request).await?.into_inner().shares_blocks)
     }
 
     /// Copies committed bytes of `from`, up to its end, to `offset` of `to`, which exists. Returns how many; they are

@@ -3,7 +3,7 @@
 //! ```text
 //! waiting (claims, no lease) --nothing in the way, frames for all--> preparing (leases) --all keys live--> granted
 //! ```
-//! An acquire holds nothing while it waits, so acquires cannot deadlock.
+//! An acquire holds nothing while it waits, so acquires cannot deadlock. One that need not wait makes no claims.
 
 use crate::breaks::Outcome;
 use crate::core::{Core, Timer};
@@ -23,6 +23,8 @@ pub(crate) struct Acquire {
     pub wants: Vec<Want>,
     pub on_conflict: OnConflict,
     pub deadline: Tick,
+    /// It has had to wait: its files know what it wants, and its deadline is set.
+    pub waits: bool,
     /// What is in its way.
     pub blocker: Option<Blocker>,
     /// Its leases, once it has frames for all.
@@ -53,22 +55,10 @@ impl Core {
         if let Err(error) = self.admit(id, session, &wants, on_conflict) {
             return self.reply(id, Reply::Acquire(Err(error)), out);
         }
-        self.leases_wanted += wants.len();
-        let owner = self.sessions.get_mut(&session).expect("admitted");
-        owner.leases_wanted += wants.len();
-        owner.requests.insert(id);
-        for want in &wants {
-            let file = self.file_mut(want.file);
-            file.requests.insert(id);
-            file.acquire_line.insert(id);
-            file.acquires.insert(want.range, want.access.writes(), id);
-            if on_conflict == OnConflict::Break {
-                file.breakers.insert(want.range, want.access.writes(), id);
-            }
-        }
-        let acquire = Acquire { session, wants, on_conflict, deadline, blocker: None, group: None };
+        self.sessions.get_mut(&session).expect("admitted").requests.insert(id);
+        let acquire =
+            Acquire { session, wants, on_conflict, deadline, waits: false, blocker: None, group: None };
         self.insert_request(id, Kind::Acquire(acquire));
-        self.timers.insert((deadline, Timer::Request(id)));
         if on_conflict == OnConflict::Break {
             self.break_leases_in_the_way(id, out);
         }
@@ -183,6 +173,51 @@ impl Core {
         }
     }
 
+    /// From now on it is in line, and gives up at its deadline.
+    fn claim_wants(&mut self, id: RequestId) {
+        let Some(Kind::Acquire(acquire)) = self.requests.get_mut(&id).map(|request| &mut request.kind) else {
+            return;
+        };
+        if core::mem::replace(&mut acquire.waits, true) {
+            return;
+        }
+        self.timers.insert((acquire.deadline, Timer::Request(id)));
+        self.leases_wanted += acquire.wants.len();
+        if let Some(owner) = self.sessions.get_mut(&acquire.session) {
+            owner.leases_wanted += acquire.wants.len();
+        }
+        for want in &acquire.wants {
+            let file = self.files.get_mut(&want.file).expect("a file that is in use is not closed");
+            file.requests.insert(id);
+            file.acquire_line.insert(id);
+            file.acquires.insert(want.range, want.access.writes(), id);
+            if acquire.on_conflict == OnConflict::Break {
+                file.breakers.insert(want.range, want.access.writes(), id);
+            }
+        }
+    }
+
+    fn drop_claims(&mut self, id: RequestId) {
+        let Some(Kind::Acquire(acquire)) = self.requests.get_mut(&id).map(|request| &mut request.kind) else {
+            return;
+        };
+        if !core::mem::take(&mut acquire.waits) {
+            return;
+        }
+        self.timers.remove(&(acquire.deadline, Timer::Request(id)));
+        self.leases_wanted -= acquire.wants.len();
+        if let Some(owner) = self.sessions.get_mut(&acquire.session) {
+            owner.leases_wanted -= acquire.wants.len();
+        }
+        for want in &acquire.wants {
+            let file = self.files.get_mut(&want.file).expect("a file that is in use is not closed");
+            file.requests.remove(&id);
+            file.acquire_line.remove(&id);
+            file.acquires.remove(want.range, want.access.writes(), id);
+            file.breakers.remove(want.range, want.access.writes(), id);
+        }
+    }
+
     /// Grants what can be granted now; else the acquire waits for what is in its way.
     pub(crate) fn advance_acquire(&mut self, id: RequestId, out: &mut Vec<Output>) {
         self.unblock(id);
@@ -191,6 +226,7 @@ impl Core {
             return;
         }
         if let Some((blocker, _)) = self.in_the_way(id, &acquire.wants) {
+            self.claim_wants(id);
             self.leave_frame_queue(id);
             return self.block_on(id, blocker);
         }
@@ -201,59 +237,47 @@ impl Core {
                 self.prepare(id, runs, out);
             }
             None => {
+                self.claim_wants(id);
                 self.frame_queue.insert(id);
             }
         }
     }
 
     /// Frames for all the wants, or nothing changes.
-    fn allocate_for(&mut self, id: RequestId) -> Option<Vec<(LeaseId, Run)>> {
+    fn allocate_for(&mut self, id: RequestId) -> Option<Vec<(LeaseId, Want, Run)>> {
         let Kind::Acquire(acquire) = &self.requests[&id].kind else { return None };
         let mut runs = Vec::with_capacity(acquire.wants.len());
-        let sizes: Vec<u64> = acquire.wants.iter().map(|want| want.range.blocks().len()).collect();
-        for blocks in sizes {
-            let lease = LeaseId(self.next_id());
-            let frames = u32::try_from(blocks).expect("admitted, so no larger than the arena");
+        for &want in &acquire.wants {
+            self.last_id += 1;
+            let lease = LeaseId(self.last_id);
+            let frames =
+                u32::try_from(want.range.blocks().len()).expect("admitted, so no larger than the arena");
             let Some(run) = self.frames.allocate(frames, Owner::Lease(lease)) else {
-                for (lease, run) in runs {
+                for (lease, _, run) in runs {
                     self.frames.release(run, Owner::Lease(lease));
                 }
                 return None;
             };
-            runs.push((lease, run));
+            runs.push((lease, want, run));
         }
         Some(runs)
     }
 
     /// Turns the claims into leases.
-    fn prepare(&mut self, id: RequestId, runs: Vec<(LeaseId, Run)>, out: &mut Vec<Output>) {
+    fn prepare(&mut self, id: RequestId, runs: Vec<(LeaseId, Want, Run)>, out: &mut Vec<Output>) {
+        self.drop_claims(id);
         let request = self.requests.get_mut(&id).expect("it is being granted");
         let watchers = core::mem::take(&mut request.watchers);
         self.work.requests.extend(watchers);
         let Kind::Acquire(acquire) = &mut request.kind else { return };
         acquire.group =
-            Some(Group { leases: runs.iter().map(|&(lease, _)| lease).collect(), left: runs.len() });
-        let (session, deadline, wants) = (acquire.session, acquire.deadline, acquire.wants.clone());
-        self.stop_timer(deadline, Timer::Request(id));
-        self.drop_claims(id, session, &wants);
+            Some(Group { leases: runs.iter().map(|&(lease, ..)| lease).collect(), left: runs.len() });
+        let session = acquire.session;
         if runs.is_empty() {
             return self.granted(id, out);
         }
-        for (want, (lease, run)) in wants.into_iter().zip(runs) {
+        for (lease, want, run) in runs {
             self.begin_lease(lease, id, session, want, run, out);
-        }
-    }
-
-    fn drop_claims(&mut self, id: RequestId, session: SessionId, wants: &[Want]) {
-        for want in wants {
-            let file = self.file_mut(want.file);
-            file.acquire_line.remove(&id);
-            file.acquires.remove(want.range, want.access.writes(), id);
-            file.breakers.remove(want.range, want.access.writes(), id);
-        }
-        self.leases_wanted -= wants.len();
-        if let Some(session) = self.sessions.get_mut(&session) {
-            session.leases_wanted -= wants.len();
         }
     }
 
@@ -270,8 +294,7 @@ impl Core {
     }
 
     fn granted(&mut self, id: RequestId, out: &mut Vec<Output>) {
-        let Some((_, group)) = self.forget_acquire(id) else { return };
-        let leases = group.map(|group| group.leases).unwrap_or_default();
+        let leases = self.forget_acquire(id).map(|group| group.leases).unwrap_or_default();
         self.reply(id, Reply::Acquire(Ok(leases.clone())), out);
         for lease in leases {
             let state = self.lease_mut(lease);
@@ -285,25 +308,19 @@ impl Core {
     }
 
     /// Takes the acquire out of all tables, and leaves its leases to the caller.
-    fn forget_acquire(&mut self, id: RequestId) -> Option<(Vec<Want>, Option<Group>)> {
-        let Kind::Acquire(acquire) = self.remove_request(id).kind else { return None };
-        self.stop_timer(acquire.deadline, Timer::Request(id));
+    fn forget_acquire(&mut self, id: RequestId) -> Option<Group> {
+        self.drop_claims(id);
         self.leave_frame_queue(id);
-        if acquire.group.is_none() {
-            self.drop_claims(id, acquire.session, &acquire.wants);
-        }
+        let Kind::Acquire(acquire) = self.remove_request(id).kind else { return None };
         if let Some(session) = self.sessions.get_mut(&acquire.session) {
             session.requests.remove(&id);
         }
-        for want in &acquire.wants {
-            self.file_mut(want.file).requests.remove(&id);
-        }
-        Some((acquire.wants, acquire.group))
+        acquire.group
     }
 
     /// Ends an acquire that is not granted yet; leases that it has go, with `outcome` for those who broke them.
     pub(crate) fn end_acquire(&mut self, id: RequestId, outcome: Outcome, out: &mut Vec<Output>) {
-        let Some((_, Some(group))) = self.forget_acquire(id) else { return };
+        let Some(group) = self.forget_acquire(id) else { return };
         for lease in group.leases {
             self.abandon(lease, outcome, out);
         }
@@ -346,6 +363,9 @@ impl Core {
 
 /// Whether no byte is wanted twice.
 fn disjoint(wants: &[Want]) -> Result<(), AcquireError> {
+    if wants.len() < 2 {
+        return Ok(());
+    }
     let mut sorted: Vec<&Want> = wants.iter().collect();
     sorted.sort_unstable_by_key(|want| (want.file, want.range));
     for pair in sorted.windows(2) {

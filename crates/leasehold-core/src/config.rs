@@ -53,11 +53,11 @@ pub struct Limits {
     pub sessions_max: usize,
     /// Open files. One more is not opened, and requests on it find no file.
     pub files_max: usize,
-    /// Leases, granted or wanted, of all sessions.
+    /// Leases, granted or wanted, of all sessions. A capture counts as a lease while it is under way.
     pub leases_max: usize,
     /// Leases, granted or wanted, of one session.
     pub leases_per_session_max: usize,
-    /// Acquires, reads (until finished), changes and syncs that are owed an answer.
+    /// Acquires, reads (until finished), changes, syncs, and captures without frames that are owed an answer.
     pub requests_max: usize,
     /// Ranges in one acquire.
     pub acquire_ranges_max: usize,

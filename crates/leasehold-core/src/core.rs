@@ -50,7 +50,7 @@ pub struct Core {
     pub(crate) config: Config,
     /// The latest moment that an input came with.
     pub(crate) now: Tick,
-    last_id: u64,
+    pub(crate) last_id: u64,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) files: BTreeMap<FileId, File>,
     pub(crate) leases: BTreeMap<LeaseId, Lease>,

@@ -247,6 +247,21 @@ mod tests {
     const TWO: Owner = Owner::Lease(LeaseId(2));
 
     #[test]
+    fn a_block_of_a_run_of_64_kib_costs_at_most_64_bytes_of_tables() {
+        // What a B-tree takes for an entry when its nodes are as empty as they may be.
+        let entry = |bytes: usize| bytes * 11 / 5;
+        let owned = size_of::<(u32, u32, Owner)>();
+        let in_file = size_of::<(u64, u64, LeaseId)>();
+        let lease = size_of::<(LeaseId, crate::lease::Lease)>() + in_file + size_of::<LeaseId>();
+        let write =
+            size_of::<(WriteId, crate::writeback::Writeback)>() + in_file + size_of::<(WriteId, WriteId)>();
+        for run in [lease, write].map(|bytes| entry(owned + bytes)) {
+            let block = size_of::<Bytes>() + run.div_ceil(16);
+            assert!(block <= 64, "{run} bytes for the run, {block} for each of its 16 blocks");
+        }
+    }
+
+    #[test]
     fn released_neighbours_grow_together_again() {
         let mut table = FrameTable::new(6);
         let runs: Vec<Run> =

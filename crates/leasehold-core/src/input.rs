@@ -44,7 +44,8 @@ pub enum Input {
     Release { request: RequestId, session: SessionId, lease: LeaseId },
     /// The holder of a write lease wants what it has placed so far in `range`, a part of the leased one, to be committed,
     /// and goes on writing. Bytes placed before this are captured; later ones are, or are not, byte by byte. The deadline
-    /// is for the wait for frames.
+    /// is for the wait for frames. Only of leases for updating. One that has its frames takes effect, in the order in
+    /// which they came and before a commit of the lease, even if the lease is broken or the session ends.
     Capture { request: RequestId, session: SessionId, lease: LeaseId, range: ByteRange, deadline: Tick },
     /// A read of committed bytes, without a lease, into frames that are lent until `ReadFinished`.
     Read { request: RequestId, file: FileId, range: ByteRange, deadline: Tick },
@@ -55,7 +56,8 @@ pub enum Input {
     /// fsync: reply once every commit acknowledged before now is durable.
     Sync { request: RequestId, file: FileId },
     /// Whoever asked has gone: forget the request if it has not taken effect. No reply follows, unless the request was
-    /// due, and answered, in this very step. A commit or release always goes on; so does a change being performed.
+    /// due, and answered, in this very step. A commit or release always goes on; so does a change being performed, and a
+    /// capture that has its frames.
     Cancel { request: RequestId },
 
     /// `Output::Load` for a lease is done: its frames hold the file's bytes (or zeros).
@@ -72,7 +74,8 @@ pub enum Input {
     Verified { lease: LeaseId, agrees: bool },
     /// `Output::Merge` is done: the boundary frames hold the file's bytes outside the lease.
     Merged { lease: LeaseId, result: Result<(), Fault> },
-    /// `Output::Capture` is done: the frames hold what was under the key, and it is summed up.
+    /// `Output::Capture` is done: the frames hold what was under the key, and it is summed up. If a byte that was copied
+    /// turns out not to have passed its checksum on the way, `Poisoned` comes first.
     Captured { lease: LeaseId },
     /// `Output::Record` is done: the data may be written.
     Recorded { write: WriteId, result: Result<(), Fault> },
@@ -85,7 +88,7 @@ pub enum Input {
 }
 
 /// One range that an acquire wants.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Want {
     /// The file.
     pub file: FileId,
@@ -139,7 +142,8 @@ pub enum Change {
     /// Take a copy of the file: all that is committed, at one moment. It takes nothing from leases.
     Clone,
     /// Take the bytes on disk for what was committed, whoever wrote them; a range that reaches past the end of file, the
-    /// size too. It takes nothing from leases.
+    /// size too, and so has all blocks to itself. It takes nothing from leases: one that was loaded before has the bytes
+    /// of then.
     Adopt { range: ByteRange },
     /// The last name goes: an unlink, or a rename over it.
     Remove,

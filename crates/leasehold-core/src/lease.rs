@@ -1,10 +1,12 @@
 //! Leases: from frames to a live key, and from the fence to the end.
 //!
 //! ```text
-//! Loading | Zeroing | (nothing to do) --> Exposing --> Live --> Fencing --commit--> Verifying --> Merging --> over
-//!                                                                  \--anything else, or unproven-----------> over
+//! Loading | Zeroing | (nothing to do) --> Exposing --> Live --> Fencing --> Fenced --commit--> Verifying --> Merging --> over
+//!                                                                            \--anything else, or unproven-----------> over
+//! a capture of it, without a key:                               Queued --> Merging --> over
 //! ```
-//! The one rule that everything hangs on: frames leave a lease only after its fence is proven, or into quarantine.
+//! The one rule that everything hangs on: frames leave a lease only after its fence is proven, or into quarantine; and
+//! after its captures, which are copied from them.
 //! A lease that must end while an answer for its frames or key is outstanding is abandoned, and ends when that comes.
 
 use crate::breaks::Outcome;

@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! acquire --claims--> request --frames--> lease --fence--> commit --phase--> writeback --> durable
-//!                                           ^ break: notice, grace, fence
+//!                                           |  ^ break: notice, grace, fence
+//!                                           '--capture--> the way of a commit, while the lease goes on
 //! change ---claims--> breaks the leases in its way --their fences--> phase --> performed
 //! read --frames--> phase --> loaded, lent
 //! ```
@@ -16,6 +17,7 @@
 //!   and reads come from the disk, after the writebacks of their blocks.
 //! - A block has at most one frame outside the disk. Whoever changes blocks, or loads them, drains their writebacks first,
 //!   in line, under a *phase* of those blocks.
+//! - What is under a live key gets into the file by a copy in frames of its own, never from the frames that the key reaches.
 //! - Nobody holds one thing and waits for another that a client could keep for ever: an acquire gets all of its leases at
 //!   once, a read has frames before its phase, a phase waits for the disk only. So nothing deadlocks, and a change waits
 //!   for nobody longer than grace, fence and disk take.

@@ -168,7 +168,7 @@ fn config(expiry: bool, frames: u32) -> Config {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_the_order_every_request_is_answered_once_and_every_frame_comes_back(

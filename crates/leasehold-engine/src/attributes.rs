@@ -63,7 +63,7 @@ impl Inner {
         if kind == FileType::Directory {
             return self.names.changed(opened);
         }
-        let identity = crate::identity::Identity::of(&opened).ok();
+        let identity = self.disk.identify(opened.as_fd()).ok();
         let open = identity.and_then(|identity| self.files().by_identity.get(&identity).cloned());
         match open {
             Some(file) => file.unsynced.store(true, Ordering::Release),

@@ -1,22 +1,22 @@
-//! `Perform` and `Flush`: truncates, punches and removals, and what an fsync owes beyond data.
+//! `Perform` and `Flush`: truncates, punches, zeros and removals, and what an fsync owes beyond data. (`collapse.rs`,
+//! `clone.rs` and `adopt.rs` have the others.)
 //!
-//! A truncate or punch is recorded durably before it touches the file, with its boundary blocks as they will be, so that
-//! recovery can do it again: record, change, flush, sums, answer.
+//! A change is recorded durably before it touches the file, with its boundary blocks as they will be, so that recovery can
+//! do it again: record, change, flush, sums, answer.
 //!
 //! A removal may have waited long for its leases: what its name stands for is looked at again before anything is touched.
 
 use crate::checksum::crc32c;
 use crate::collapse::CollapseRefused;
-use crate::disk;
+use crate::disk::{self, DiskFile};
 use crate::file::{JudgeError, StoreFile};
-use crate::identity::Identity;
 use crate::log::Entry;
 use crate::path::StorePath;
-use crate::record::{Body, ChangeBody};
+use crate::record::{Body, ChangeBody, SIZE_STAYS};
 use crate::sidecar::{BlockState, PAGE};
 use crate::staging::Staged;
 use crate::storage::{Detail, Inner};
-use crate::sums::SumsError;
+use crate::sums::{Sums, SumsError};
 use crate::writeback::fault_of;
 use leasehold_core::ids::{FileId, RequestId};
 use leasehold_core::input::{Change, Fault, Input};
@@ -24,6 +24,7 @@ use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange};
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
@@ -44,8 +45,7 @@ enum Heir<'a> {
 pub(crate) enum ChangeFailed {
     #[error(transparent)]
     Collapse(#[from] CollapseRefused),
-    #[error("not made yet")]
-    ToCome,
+
     #[error("cannot write the write-ahead record: {0}")]
     Record(Arc<io::Error>),
     #[error(transparent)]
@@ -64,7 +64,7 @@ impl ChangeFailed {
                 fault_of(error)
             }
             ChangeFailed::Block(JudgeError::Mismatch(_)) => Fault::Checksum,
-            ChangeFailed::Block(_) | ChangeFailed::Collapse(_) | ChangeFailed::ToCome => Fault::Io,
+            ChangeFailed::Block(_) | ChangeFailed::Collapse(_) => Fault::Io,
             ChangeFailed::Moved { .. } => Fault::Moved,
         }
     }
@@ -98,9 +98,9 @@ impl Inner {
     ) -> Result<(), ChangeFailed> {
         match (change, detail) {
             (Change::Truncate { size }, Detail::None) => self.truncate(file, size),
-            (Change::Punch { range }, Detail::None) => self.punch(file, range),
+            (Change::Punch { range }, Detail::None) => self.clear(file, range, false),
+            (Change::Zero { range }, Detail::None) => self.clear(file, range, true),
             (Change::Remove, Detail::Unlink { path }) => self.remove(file, path, None),
-            (Change::Zero { range }, Detail::None) => self.zero_range(file, range),
             (Change::Collapse { range }, Detail::None) => self.collapse(file, range),
             (Change::Clone, Detail::Clone { staged }) => self.clone_file(file, *staged),
             (Change::Remove, Detail::RenameOver { from, to }) => {
@@ -121,15 +121,15 @@ impl Inner {
             let block = size / BLOCK_BYTES;
             images.extend(self.zeroed_part(file, block, (size % BLOCK_BYTES) as usize..PAGE)?);
         }
-        let body = ChangeBody { size, hole: hole.filter(|_| shrinks), images };
-        self.recorded(file, body, |body| {
+        let body = ChangeBody { size, hole: hole.filter(|_| shrinks), images, allocated: false };
+        self.recorded(file, Body::Change(body.clone()), |_| {
             self.disk.truncate(&file.disk, size)?;
             self.disk.sync(&file.disk)?;
             let mut sums = file.sums();
             sums.disk_size = size;
             sums.recorded_size = size;
             sums.set_size(size);
-            self.apply(&mut sums, body)
+            self.apply(&mut sums, &body)
         })?;
         if let Some(hole) = hole {
             self.drop_writes(file, hole);
@@ -137,11 +137,13 @@ impl Inner {
         Ok(())
     }
 
-    fn zero_range(self: &Arc<Inner>, _file: &Arc<StoreFile>, _range: ByteRange) -> Result<(), ChangeFailed> {
-        Err(ChangeFailed::ToCome)
-    }
-
-    fn punch(self: &Arc<Inner>, file: &Arc<StoreFile>, range: ByteRange) -> Result<(), ChangeFailed> {
+    /// A punch, or a zero, which is one that keeps the space `allocated`.
+    fn clear(
+        self: &Arc<Inner>,
+        file: &Arc<StoreFile>,
+        range: ByteRange,
+        allocated: bool,
+    ) -> Result<(), ChangeFailed> {
         let size = file.sums().header.size;
         let Some(range) = ByteRange::new(range.start(), range.end().min(size)) else { return Ok(()) };
         // The file's last block is whole if all that it holds goes.
@@ -158,9 +160,10 @@ impl Inner {
             let (from, to) = (range.start().max(start) - start, range.end().min(start + BLOCK_BYTES) - start);
             images.extend(self.zeroed_part(file, block, from as usize..to as usize)?);
         }
-        self.recorded(file, ChangeBody { size, hole, images }, |body| {
+        let body = ChangeBody { size: SIZE_STAYS, hole, images, allocated };
+        self.recorded(file, Body::Change(body.clone()), |_| {
             if let Some(hole) = body.hole {
-                self.disk.punch(&file.disk, hole.start() * BLOCK_BYTES, hole.len() * BLOCK_BYTES)?;
+                self.clear_on_disk(&file.disk, hole, allocated)?;
             }
             for (block, _, image) in &body.images {
                 let image = crate::buffer::Buffer::of(&image[..]);
@@ -168,9 +171,9 @@ impl Inner {
             }
             self.disk.sync(&file.disk)?;
             let mut sums = file.sums();
-            let end = body.images.iter().map(|(block, ..)| (block + 1) * BLOCK_BYTES).max();
-            sums.disk_size = sums.disk_size.max(end.unwrap_or(0));
-            self.apply(&mut sums, body)
+            // Images are whole blocks; so are zeros, where the filesystem has no such operation.
+            sums.disk_size = sums.disk_size.max(range.blocks().end() * BLOCK_BYTES);
+            self.apply(&mut sums, &body)
         })?;
         if let Some(hole) = hole {
             self.drop_writes(file, hole);
@@ -193,7 +196,7 @@ impl Inner {
         Ok(Some((block, crc32c(&bytes[..]), bytes)))
     }
 
-    fn apply(&self, sums: &mut crate::sums::Sums, body: &ChangeBody) -> Result<(), ChangeFailed> {
+    pub(crate) fn apply(&self, sums: &mut Sums, body: &ChangeBody) -> Result<(), ChangeFailed> {
         if let Some(hole) = body.hole {
             sums.clear(&*self.disk, hole).map_err(JudgeError::from)?;
         }
@@ -203,18 +206,29 @@ impl Inner {
         Ok(())
     }
 
-    /// Makes the record durable, then changes.
-    fn recorded(
+    /// Makes the blocks hold nothing on disk.
+    pub(crate) fn clear_on_disk(
+        &self,
+        file: &DiskFile,
+        blocks: BlockRange,
+        allocated: bool,
+    ) -> io::Result<()> {
+        let (offset, length) = (blocks.start() * BLOCK_BYTES, blocks.len() * BLOCK_BYTES);
+        if allocated { self.disk.zero(file, offset, length) } else { self.disk.punch(file, offset, length) }
+    }
+
+    /// Makes the record durable, then changes. `change` is given the record's sequence.
+    pub(crate) fn recorded(
         self: &Arc<Inner>,
         file: &Arc<StoreFile>,
-        body: ChangeBody,
-        change: impl FnOnce(&ChangeBody) -> Result<(), ChangeFailed>,
+        body: Body,
+        change: impl FnOnce(u64) -> Result<(), ChangeFailed>,
     ) -> Result<(), ChangeFailed> {
         let entry = {
             let sums = file.sums();
             self.mark_dirty(file);
             let (identity, marked) = (file.identity, sums.marked);
-            Entry { identity, mark: file.mark(&sums), marked, body: Body::Change(body.clone()) }
+            Entry { identity, mark: file.mark(&sums), marked, body }
         };
         let (told, durable) = mpsc::channel();
         let appended = self.log.append(
@@ -230,7 +244,7 @@ impl Inner {
                 let mut sums = file.sums();
                 sums.marked = sums.marked.max(appended.epoch);
                 drop(sums);
-                let changed = change(&body);
+                let changed = change(appended.sequence);
                 // Again: a checkpoint may have taken the file for clean before the change.
                 self.mark_dirty(file);
                 changed
@@ -256,7 +270,6 @@ impl Inner {
             if let Some(Heir::Named(heir)) = heir {
                 self.check_heir(file, heir)?;
             }
-            self.log.note(file.identity, Body::Remove, Box::new(|_| {}));
             match heir {
                 None => self.names.unlink(&self.store, name, AtFlags::empty()).map_err(io::Error::from)?,
                 Some(Heir::Named(heir)) => {
@@ -272,6 +285,8 @@ impl Inner {
         if rustix::fs::fstat(&file.disk.file).map_err(io::Error::from)?.st_nlink > 0 {
             return Ok(());
         }
+        // Not before: until the removal is durable, recovery must search for the file, under whatever name is left of it.
+        self.log.note(file.identity, Body::Remove, Box::new(|_| {}));
         if let Some(all) = BlockRange::new(0, u64::MAX) {
             self.drop_writes(file, all);
         }
@@ -288,7 +303,7 @@ impl Inner {
         match self.names.open(&self.store, name, OFlags::PATH) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(moved("stands for nothing any more")),
             Err(error) => return Err(io::Error::from(error).into()),
-            Ok(found) if Identity::of(&found)? != file.identity => {
+            Ok(found) if self.disk.identify(found.as_fd())? != file.identity => {
                 return Err(moved("stands for something else by now"));
             }
             Ok(_) => {}
@@ -310,7 +325,7 @@ impl Inner {
         if !matches!(FileType::from_raw_mode(mode), FileType::RegularFile | FileType::Symlink) {
             return Err(moved("is not that of an ordinary file or a symbolic link"));
         }
-        if Identity::of(&found)? == file.identity {
+        if self.disk.identify(found.as_fd())? == file.identity {
             return Err(moved("stands for the file that is to be removed"));
         }
         Ok(())

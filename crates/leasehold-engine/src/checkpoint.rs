@@ -3,7 +3,8 @@
 //! ```text
 //! switch the record's segments -> for each file: pages into the record -> file durable -> pages in place -> retire the old segment
 //! ```
-//! A page is in the record before it is overwritten in place, so that a torn page loses nothing. If any step fails, the old
+//! A page is in the record before it is overwritten in place, so that a torn page loses nothing. After a collapse, a note
+//! behind the pages says that they are all there (`collapse.rs`). If any step fails, the old
 //! segment stays and the next checkpoint goes on.
 
 use crate::buffer::Buffer;
@@ -14,7 +15,19 @@ use crate::sidecar::PAGE;
 use crate::storage::Inner;
 use crate::sums::page_offset;
 use std::io;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
+
+/// What goes into the record with the pages.
+struct Notes {
+    /// Before them: the file will go on changing.
+    mark: Option<Body>,
+    /// After them: they are all that a collapse has changed.
+    shifted: Option<Body>,
+}
+
+/// Threads that write files back at once, where there are many.
+const THREADS_MAX: usize = 16;
+const FILES_A_THREAD: usize = 4;
 
 impl Inner {
     /// Blocks. One at a time.
@@ -22,19 +35,37 @@ impl Inner {
         let _one = self.checkpointing.lock().expect("no panic while held");
         self.log.switch()?;
         let files: Vec<Arc<StoreFile>> = self.dirty().values().cloned().collect();
-        for file in files {
-            self.checkpoint_file(&file).inspect_err(|error| {
-                tracing::error!(path = %file.path(), %error, "cannot write the checksums back");
-            })?;
-        }
+        self.checkpoint_files(files)?;
         self.log.retire()?;
         self.evict();
         Ok(())
     }
 
+    /// In any order: that the old segment stays until all are done is what makes them safe.
+    fn checkpoint_files(self: &Arc<Inner>, files: Vec<Arc<StoreFile>>) -> io::Result<()> {
+        // A file costs several flushes, and filesystems do those that wait at the same moment as one.
+        let threads = (files.len() / FILES_A_THREAD).clamp(1, THREADS_MAX);
+        let files = Mutex::new(files.into_iter());
+        let work = || -> io::Result<()> {
+            loop {
+                let next = files.lock().expect("no panic while held").next();
+                let Some(file) = next else { return Ok(()) };
+                self.checkpoint_file(&file).inspect_err(|error| {
+                    tracing::error!(path = %file.path(), %error, "cannot write the checksums back");
+                })?;
+            }
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mine = work();
+            let all = others.into_iter().map(|other| other.join().expect("a panic ends the process"));
+            all.fold(mine, Result::and)
+        })
+    }
+
     fn checkpoint_file(self: &Arc<Inner>, file: &Arc<StoreFile>) -> io::Result<()> {
         self.trim(file)?;
-        let (pages, mark, busy) = {
+        let (pages, notes, busy) = {
             let mut sums = file.sums();
             if sums.removed {
                 drop(sums);
@@ -42,14 +73,17 @@ impl Inner {
                 return Ok(());
             }
             let busy = sums.writes > 0 || sums.disk_size != sums.header.size;
-            (sums.take_dirty(), busy.then(|| file.mark(&sums)), busy)
+            let shifted = sums.shifted.map(|sequence| Body::Shifted { sequence });
+            (sums.take_dirty(), Notes { mark: busy.then(|| file.mark(&sums)), shifted }, busy)
         };
-        let written = self.write_back(file, &pages, mark);
+        let written = self.write_back(file, &pages, notes);
         let mut sums = file.sums();
         if let Err(error) = written {
             sums.still_dirty(pages.iter().map(|(number, _)| *number));
             return Err(error);
         }
+        // Collapses and checkpoints do not overlap.
+        sums.shifted = None;
         let clean = !busy && sums.writes == 0 && !sums.is_dirty() && sums.disk_size == sums.header.size;
         if clean {
             self.unmark_dirty(file);
@@ -63,12 +97,13 @@ impl Inner {
         self: &Arc<Inner>,
         file: &StoreFile,
         pages: &[(Option<u32>, [u8; PAGE])],
-        mark: Option<Body>,
+        notes: Notes,
     ) -> io::Result<()> {
         let images =
             pages.iter().map(|(number, bytes)| Body::Page { number: *number, bytes: Box::new(*bytes) });
-        let marks_file = mark.is_some();
-        let epoch = self.note_all(file, mark.into_iter().chain(images))?;
+        let marks_file = notes.mark.is_some();
+        let all = notes.mark.into_iter().chain(images).chain(notes.shifted);
+        let epoch = self.note_all(file, all)?;
         let sidecar = {
             let mut sums = file.sums();
             if marks_file {

@@ -15,7 +15,7 @@ use leasehold_core::range::ByteRange;
 
 impl Engine {
     /// Makes a copy of the file as it is committed at one moment, durable when this returns. It breaks no lease on the
-    /// source, whose blocks it shares where the filesystem can. `replace`: a file that has the name is removed, which
+    /// source, whose blocks it shares where the filesystem can: the answer says whether it does. `replace`: a file that has the name is removed, which
     /// breaks the leases on that one.
     ///
     /// Once begun it goes on, also if the future is dropped: nobody else knows of the file in the making.
@@ -28,7 +28,7 @@ impl Engine {
         to: &StorePath,
         replace: bool,
         breaker: Identity,
-    ) -> Result<(), FileError> {
+    ) -> Result<bool, FileError> {
         let source = self.pin(from).await?;
         self.check_place(&source, from, to, replace).await?;
         let (engine, from, to) = (self.clone(), from.clone(), to.clone());
@@ -36,11 +36,12 @@ impl Engine {
             let staged = engine.0.storage.stage();
             let detail = Detail::Clone { staged };
             engine.change(&from, &source, Change::Clone, detail, breaker.clone()).await?;
+            let shares = !engine.0.storage.is_copy(staged);
             let placed = engine.place(staged, &to, replace, breaker).await;
             if placed.is_err() {
                 blocking(move || engine.0.storage.discard(staged)).await;
             }
-            placed
+            placed.map(|()| shares)
         });
         cloning.await.expect("a clone neither panics nor is aborted")
     }

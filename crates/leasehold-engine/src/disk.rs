@@ -1,14 +1,16 @@
-//! The seam between what the store decides and how the kernel is asked: reads, writes and flushes of open files.
+//! The seam between what the store decides and how the kernel is asked: reads, writes, flushes, sizes and names.
 //!
-//! Everything that must survive a power loss passes here: data, the write-ahead record, sidecars; so a disk that
-//! records what it is asked, and forgets what was not flushed, can stand in for the real one ([`Disk`]). Names do not
-//! pass here (`names.rs`).
+//! Everything that must survive a power loss passes here: data, the write-ahead record, sidecars, names; so a disk that
+//! records what it is asked, and forgets what was not flushed, can stand in for the real one ([`Disk`]).
 //!
 //! An operation is done wholly or fails: implementations continue after a short write and after EINTR or EAGAIN.
+
+pub use crate::identity::Identity;
 
 use crate::buffer::Buffer;
 use std::fs::File;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -81,6 +83,38 @@ pub struct Transfer {
     pub memory: Memory,
 }
 
+/// A change of names. Paths are relative to the store's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameChange<'a> {
+    /// A new, empty file.
+    Create(&'a str),
+    /// A new, empty directory.
+    MakeDirectory(&'a str),
+    /// Whatever has the name `to` loses it.
+    Rename {
+        /// What it is called.
+        from: &'a str,
+        /// What it will be called.
+        to: &'a str,
+    },
+    /// One more name of a file.
+    Link {
+        /// One that it has.
+        from: &'a str,
+        /// The new one.
+        to: &'a str,
+    },
+    /// A new symbolic link.
+    Symlink {
+        /// What it says.
+        target: &'a str,
+        /// Its name.
+        at: &'a str,
+    },
+    /// One name of a file goes, or an empty directory.
+    Remove(&'a str),
+}
+
 /// Told how many bytes were transferred, and given the memory back. Called from a thread of the disk, which it must not
 /// block.
 pub type Done = Box<dyn FnOnce(io::Result<usize>, Memory) + Send>;
@@ -123,6 +157,71 @@ pub trait Disk: Send + Sync {
             Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(self, file, offset, length),
             other => Ok(other?),
         }
+    }
+
+    /// Makes the bytes read as zeros, and keeps their space, or takes it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fallocate` and `pwrite`.
+    fn zero(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        match retry(|| fallocate(&file.file, flags, offset, length)) {
+            Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(self, file, offset, length),
+            other => Ok(other?),
+        }
+    }
+
+    /// Takes the bytes out: what is behind them moves to the front. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fallocate`.
+    fn collapse(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        Ok(retry(|| fallocate(&file.file, FallocateFlags::COLLAPSE_RANGE, offset, length))?)
+    }
+
+    /// Makes `to`, which is empty, a copy of `from` that shares its space. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `ioctl_ficlone`; `EOPNOTSUPP`, `EXDEV`, `EINVAL` and `ENOTTY` where the filesystem cannot.
+    fn clone_file(&self, from: &DiskFile, to: &DiskFile) -> io::Result<()> {
+        Ok(retry(|| rustix::fs::ioctl_ficlone(&to.file, &from.file))?)
+    }
+
+    /// Changes names, which `perform` does. Durable once the directories concerned are. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `perform`.
+    fn change_name(
+        &self,
+        change: NameChange<'_>,
+        perform: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let _ = change;
+        perform()
+    }
+
+    /// Makes the names in a directory durable. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fsync`.
+    fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(rustix::fs::fsync(directory)?)
+    }
+
+    /// Which file it is: what its sidecar and its records are kept under.
+    ///
+    /// # Errors
+    ///
+    /// Those of `statx`.
+    fn identify(&self, file: BorrowedFd<'_>) -> io::Result<Identity> {
+        Identity::of(&file)
     }
 }
 

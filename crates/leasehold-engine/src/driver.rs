@@ -11,15 +11,16 @@ use crate::arena::Arena;
 use crate::break_log::{BreakLog, BreakRow};
 use crate::event::Event;
 use crate::metrics::Counters;
+use crate::operation::Operations;
 use crate::session::{InFlight, Key, Session, Sessions, send_captured, send_committed};
 use crate::storage::{Detail, Storage};
 use bytes::Bytes;
 use leasehold_core::Core;
 use leasehold_core::breaks::{Break, Outcome};
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
-use leasehold_core::input::{Access, Change, Fault, Input};
+use leasehold_core::input::{Access, Fault, Input};
 use leasehold_core::output::Committed as Done;
-use leasehold_core::output::{CommitError, NoSuchLease, Notice, Operation, Output, Reply, RevokeReason};
+use leasehold_core::output::{CommitError, NoSuchLease, Notice, Output, Reply, RevokeReason};
 use leasehold_core::range::Run;
 use leasehold_fabric::message::{Captured, Committed, Status};
 use leasehold_fabric::{Endpoint, Region, RemoteAccess};
@@ -96,6 +97,7 @@ pub(crate) struct View<'a> {
     pub(crate) core: &'a Core,
     pub(crate) clock: &'a Clock,
     pub(crate) storage: &'a Storage,
+    pub(crate) operations: &'a Operations,
 }
 
 /// The core's time, and its relation to the world's.
@@ -191,6 +193,7 @@ pub(crate) fn run(parts: Parts, driver: Driver, work: mpsc::Receiver<Work>) -> s
         replies: HashMap::new(),
         exposed: HashMap::new(),
         crcs: HashMap::new(),
+        operations: Operations::default(),
         departing: HashMap::new(),
         stopping: None,
     };
@@ -219,6 +222,7 @@ struct State {
     exposed: HashMap<LeaseId, Granted>,
     /// The CRCs that holders sent with their commits, until they are verified.
     crcs: HashMap<LeaseId, u32>,
+    operations: Operations,
     /// Sessions that have ended and whose connection may still exist.
     departing: HashMap<SessionId, Arc<Session>>,
     stopping: Option<oneshot::Sender<()>>,
@@ -284,6 +288,7 @@ impl State {
                 {
                     session.key_lingers(*lease);
                 }
+                self.operations.note(&input, &detail);
                 let summed = self.keep_crc(&input, &detail);
                 self.replies.insert(id, Pending { asker, detail, since: Instant::now(), summed });
                 self.step(input);
@@ -299,7 +304,8 @@ impl State {
             }
             Work::EndSession { session, why } => self.end_session(session, &why),
             Work::Look(look) => {
-                look(&View { core: &self.parts.core, clock: &self.clock, storage: &self.parts.storage });
+                let Parts { core, storage, .. } = &self.parts;
+                look(&View { core, clock: &self.clock, storage, operations: &self.operations });
             }
             Work::Stop(done) => {
                 for session in self.parts.sessions.all() {
@@ -434,7 +440,12 @@ impl State {
         let endpoint = session.endpoint().ok_or(Fault::NoKey)?;
         let range = self.parts.core.lease(lease).ok_or(Fault::NoKey)?.range;
         let region = region(&self.parts.arena, run, skip, length);
-        let remote = if access.writes() { RemoteAccess::Write } else { RemoteAccess::Read };
+        let remote = match access {
+            Access::Read => RemoteAccess::Read,
+            Access::Overwrite => RemoteAccess::Write,
+            // It may be captured while the peer goes on writing.
+            Access::Update => RemoteAccess::WriteChecked,
+        };
         let tag = endpoint.expose(region, remote).map_err(|error| {
             tracing::warn!(session = %session.id, %lease, %error, "no key");
             Fault::NoKey
@@ -617,7 +628,7 @@ impl State {
                     path: self.path(file),
                     range,
                     breaker: (*breaker).clone(),
-                    operation: describe(operation),
+                    operation: self.operations.describe(operation, Some(&breaker)),
                     deadline: self.clock.system(deadline),
                     grace,
                 }
@@ -652,7 +663,7 @@ impl State {
             path: self.path(record.file),
             start: record.range.start(),
             end: record.range.end(),
-            operation: describe(record.operation),
+            operation: self.operations.describe(record.operation, Some(&record.breaker)),
             started_ms: unix_ms(self.clock.system(record.started)),
             took_us: ended.0.saturating_sub(record.started.0),
             grace_ms: record.deadline.0.saturating_sub(record.started.0) / 1000,
@@ -707,23 +718,6 @@ fn outcome(result: &Result<Done, CommitError>) -> (Status, u64, String) {
         CommitError::Fault(_) => Status::Io,
     };
     (status, 0, error.to_string())
-}
-
-/// What a breaker wants, for people.
-pub(crate) fn describe(operation: Operation) -> String {
-    match operation {
-        Operation::Change(Change::Truncate { size }) => format!("truncate to {size}"),
-        Operation::Change(Change::Punch { range }) => format!("punch {range}"),
-        Operation::Change(Change::Zero { range }) => format!("zero {range}"),
-        Operation::Change(Change::Collapse { range }) => format!("collapse {range}"),
-        Operation::Change(Change::Clone) => "clone".to_owned(),
-        Operation::Change(Change::Adopt { range }) => format!("adopt {range}"),
-        Operation::Change(Change::Remove) => "remove".to_owned(),
-        Operation::Acquire { range, access } => match access {
-            Access::Read => format!("acquire {range} for reading"),
-            Access::Overwrite | Access::Update => format!("acquire {range} for writing"),
-        },
-    }
 }
 
 fn revoke_reason(why: RevokeReason) -> &'static str {

@@ -7,7 +7,7 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 use std::ffi::CStr;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 const HANDLE_MAX: usize = 28;
 const KIND_HANDLE: u8 = 1;
@@ -30,6 +30,58 @@ impl Identity {
     /// A hash that sidecar pages carry, so that a page of another file is told apart.
     pub(crate) fn hash(&self) -> u64 {
         crc_fast::crc64_nvme(&self.0)
+    }
+}
+
+/// Whether there is a file of an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exists {
+    Yes,
+    No,
+    /// The kernel does not say.
+    Unsure,
+}
+
+impl Identity {
+    /// The identity that is displayed so.
+    pub(crate) fn parse(text: &str) -> Option<Identity> {
+        let mut identity = [0; 32];
+        if text.len() > 2 * identity.len() || !text.is_ascii() {
+            return None;
+        }
+        for (byte, digits) in identity.iter_mut().zip(text.as_bytes().chunks(2)) {
+            *byte = u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
+        }
+        let identity = Identity(identity);
+        (identity.to_string() == text).then_some(identity)
+    }
+
+    /// Whether there is such a file on the filesystem of `near`.
+    pub(crate) fn exists(&self, near: &impl AsFd) -> io::Result<Exists> {
+        if self.0[0] != KIND_HANDLE {
+            return Ok(Exists::Unsure);
+        }
+        let mut handle = FileHandle {
+            bytes: u32::from(self.0[1]).min(HANDLE_MAX as u32),
+            kind: u16::from_le_bytes([self.0[2], self.0[3]]).into(),
+            handle: [0; HANDLE_MAX],
+        };
+        handle.handle.copy_from_slice(&self.0[4..]);
+        let (near, flags) = (near.as_fd().as_raw_fd(), libc::O_PATH | libc::O_CLOEXEC);
+        // SAFETY: the handle has the bytes that it says.
+        let found = unsafe { libc::syscall(libc::SYS_open_by_handle_at, near, &raw mut handle, flags) };
+        if found >= 0 {
+            // SAFETY: the descriptor was just made, and is ours alone.
+            drop(unsafe { OwnedFd::from_raw_fd(found as i32) });
+            return Ok(Exists::Yes);
+        }
+        match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESTALE) => Ok(Exists::No),
+            error if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)) => {
+                Ok(Exists::Unsure)
+            }
+            error => Err(error),
+        }
     }
 }
 
@@ -56,14 +108,15 @@ fn assemble(kind: u8, number: u16, bytes: &[u8]) -> Identity {
     Identity(identity)
 }
 
+/// `struct file_handle` with room for the longest that we keep.
+#[repr(C)]
+struct FileHandle {
+    bytes: libc::c_uint,
+    kind: libc::c_int,
+    handle: [u8; HANDLE_MAX],
+}
+
 fn handle(file: &impl AsFd) -> Option<Identity> {
-    /// `struct file_handle` with room for the longest that we keep.
-    #[repr(C)]
-    struct FileHandle {
-        bytes: libc::c_uint,
-        kind: libc::c_int,
-        handle: [u8; HANDLE_MAX],
-    }
     let mut found = FileHandle { bytes: HANDLE_MAX as u32, kind: 0, handle: [0; HANDLE_MAX] };
     let mut mount = 0;
     let empty: &CStr = c"";
@@ -105,6 +158,10 @@ mod tests {
         std::fs::remove_file(&b).unwrap();
         let second = Identity::of(&std::fs::File::create(&a).unwrap()).unwrap();
         assert_ne!(first, second);
+        assert_eq!(Identity::parse(&first.to_string()), Some(first));
+        for text in ["", "01", "xy", "0102", &"00".repeat(40)] {
+            assert_eq!(Identity::parse(text), None, "{text}");
+        }
         let file = std::fs::File::open(&a).unwrap();
         assert_eq!(inode_and_birth(&file).unwrap(), inode_and_birth(&file).unwrap());
     }

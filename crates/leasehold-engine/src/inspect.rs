@@ -1,7 +1,7 @@
 //! What administrators look at: who holds what, and who waits for whom.
 
 use crate::break_log::Who;
-use crate::driver::{View, describe, unix_ms};
+use crate::driver::{View, unix_ms};
 use crate::engine::Engine;
 use crate::path::StorePath;
 use crate::storage::NamespaceError;
@@ -106,7 +106,9 @@ impl Engine {
                     request: wait.request.0,
                     who: wait.who.as_deref().map(Who::from),
                     wants: match wait.what {
-                        WaitKind::Operation(operation) => describe(operation),
+                        WaitKind::Operation(operation) => {
+                            view.operations.describe(operation, wait.who.as_ref())
+                        }
                         WaitKind::Read(range) => format!("read {range}"),
                         WaitKind::Sync => "fsync".to_owned(),
                         WaitKind::Commit(lease) => format!("commit lease {lease}"),

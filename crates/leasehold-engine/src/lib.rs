@@ -17,7 +17,7 @@
 //!          file, sums     log               sums of a file's blocks (sidecar) | the write-ahead record (record)
 //!                |         |
 //!               disk (ring, threads)       the seam to the kernel
-//! open    --> store, recovery              checkpoint: sums back to their sidecars, the record anew
+//! open    --> store, recovery, replay      checkpoint: sums back to their sidecars, the record anew
 //! ```
 //! The formats are in `docs/store-format.md`; why the record is as it is, in `docs/decisions/2026-11-21-write-ahead-record.md`.
 
@@ -25,6 +25,7 @@ pub mod about;
 mod adopt;
 pub mod arena;
 mod attributes;
+pub mod bare;
 mod block_map;
 pub mod break_log;
 mod buffer;
@@ -51,14 +52,18 @@ pub mod metrics;
 mod names;
 mod namespace;
 mod open_files;
+mod operation;
+mod orphans;
 pub mod path;
 mod record;
 mod recovery;
+mod replay;
 mod ring;
 mod scrub;
 pub mod scrubber;
 pub mod session;
 mod sidecar;
+mod sparse;
 mod staging;
 pub mod storage;
 mod store;

@@ -1,6 +1,7 @@
 //! Hard links and symbolic links. The store keeps symbolic links and never follows one.
 
-use crate::names::Names;
+use crate::disk::NameChange;
+use crate::names::{Names, below};
 use crate::namespace::{NamespaceError, refused};
 use crate::path::StorePath;
 use crate::storage::Inner;
@@ -12,13 +13,17 @@ impl Names {
     fn link(&self, store: &Store, from: &StorePath, to: &StorePath) -> rustix::io::Result<()> {
         let (from_directory, from_name) = self.parent(store, from)?;
         let (directory, name) = self.parent(store, to)?;
-        rustix::fs::linkat(&from_directory, from_name, &directory, name, AtFlags::empty())?;
+        self.change(NameChange::Link { from: &below(from), to: &below(to) }, &mut || {
+            rustix::fs::linkat(&from_directory, from_name, &directory, name, AtFlags::empty())
+        })?;
         self.changed(directory)
     }
 
     fn symlink(&self, store: &Store, target: &str, at: &StorePath) -> rustix::io::Result<()> {
         let (directory, name) = self.parent(store, at)?;
-        rustix::fs::symlinkat(target, &directory, name)?;
+        self.change(NameChange::Symlink { target, at: &below(at) }, &mut || {
+            rustix::fs::symlinkat(target, &directory, name)
+        })?;
         self.changed(directory)
     }
 }

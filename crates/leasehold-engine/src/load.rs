@@ -5,7 +5,7 @@ use crate::disk::{self, Verb};
 use crate::file::{JudgeError, StoreFile};
 use crate::sidecar::{BlockState, PAGE};
 use crate::storage::Inner;
-use crate::sums::SumsError;
+use crate::sums::{Sums, SumsError};
 use leasehold_core::ids::{FileId, LeaseId};
 use leasehold_core::input::{Fault, Input};
 use leasehold_core::output::Loader;
@@ -86,14 +86,9 @@ impl Inner {
         let mut result = Ok(());
         let mut sums = file.sums();
         for (block, crc) in (first..).zip(found) {
-            match file.judge(&mut sums, &*self.disk, block, *crc) {
+            match self.judge(file, &mut sums, block, *crc) {
                 Ok(()) => {}
-                Err(JudgeError::Mismatch(mismatch)) => {
-                    result = Err(Fault::Checksum);
-                    if let Some(observer) = &self.config.mismatches {
-                        observer(mismatch);
-                    }
-                }
+                Err(JudgeError::Mismatch(_)) => result = Err(Fault::Checksum),
                 Err(JudgeError::Sums(error)) => {
                     tracing::error!(path = %file.path(), block, %error, "cannot verify a block");
                     return Err(Fault::Io);
@@ -147,6 +142,21 @@ impl Inner {
         Ok(())
     }
 
+    /// Compares a block with what was committed; tells the observer if it differs.
+    pub(crate) fn judge(
+        &self,
+        file: &StoreFile,
+        sums: &mut Sums,
+        block: u64,
+        found: u32,
+    ) -> Result<(), JudgeError> {
+        let judged = file.judge(sums, &*self.disk, block, found);
+        if let (Err(JudgeError::Mismatch(mismatch)), Some(observer)) = (&judged, &self.config.mismatches) {
+            observer(mismatch.clone());
+        }
+        judged
+    }
+
     /// What was committed of a block, zeros past `size`.
     pub(crate) fn committed_block(
         &self,
@@ -161,12 +171,7 @@ impl Inner {
             return Ok(bytes);
         }
         let read = disk::read(&*self.disk, &file.disk, block * BLOCK_BYTES, PAGE).map_err(SumsError::from)?;
-        if let Err(error) = file.judge(&mut sums, &*self.disk, block, crc32c(&read)) {
-            if let (JudgeError::Mismatch(mismatch), Some(observer)) = (&error, &self.config.mismatches) {
-                observer(mismatch.clone());
-            }
-            return Err(error);
-        }
+        self.judge(file, &mut sums, block, crc32c(&read))?;
         bytes[..within].copy_from_slice(&read[..within]);
         Ok(bytes)
     }

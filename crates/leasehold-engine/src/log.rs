@@ -22,8 +22,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-/// Bytes written at creation; a longer segment costs more per batch, no more.
-pub(crate) const SEGMENT_BYTES: u64 = 8 << 20;
 /// A batch takes no more records once it is this long.
 const BATCH_BYTES: usize = 1 << 20;
 

@@ -3,19 +3,20 @@
 //! Directories whose entries changed are remembered and made durable by the next flush of any file: one fsync of a
 //! directory then covers every name made in it meanwhile.
 
+use crate::disk::{Disk, NameChange};
 use crate::path::StorePath;
 use crate::store::Store;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// See the module.
-#[derive(Default)]
 pub(crate) struct Names {
+    disk: Arc<dyn Disk>,
     /// By device and inode, since directories may be renamed meanwhile.
     unsynced: Mutex<BTreeMap<(u64, u64), OwnedFd>>,
     no_openat2: AtomicBool,
@@ -23,6 +24,29 @@ pub(crate) struct Names {
 }
 
 impl Names {
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> Names {
+        let (unsynced, no_openat2, changing) = Default::default();
+        Names { disk, unsynced, no_openat2, changing }
+    }
+
+    /// Changes names, which `perform` does, by way of the disk.
+    pub(crate) fn change<T>(
+        &self,
+        change: NameChange<'_>,
+        perform: &mut dyn FnMut() -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        let mut performed = None;
+        let changed = self.disk.change_name(change, &mut || {
+            performed = Some(perform()?);
+            Ok(())
+        });
+        match (changed, performed) {
+            (Ok(()), Some(done)) => Ok(done),
+            (Err(error), _) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            (Ok(()), None) => Err(Errno::IO),
+        }
+    }
+
     /// Until drop, nobody else changes what a name stands for: to be held from a look at a name to the change that rests on
     /// it.
     pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
@@ -91,7 +115,8 @@ impl Names {
                 Err(Errno::NOENT) => {}
                 other => return Ok((other?, false)),
             }
-            match self.open(store, path, store.data_flags() | OFlags::CREATE | OFlags::EXCL) {
+            let flags = store.data_flags() | OFlags::CREATE | OFlags::EXCL;
+            match self.change(NameChange::Create(&below(path)), &mut || self.open(store, path, flags)) {
                 // Somebody was faster.
                 Err(Errno::EXIST) => {}
                 other => {
@@ -105,7 +130,9 @@ impl Names {
 
     pub(crate) fn make_directory(&self, store: &Store, path: &StorePath) -> rustix::io::Result<()> {
         let (directory, name) = self.parent(store, path)?;
-        rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o777))?;
+        self.change(NameChange::MakeDirectory(&below(path)), &mut || {
+            rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o777))
+        })?;
         self.changed(directory)
     }
 
@@ -119,7 +146,9 @@ impl Names {
     ) -> rustix::io::Result<()> {
         let (from_directory, from_name) = self.parent(store, from)?;
         let (to_directory, to_name) = self.parent(store, to)?;
-        self.rename_entry((&from_directory, from_name), (&to_directory, to_name), over)?;
+        let (from_path, to_path) = (below(from), below(to));
+        let change = NameChange::Rename { from: &from_path, to: &to_path };
+        self.rename_entry(change, (&from_directory, from_name), (&to_directory, to_name), over)?;
         self.changed(from_directory)?;
         self.changed(to_directory)
     }
@@ -127,12 +156,13 @@ impl Names {
     /// Renames from one directory to another, and remembers neither.
     pub(crate) fn rename_entry(
         &self,
+        change: NameChange<'_>,
         (from_directory, from): (&OwnedFd, &str),
         (to_directory, to): (&OwnedFd, &str),
         over: bool,
     ) -> rustix::io::Result<()> {
         let flags = if over { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        match rustix::fs::renameat_with(from_directory, from, to_directory, to, flags) {
+        let mut rename = || match rustix::fs::renameat_with(from_directory, from, to_directory, to, flags) {
             // Filesystems without NOREPLACE: the store is ours, so nobody takes the name between look and rename.
             Err(Errno::INVAL) if !over => {
                 match rustix::fs::statat(to_directory, to, AtFlags::SYMLINK_NOFOLLOW) {
@@ -142,12 +172,13 @@ impl Names {
                 }
             }
             other => other,
-        }
+        };
+        self.change(change, &mut rename)
     }
 
     pub(crate) fn unlink(&self, store: &Store, path: &StorePath, flags: AtFlags) -> rustix::io::Result<()> {
         let (directory, name) = self.parent(store, path)?;
-        rustix::fs::unlinkat(&directory, name, flags)?;
+        self.change(NameChange::Remove(&below(path)), &mut || rustix::fs::unlinkat(&directory, name, flags))?;
         self.changed(directory)
     }
 
@@ -155,9 +186,14 @@ impl Names {
     pub(crate) fn sync(&self) -> io::Result<()> {
         let mut unsynced = self.unsynced.lock().expect("no panic while held");
         while let Some(directory) = unsynced.first_entry() {
-            rustix::fs::fsync(directory.get())?;
+            self.disk.sync_directory(directory.get().as_fd())?;
             directory.remove();
         }
         Ok(())
     }
+}
+
+/// As the disk calls it.
+pub(crate) fn below(path: &StorePath) -> String {
+    format!("files/{}", path.as_str())
 }

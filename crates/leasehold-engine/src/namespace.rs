@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -119,7 +119,9 @@ pub enum NamespaceError {
     #[error("{path} is the last name of its file; remove the file")]
     LastName { path: StorePath },
     /// Its sidecar cannot be used.
-    #[error("the checksums of {path} cannot be used: {what}; see `leasehold scrub`")]
+    #[error(
+        "the checksums of {path} cannot be used: {what}; `leasehold scrub --adopt` takes its bytes as they are"
+    )]
     Sidecar { path: StorePath, what: String },
     /// The filesystem said no.
     #[error("cannot {operation} {path}: {source}")]
@@ -142,6 +144,14 @@ pub(crate) fn refused(operation: &'static str, path: &StorePath) -> impl FnOnce(
         Errno::LOOP | Errno::XDEV => NamespaceError::Link { path },
         error => NamespaceError::System { operation, path, source: error.into() },
     }
+}
+
+/// What to do about a sidecar whose header is damaged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Damaged {
+    Refuse,
+    /// Begin anew: all that no page describes is unknown.
+    Anew,
 }
 
 /// The files that are known: open, or still to be written back.
@@ -194,6 +204,7 @@ impl Inner {
         self: &Arc<Inner>,
         path: &StorePath,
         create: bool,
+        damaged: Damaged,
     ) -> Result<OpenedFile, NamespaceError> {
         if path.is_root() {
             return Err(if create {
@@ -219,7 +230,7 @@ impl Inner {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(NamespaceError::NotAFile { path: path.clone() });
         }
-        let file = self.admit(descriptor, path, created)?;
+        let file = self.admit(descriptor, path, created, damaged)?;
         let size = file.sums().header.size;
         Ok(OpenedFile { file: file.id, size, links: stat.st_nlink as u64, created })
     }
@@ -233,12 +244,13 @@ impl Inner {
         descriptor: OwnedFd,
         path: &StorePath,
         created: bool,
+        damaged: Damaged,
     ) -> Result<Arc<StoreFile>, NamespaceError> {
         let system = |operation| {
             let path = path.clone();
             move |source| NamespaceError::System { operation, path, source }
         };
-        let identity = Identity::of(&descriptor).map_err(system("identify"))?;
+        let identity = self.disk.identify(descriptor.as_fd()).map_err(system("identify"))?;
         let _one = self.admitting.lock().expect("no panic while held");
         {
             let mut files = self.files();
@@ -258,10 +270,14 @@ impl Inner {
                 read_header(&*self.disk, sidecar, identity).map_err(system("read the sidecar of"))?
             }
         };
-        let found = found.map_err(|error| NamespaceError::Sidecar {
-            path: path.clone(),
-            what: format!("its header: {error}"),
-        })?;
+        let found = match found {
+            // What a newer version wrote is not ours to judge.
+            Err(error) if damaged == Damaged::Refuse || matches!(error, FormatError::Version(_)) => {
+                let what = format!("its header: {error}");
+                return Err(NamespaceError::Sidecar { path: path.clone(), what });
+            }
+            found => found.unwrap_or(None),
+        };
         let header = found.unwrap_or_else(|| adopted(identity, length));
         let mut sums = Sums::new(header, sidecar, length);
         sums.header_dirty = found.is_none();
@@ -296,10 +312,8 @@ impl Inner {
         let mut size = stat.st_size.cast_unsigned();
         let mut file = None;
         if kind == Kind::File {
-            let identity = Identity::of(&descriptor).map_err(|source| NamespaceError::System {
-                operation: "identify",
-                path: path.clone(),
-                source,
+            let identity = self.disk.identify(descriptor.as_fd()).map_err(|source| {
+                NamespaceError::System { operation: "identify", path: path.clone(), source }
             })?;
             let open = self.files().by_identity.get(&identity).cloned();
             if let Some(open) = open {

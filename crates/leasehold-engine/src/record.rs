@@ -10,19 +10,25 @@
 //!          4 page     | page number 4 (all ones: the header) | 4096 bytes |
 //!          5 remove   | nothing |
 //!          6 cancel   | sequence 8 |
+//!          7 zero     | as change |
+//!          8 collapse | size before 8 | taken out: first block 8, end block 8 |
+//!          9 shifted  | sequence 8 |
 //! ```
 //! All integers are little endian; lengths include their own head. The crc covers what follows it, up to `length`.
+//! A change's size is all ones if it stays as it is.
 //! `durable through`: every write and change up to this sequence has its data on disk.
 
 use crate::checksum::crc32c;
 use crate::identity::Identity;
 use crate::sidecar::PAGE;
-use leasehold_core::range::BlockRange;
+use leasehold_core::range::{BLOCK_BYTES, BlockRange};
 
 pub(crate) const BATCH_ALIGNMENT: usize = 4096;
 const BATCH_HEAD: usize = 40;
 const RECORD_HEAD: usize = 48;
 const MAGIC: [u8; 4] = *b"LHB1";
+/// The size of a change that leaves the size alone, whatever it is: a write beside it may be making the file longer.
+pub(crate) const SIZE_STAYS: u64 = u64::MAX;
 /// No batch is longer, so that a damaged length is seen as such.
 pub(crate) const BATCH_BYTES_MAX: usize = 64 << 20;
 
@@ -40,11 +46,16 @@ pub(crate) enum Body {
     Mark { size: u64, adopted_blocks: u64, path: String },
     /// Blocks are about to be written.
     Write(WriteBody),
-    /// A truncate or punch is about to happen.
+    /// A truncate, punch or zero is about to happen.
     Change(ChangeBody),
+    /// A collapse is about to happen.
+    Collapse(CollapseBody),
+    /// The pages recorded since the collapse with this sequence have its file's sums as they are after it, so its sidecar
+    /// may be overwritten with them.
+    Shifted { sequence: u64 },
     /// A sidecar page (`None`: the header) is about to be overwritten with this.
     Page { number: Option<u32>, bytes: Box<[u8; PAGE]> },
-    /// The last name of the file is about to go.
+    /// The last name of the file is gone, durably: nobody needs to search for it.
     Remove,
     /// The change with this sequence failed and was answered so: it is not to be done. Or: the data of the write with
     /// this sequence never came, so its blocks are to be judged.
@@ -77,12 +88,29 @@ pub(crate) enum Old {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChangeBody {
-    /// The file's size afterwards.
+    /// The file's size afterwards, or [`SIZE_STAYS`].
     pub(crate) size: u64,
     /// These blocks hold nothing afterwards (of a truncate: all from the first on).
     pub(crate) hole: Option<BlockRange>,
     /// Boundary blocks as they are afterwards: block, CRC, bytes.
     pub(crate) images: Vec<(u64, u32, Box<[u8; PAGE]>)>,
+    /// The hole's space stays the file's.
+    pub(crate) allocated: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CollapseBody {
+    /// The file's size, and its length on disk, before.
+    pub(crate) size_before: u64,
+    /// What is taken out. It ends before the end of file.
+    pub(crate) blocks: BlockRange,
+}
+
+impl CollapseBody {
+    /// The file's size afterwards.
+    pub(crate) fn size_after(&self) -> u64 {
+        self.size_before - self.blocks.len() * BLOCK_BYTES
+    }
 }
 
 impl Record {
@@ -91,10 +119,13 @@ impl Record {
         let kind = match &self.body {
             Body::Mark { .. } => 1,
             Body::Write(_) => 2,
+            Body::Change(change) if change.allocated => 7,
             Body::Change(_) => 3,
             Body::Page { .. } => 4,
             Body::Remove => 5,
             Body::Cancel { .. } => 6,
+            Body::Collapse(_) => 8,
+            Body::Shifted { .. } => 9,
         };
         bytes.extend([kind, 0, 0, 0]);
         bytes.extend(self.sequence.to_le_bytes());
@@ -112,7 +143,12 @@ impl Record {
                 bytes.extend(page.iter());
             }
             Body::Remove => {}
-            Body::Cancel { sequence } => bytes.extend(sequence.to_le_bytes()),
+            Body::Cancel { sequence } | Body::Shifted { sequence } => bytes.extend(sequence.to_le_bytes()),
+            Body::Collapse(CollapseBody { size_before, blocks }) => {
+                bytes.extend(size_before.to_le_bytes());
+                bytes.extend(blocks.start().to_le_bytes());
+                bytes.extend(blocks.end().to_le_bytes());
+            }
         }
         let length = u32::try_from(bytes.len()).expect("a record is far below 4 GiB");
         bytes[..4].copy_from_slice(&length.to_le_bytes());
@@ -135,13 +171,15 @@ impl Record {
                 Body::Mark { size, adopted_blocks, path: String::from_utf8(rest.0.to_vec()).ok()? }
             }
             2 => Body::Write(WriteBody::decode(&mut rest)?),
-            3 => Body::Change(ChangeBody::decode(&mut rest)?),
+            3 | 7 => Body::Change(ChangeBody::decode(&mut rest, kind == 7)?),
             4 => {
                 let number = rest.u32()?;
                 Body::Page { number: (number != u32::MAX).then_some(number), bytes: Box::new(rest.array()?) }
             }
             5 => Body::Remove,
             6 => Body::Cancel { sequence: rest.u64()? },
+            8 => Body::Collapse(CollapseBody::decode(&mut rest)?),
+            9 => Body::Shifted { sequence: rest.u64()? },
             _ => return None,
         };
         Some((Record { sequence, identity, body }, length))
@@ -210,12 +248,20 @@ impl ChangeBody {
         }
     }
 
-    fn decode(rest: &mut Reader<'_>) -> Option<ChangeBody> {
+    fn decode(rest: &mut Reader<'_>, allocated: bool) -> Option<ChangeBody> {
         let (size, first, end) = (rest.u64()?, rest.u64()?, rest.u64()?);
         let images = rest.u32()?;
         let image = |_| Some((rest.u64()?, rest.u32()?, Box::new(rest.array()?)));
         let images = (0..images).map(image).collect::<Option<_>>()?;
-        Some(ChangeBody { size, hole: BlockRange::new(first, end), images })
+        Some(ChangeBody { size, hole: BlockRange::new(first, end), images, allocated })
+    }
+}
+
+impl CollapseBody {
+    fn decode(rest: &mut Reader<'_>) -> Option<CollapseBody> {
+        let (size_before, first, end) = (rest.u64()?, rest.u64()?, rest.u64()?);
+        let blocks = BlockRange::new(first, end)?;
+        (end.checked_mul(BLOCK_BYTES)? < size_before).then_some(CollapseBody { size_before, blocks })
     }
 }
 
@@ -315,8 +361,17 @@ mod tests {
                 size: 7,
                 hole: BlockRange::new(3, u64::MAX),
                 images: vec![(2, 8, image())],
+                allocated: false,
             }),
-            Body::Change(ChangeBody { size: 7, hole: None, images: vec![] }),
+            Body::Change(ChangeBody { size: 7, hole: None, images: vec![], allocated: false }),
+            Body::Change(ChangeBody {
+                size: 7,
+                hole: BlockRange::new(3, 4),
+                images: vec![],
+                allocated: true,
+            }),
+            Body::Collapse(CollapseBody { size_before: 40_000, blocks: BlockRange::new(2, 5).unwrap() }),
+            Body::Shifted { sequence: 8 },
             Body::Page { number: Some(4), bytes: image() },
             Body::Page { number: None, bytes: image() },
             Body::Remove,
@@ -348,7 +403,7 @@ mod tests {
         }
 
         #[test]
-        fn records_of_garbage_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0u8..8) {
+        fn records_of_garbage_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0u8..11) {
             let mut bytes = bytes;
             if bytes.len() > RECORD_HEAD {
                 let length = bytes.len() as u32;

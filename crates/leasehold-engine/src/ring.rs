@@ -4,6 +4,7 @@
 //! disk view is registered as fixed buffers of at most 1 GiB, where the limit of locked memory allows it.
 
 use crate::disk::{self, Disk, Done, Memory, Transfer, Verb};
+use crate::workers::or_abort;
 use io_uring::{IoUring, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::io;
@@ -59,7 +60,7 @@ impl Ring {
                 Ok((issuer, note)) => {
                     // The starter waits right below.
                     let _ = report.send(Ok(note));
-                    issuer.run();
+                    or_abort(|| issuer.run());
                 }
                 Err(error) => {
                     let _ = report.send(Err(error));

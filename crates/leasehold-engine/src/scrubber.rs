@@ -45,6 +45,8 @@ pub struct Scrubbed {
     pub adopted: u64,
     /// Blocks that are not what was committed.
     pub mismatches: Vec<BadBlock>,
+    /// The file's size, if it was not what was committed either and was adopted too.
+    pub adopted_size: Option<u64>,
     /// Why the file could not be read to its end, or not be adopted, if so.
     pub error: Option<String>,
 }
@@ -64,7 +66,14 @@ pub struct BadBlock {
 
 impl Scrubbed {
     fn of(path: &StorePath) -> Scrubbed {
-        Scrubbed { path: path.to_string(), blocks: 0, adopted: 0, mismatches: Vec::new(), error: None }
+        Scrubbed {
+            path: path.to_string(),
+            blocks: 0,
+            adopted: 0,
+            mismatches: Vec::new(),
+            adopted_size: None,
+            error: None,
+        }
     }
 
     fn failed(path: &StorePath, error: impl std::fmt::Display) -> Scrubbed {
@@ -85,7 +94,8 @@ impl Engine {
         let kind = self.stat(path).await?.kind;
         let (send, receive) = mpsc::channel(64);
         let pace = options.bytes_per_second.map(Pace::new);
-        let mut scrubber = Scrubber { engine: self.clone(), adopt: options.adopt, pace };
+        let sizes = kind != Kind::Directory;
+        let mut scrubber = Scrubber { engine: self.clone(), adopt: options.adopt, sizes, pace };
         let path = path.clone();
         tokio::spawn(async move {
             if kind == Kind::Directory {
@@ -101,6 +111,9 @@ impl Engine {
 struct Scrubber {
     engine: Engine,
     adopt: Option<Identity>,
+    /// Look also for bytes that another tool has put behind the committed end of a file while it was open here. A flush
+    /// a file, so not for whole directories; what was closed meanwhile shows up as bad blocks anyway.
+    sizes: bool,
     pace: Option<Pace>,
 }
 
@@ -159,9 +172,7 @@ impl Scrubber {
         // Each was announced by the read of many blocks, and again by that of the one.
         scrubbed.mismatches.sort_unstable();
         scrubbed.mismatches.dedup();
-        if let Some(who) = &self.adopt
-            && !scrubbed.mismatches.is_empty()
-        {
+        if let Some(who) = &self.adopt {
             self.adopt(who, &pinned, path, &mut scrubbed).await;
         }
         scrubbed
@@ -193,11 +204,14 @@ impl Scrubber {
 
     /// Takes the bad blocks as they are, piece by piece; with the last one of the file, its size too.
     async fn adopt(&self, who: &Identity, pinned: &Pinned, path: &StorePath, scrubbed: &mut Scrubbed) {
-        let file = pinned.file();
-        let size = self.engine.look(move |view| view.core.file_size(file)).await.flatten();
-        let size = size.unwrap_or(pinned.opened().size);
+        let size = self.size(pinned).await;
         let blocks: Vec<u64> = scrubbed.mismatches.iter().map(|bad| bad.block).collect();
-        for run in runs(&blocks) {
+        let mut runs = runs(&blocks);
+        let behind = size / BLOCK_BYTES;
+        if self.sizes && runs.last().is_none_or(|run| run.end() <= behind) {
+            runs.push(BlockRange::new(behind, behind + 1).expect("not empty"));
+        }
+        for run in runs {
             let range = match run.end() * BLOCK_BYTES {
                 end if end >= size => ByteRange::from(run.start() * BLOCK_BYTES),
                 end => ByteRange::new(run.start() * BLOCK_BYTES, end).expect("a run is not empty"),
@@ -205,14 +219,24 @@ impl Scrubber {
             let change = Change::Adopt { range };
             match self.engine.change(path, pinned, change, Detail::None, who.clone()).await {
                 Ok(()) => {
-                    let (program, pid) = (&who.program, who.pid);
-                    tracing::warn!(%path, %range, program, pid, "adopted: what is there counts as committed");
                     let adopted = |bad: &&mut BadBlock| (run.start()..run.end()).contains(&bad.block);
                     scrubbed.mismatches.iter_mut().filter(adopted).for_each(|bad| bad.adopted = true);
                 }
                 Err(error) => return scrubbed.error = Some(error.to_string()),
             }
         }
+        let now = self.size(pinned).await;
+        scrubbed.adopted_size = (now != size).then_some(now);
+        let (program, pid, blocks) = (&who.program, who.pid, blocks.len());
+        if blocks > 0 || now != size {
+            tracing::warn!(%path, blocks, size = now, program, pid, "adopted: what is there counts as committed");
+        }
+    }
+
+    async fn size(&self, pinned: &Pinned) -> u64 {
+        let file = pinned.file();
+        let size = self.engine.look(move |view| view.core.file_size(file)).await.flatten();
+        size.unwrap_or(pinned.opened().size)
     }
 
     /// Blocks of the file that have no checksum yet.

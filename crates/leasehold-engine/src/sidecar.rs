@@ -11,6 +11,7 @@
 
 use crate::checksum::crc32c;
 use crate::identity::Identity;
+use leasehold_core::range::BlockRange;
 
 pub(crate) const PAGE: usize = 4096;
 pub(crate) const BLOCKS_PER_PAGE: u64 = 960;
@@ -20,6 +21,12 @@ const VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"LHSUMS\0\0";
 const STATES: usize = 16;
 const SUMS: usize = STATES + 240;
+
+/// The blocks that the page with this block describes.
+pub(crate) fn blocks_of_page(block: u64) -> BlockRange {
+    let first = block / BLOCKS_PER_PAGE * BLOCKS_PER_PAGE;
+    BlockRange::new(first, first + BLOCKS_PER_PAGE).expect("a page describes blocks")
+}
 
 /// What is committed in a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +103,19 @@ impl Page {
         page.bytes[4..8].copy_from_slice(&number.to_le_bytes());
         page.bytes[8..16].copy_from_slice(&header.identity.hash().to_le_bytes());
         page
+    }
+
+    /// A page whose blocks are torn.
+    pub(crate) fn torn(number: u32, header: &Header) -> Page {
+        let mut page = Page::holes(number, header);
+        page.bytes[STATES..SUMS].fill(0xff);
+        page
+    }
+
+    /// The same of another file.
+    pub(crate) fn of(mut self, header: &Header) -> Page {
+        self.bytes[8..16].copy_from_slice(&header.identity.hash().to_le_bytes());
+        self
     }
 
     /// A page never written.
@@ -187,6 +207,8 @@ mod tests {
         (0..960).for_each(|index| page.set(index, state(index)));
         let again = Page::decode(&page.encode(), 3, &header()).unwrap();
         assert!((0..960).all(|index| again.get(index) == state(index)));
+        let torn = Page::torn(3, &header());
+        assert!((0..960).all(|index| torn.get(index) == BlockState::Torn));
     }
 
     #[test]

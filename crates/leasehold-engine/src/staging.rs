@@ -3,8 +3,8 @@
 //! A staged file is whole and durable, with a sidecar of its own, before it is placed under a name by one rename. So a
 //! crash leaves it without a name, or whole; what has no name is removed on the next opening.
 
-use crate::identity::Identity;
-use crate::names::Names;
+use crate::disk::NameChange;
+use crate::names::{Names, below};
 use crate::namespace::{Kind, NamespaceError, refused};
 use crate::path::StorePath;
 use crate::storage::Inner;
@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 /// A file that has no name yet; its number, unique until the store is opened again.
@@ -26,20 +26,33 @@ impl fmt::Display for Staged {
     }
 }
 
+/// As the disk calls it.
+fn staged_path(name: &str) -> String {
+    format!(".leasehold/staging/{name}")
+}
+
 impl Store {
     /// Makes a staged file, which nobody else has.
     pub(crate) fn create_staged(&self, staged: Staged) -> io::Result<OwnedFd> {
         let flags = self.data_flags() | OFlags::CREATE | OFlags::EXCL;
-        Ok(rustix::fs::openat(&self.staging, staged.to_string(), flags, Mode::from_raw_mode(0o600))?)
+        let mut opened = None;
+        self.disk.change_name(NameChange::Create(&staged_path(&staged.to_string())), &mut || {
+            let mode = Mode::from_raw_mode(0o600);
+            opened = Some(rustix::fs::openat(&self.staging, staged.to_string(), flags, mode)?);
+            Ok(())
+        })?;
+        Ok(opened.expect("it was created"))
     }
 
     /// Removes what is staged under this name, and its sidecar. Nothing there is fine.
     fn remove_staged(&self, name: &str) -> io::Result<()> {
         match rustix::fs::openat(&self.staging, name, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(()),
-            found => self.remove_sidecar(Identity::of(&found?)?)?,
+            found => self.remove_sidecar(self.disk.identify(found?.as_fd())?)?,
         }
-        Ok(rustix::fs::unlinkat(&self.staging, name, AtFlags::empty())?)
+        self.disk.change_name(NameChange::Remove(&staged_path(name)), &mut || {
+            Ok(rustix::fs::unlinkat(&self.staging, name, AtFlags::empty())?)
+        })
     }
 
     /// Removes what a crash left without a name. Takes as long as there are such files.
@@ -65,7 +78,9 @@ impl Names {
         over: bool,
     ) -> rustix::io::Result<()> {
         let (directory, name) = self.parent(store, to)?;
-        self.rename_entry((&store.staging, &staged.to_string()), (&directory, name), over)?;
+        let (from, to) = (staged_path(&staged.to_string()), below(to));
+        let change = NameChange::Rename { from: &from, to: &to };
+        self.rename_entry(change, (&store.staging, &staged.to_string()), (&directory, name), over)?;
         self.changed(directory)
     }
 }

@@ -14,6 +14,7 @@ pub use crate::block_map::{MapRun, MapState};
 pub use crate::collapse::CollapseRefused;
 pub use crate::evict::Evicted;
 pub use crate::namespace::{Entry, Kind, NamespaceError, OpenedFile, Stat};
+pub use crate::orphans::Orphans;
 pub use crate::recovery::Damage;
 pub use crate::scrub::Survey;
 pub use crate::staging::Staged;
@@ -21,6 +22,7 @@ pub use crate::store::OpenError;
 
 use crate::arena::Arena;
 use crate::disk::Disk;
+use crate::namespace::Damaged;
 use crate::path::StorePath;
 use leasehold_core::ids::FileId;
 use leasehold_core::input::{Fault, Input};
@@ -51,6 +53,8 @@ pub struct StorageConfig {
     pub workers: usize,
     /// Write the checksums back and begin a new record once it is this long.
     pub checkpoint_bytes: u64,
+    /// How long each of the record's two segments is made at first. A longer record costs more a batch, no more.
+    pub segment_bytes: u64,
     /// Memory for sidecar pages that need not be written back.
     pub sidecar_bytes_max: u64,
     /// See [`MismatchObserver`].
@@ -68,6 +72,7 @@ impl StorageConfig {
             backend: Backend::Auto,
             workers: 2,
             checkpoint_bytes: 4 << 20,
+            segment_bytes: 8 << 20,
             sidecar_bytes_max: 64 << 20,
             mismatches: None,
             wrap_disk: None,
@@ -219,7 +224,18 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn open_file(&self, path: &StorePath) -> Result<OpenedFile, NamespaceError> {
-        self.inner.open_file(path, false)
+        self.inner.open_file(path, false, Damaged::Refuse)
+    }
+
+    /// Opens the file at `path` in order to adopt it: where [`Storage::open_file`] answers [`NamespaceError::Sidecar`], the
+    /// header of its checksums is made anew, its length is its size, and all blocks of which nothing else is known are
+    /// unknown. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`].
+    pub fn open_to_adopt(&self, path: &StorePath) -> Result<OpenedFile, NamespaceError> {
+        self.inner.open_file(path, false, Damaged::Anew)
     }
 
     /// Opens the file at `path`, and creates it if it is not there. Blocks. The name is durable after the next flush
@@ -229,7 +245,7 @@ impl Storage {
     ///
     /// [`NamespaceError`].
     pub fn create(&self, path: &StorePath) -> Result<OpenedFile, NamespaceError> {
-        self.inner.open_file(path, true)
+        self.inner.open_file(path, true, Damaged::Refuse)
     }
 
     /// What is known about a name. Blocks.
@@ -351,6 +367,12 @@ impl Storage {
     #[must_use]
     pub fn stage(&self) -> Staged {
         self.inner.stage()
+    }
+
+    /// Whether a clone that has just been made had to be a copy, as its filesystem cannot share blocks. To be asked once.
+    #[must_use]
+    pub fn is_copy(&self, staged: Staged) -> bool {
+        self.inner.copies().remove(&staged)
     }
 
     /// Gives a staged file a name, which must be free; durable when it returns. Blocks.
@@ -489,6 +511,19 @@ impl Storage {
         let file = self.inner.file(file);
         self.inner.survey(&file, blocks).map_err(|error| {
             tracing::error!(path = %file.path(), %error, "cannot survey the file");
+            Fault::Io
+        })
+    }
+
+    /// Removes the sidecars of files that are gone: others removed them. Takes a system call for each sidecar, and walks no
+    /// files; a scrub of the whole store is the time for it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`] if the sidecars cannot be listed or removed; the log has the cause.
+    pub fn collect_orphans(&self) -> Result<Orphans, Fault> {
+        self.inner.collect_orphans().map_err(|error| {
+            tracing::error!(%error, "cannot remove the sidecars of files that are gone");
             Fault::Io
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/files/                 ordinary files
-//! DIR/.leasehold/format      "leasehold store 1"
+//! DIR/.leasehold/format      "leasehold store 2"
 //! DIR/.leasehold/lock        flocked by the server, with its pid
 //! DIR/.leasehold/log/0, 1    the write-ahead record
 //! DIR/.leasehold/staging/..  files that have no name yet
@@ -10,20 +10,19 @@
 //! ```
 
 use crate::buffer::Buffer;
-use crate::disk::{self, Disk, DiskFile};
+use crate::disk::{self, Disk, DiskFile, NameChange};
 use crate::identity::Identity;
-use crate::log::SEGMENT_BYTES;
 use crate::sidecar::{BLOCKS_PER_PAGE, PAGE, PAGES_MAX};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The newest format that this version knows.
-pub const FORMAT: u32 = 1;
+/// The newest format that this version knows, and the one that it leaves behind.
+pub const FORMAT: u32 = 2;
 const FORMAT_LINE: &str = "leasehold store ";
 
 /// It accepts O_DIRECT since Linux 6.6, and copies all the same.
@@ -68,8 +67,8 @@ pub(crate) fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error)
 }
 
 /// An open store: its directories, and its lock until drop.
-#[derive(Debug)]
 pub(crate) struct Store {
+    pub(crate) disk: Arc<dyn Disk>,
     own: PathBuf,
     /// The root of the files.
     pub(crate) files: File,
@@ -81,6 +80,8 @@ pub(crate) struct Store {
     pub(crate) kind: rustix::fs::FsWord,
     /// Ranges of whole multiples of this can be taken out of files; `None`: none can.
     pub(crate) collapse_unit: Option<u64>,
+    /// Its format, if that is an older one: nothing of a newer one may be written before [`Store::write_format`].
+    pub(crate) older: Option<u32>,
     /// Where files are that have no name yet.
     pub(crate) staging: OwnedFd,
     lock: File,
@@ -88,26 +89,24 @@ pub(crate) struct Store {
 
 impl Store {
     /// Opens the store in `directory`, or makes one there if the directory is empty or missing.
-    pub(crate) fn open(directory: &Path) -> Result<Store, OpenError> {
+    pub(crate) fn open(disk: Arc<dyn Disk>, directory: &Path) -> Result<Store, OpenError> {
         let own = directory.join(".leasehold");
         let format = own.join("format");
-        let made = match fs::read_to_string(&format) {
-            Ok(text) => {
-                check_format(directory, &format, &text)?;
-                false
-            }
+        let found = match fs::read_to_string(&format) {
+            Ok(text) => Some(check_format(directory, &format, &text)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 check_empty(directory)?;
-                true
+                None
             }
             Err(error) => return Err(at("read", &format)(error)),
         };
-        fs::create_dir_all(&own).map_err(at("create", &own))?;
+        make_directory(&*disk, &own, ".leasehold").map_err(at("create", &own))?;
         let lock = take_lock(directory, &own.join("lock"))?;
         let files_path = directory.join("files");
         let staging_path = own.join("staging");
-        for path in [&own.join("log"), &own.join("sums"), &staging_path, &files_path] {
-            fs::create_dir_all(path).map_err(at("create", path))?;
+        for name in [".leasehold/log", ".leasehold/sums", ".leasehold/staging", "files"] {
+            let path = directory.join(name);
+            make_directory(&*disk, &path, name).map_err(at("create", &path))?;
         }
         let files = File::open(&files_path).map_err(at("open", &files_path))?;
         let staging = File::open(&staging_path).map_err(at("open", &staging_path))?.into();
@@ -116,18 +115,15 @@ impl Store {
         let direct = kind != TMPFS && takes_direct(&own.join("probe"))?;
         let file_bytes_max = file_bytes_max(&own.join("probe"))?;
         let collapse_unit = collapse_unit(&own.join("probe"))?;
-        let store = Store { own, files, direct, file_bytes_max, kind, collapse_unit, staging, lock };
-        if made {
+        let older = found.filter(|found| *found < FORMAT);
+        let store =
+            Store { disk, own, files, direct, file_bytes_max, kind, collapse_unit, staging, older, lock };
+        if found.is_none() {
             // The format goes last: a store that has one is complete.
-            let new = store.own.join("format.new");
-            let line = format!("{FORMAT_LINE}{FORMAT}\n");
-            write_synced(&new, line.as_bytes()).map_err(at("write", &new))?;
-            fs::rename(&new, &format).map_err(at("write", &format))?;
-            for path in [store.own.as_path(), directory] {
-                sync_directory(path).map_err(at("sync", path))?;
-            }
+            store.write_format().map_err(at("write", &format))?;
+            store.sync_directory(directory).map_err(at("sync", directory))?;
             if let Some(parent) = directory.canonicalize().ok().as_deref().and_then(Path::parent) {
-                sync_directory(parent).map_err(at("sync", parent))?;
+                store.sync_directory(parent).map_err(at("sync", parent))?;
             }
         }
         Ok(store)
@@ -139,33 +135,68 @@ impl Store {
         OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | direct
     }
 
-    fn open_own(&self, path: &Path, create: bool) -> io::Result<File> {
-        let flags = (self.data_flags() - OFlags::RDWR).bits();
-        OpenOptions::new().read(true).write(true).create(create).custom_flags(flags.cast_signed()).open(path)
+    /// Says durably that the store has the newest format.
+    pub(crate) fn write_format(&self) -> io::Result<()> {
+        let line = format!("{FORMAT_LINE}{FORMAT}\n");
+        let file = self.create_own("format.new")?;
+        let file = Arc::new(DiskFile { file, name: ".leasehold/format.new".to_owned() });
+        disk::write(&*self.disk, &file, 0, Buffer::of(line.as_bytes()))?;
+        self.disk.truncate(&file, line.len() as u64)?;
+        self.disk.sync(&file)?;
+        let change = NameChange::Rename { from: ".leasehold/format.new", to: ".leasehold/format" };
+        self.disk
+            .change_name(change, &mut || fs::rename(self.own.join("format.new"), self.own.join("format")))?;
+        self.sync_directory(&self.own)
+    }
+
+    fn open_own(&self, path: &Path) -> io::Result<File> {
+        let flags = (self.data_flags() - OFlags::RDWR).bits().cast_signed();
+        OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+    }
+
+    /// Opens a file below `.leasehold`, and creates it if it is not there.
+    fn create_own(&self, name: &str) -> io::Result<File> {
+        let path = self.own.join(name);
+        match self.open_own(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let change = format!(".leasehold/{name}");
+                self.disk
+                    .change_name(NameChange::Create(&change), &mut || File::create_new(&path).map(drop))?;
+                self.open_own(&path)
+            }
+            other => other,
+        }
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        self.disk.sync_directory(File::open(path)?.as_fd())
     }
 
     /// A segment of the write-ahead record, written once if it is new.
-    pub(crate) fn segment(&self, disk: &dyn Disk, number: usize) -> Result<Arc<DiskFile>, OpenError> {
+    pub(crate) fn segment(&self, number: usize, bytes: u64) -> Result<Arc<DiskFile>, OpenError> {
         let path = self.own.join("log").join(number.to_string());
-        let file = self.open_own(&path, true).map_err(at("open", &path))?;
+        let file = self.create_own(&format!("log/{number}")).map_err(at("open", &path))?;
         let length = file.metadata().map_err(at("open", &path))?.len();
         let segment = Arc::new(DiskFile { file, name: format!(".leasehold/log/{number}") });
-        if length < SEGMENT_BYTES {
+        if length < bytes {
             let from = length / 4096 * 4096;
-            let zeros = Buffer::zeroed((SEGMENT_BYTES - from) as usize);
-            disk::write(disk, &segment, from, zeros).map_err(at("write", &path))?;
-            sync_directory(&self.own.join("log")).map_err(at("sync", &path))?;
+            let zeros = Buffer::zeroed((bytes - from) as usize);
+            disk::write(&*self.disk, &segment, from, zeros).map_err(at("write", &path))?;
+            self.sync_directory(&self.own.join("log")).map_err(at("sync", &path))?;
         }
         Ok(segment)
     }
 
-    fn sidecar_path(&self, identity: Identity) -> PathBuf {
-        self.own.join("sums").join(format!("{:02x}", identity.hash() as u8)).join(identity.to_string())
+    /// Below `.leasehold`: its directory, and itself.
+    fn sidecar_path(identity: Identity) -> (String, String) {
+        let directory = format!("sums/{:02x}", identity.hash() as u8);
+        let file = format!("{directory}/{identity}");
+        (directory, file)
     }
 
     /// The sidecar of a file, if it has one.
     pub(crate) fn sidecar(&self, identity: Identity) -> io::Result<Option<Arc<DiskFile>>> {
-        match self.open_own(&self.sidecar_path(identity), false) {
+        match self.open_own(&self.own.join(Store::sidecar_path(identity).1)) {
             Ok(file) => Ok(Some(Arc::new(DiskFile { file, name: sidecar_name(identity) }))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -174,19 +205,34 @@ impl Store {
 
     /// Makes the sidecar of a file; durably there when done.
     pub(crate) fn create_sidecar(&self, identity: Identity) -> io::Result<Arc<DiskFile>> {
-        let path = self.sidecar_path(identity);
-        let directory = path.parent().expect("sums/xx");
-        if !directory.exists() {
-            fs::create_dir_all(directory)?;
-            sync_directory(&self.own.join("sums"))?;
+        let (directory, file) = Store::sidecar_path(identity);
+        if !self.own.join(&directory).exists() {
+            make_directory(&*self.disk, &self.own.join(&directory), &format!(".leasehold/{directory}"))?;
+            self.sync_directory(&self.own.join("sums"))?;
         }
-        let file = self.open_own(&path, true)?;
-        sync_directory(directory)?;
+        let file = self.create_own(&file)?;
+        self.sync_directory(&self.own.join(&directory))?;
         Ok(Arc::new(DiskFile { file, name: sidecar_name(identity) }))
     }
 
+    /// Calls `visit` with the identity of every sidecar. What has no name of a sidecar is left alone.
+    pub(crate) fn each_sidecar(&self, visit: &mut dyn FnMut(Identity) -> io::Result<()>) -> io::Result<()> {
+        for directory in fs::read_dir(self.own.join("sums"))? {
+            for sidecar in fs::read_dir(directory?.path())? {
+                if let Some(identity) = sidecar?.file_name().to_str().and_then(Identity::parse) {
+                    visit(identity)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn remove_sidecar(&self, identity: Identity) -> io::Result<()> {
-        match fs::remove_file(self.sidecar_path(identity)) {
+        let name = Store::sidecar_path(identity).1;
+        let change = format!(".leasehold/{name}");
+        let removed =
+            self.disk.change_name(NameChange::Remove(&change), &mut || fs::remove_file(self.own.join(&name)));
+        match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -206,10 +252,10 @@ fn sidecar_name(identity: Identity) -> String {
     format!(".leasehold/sums/{identity}")
 }
 
-fn check_format(directory: &Path, path: &Path, text: &str) -> Result<(), OpenError> {
+fn check_format(directory: &Path, path: &Path, text: &str) -> Result<u32, OpenError> {
     let number = text.strip_prefix(FORMAT_LINE).and_then(|rest| rest.trim_end().parse::<u32>().ok());
     match number {
-        Some(FORMAT) => Ok(()),
+        Some(found @ 1..=FORMAT) => Ok(found),
         Some(found) => Err(OpenError::NewerFormat { directory: directory.to_owned(), found, known: FORMAT }),
         None => Err(OpenError::Damaged {
             path: path.to_owned(),
@@ -308,6 +354,14 @@ fn file_bytes_max(probe: &Path) -> Result<u64, OpenError> {
     Ok(enough.min(pages * BLOCKS_PER_PAGE) * BLOCK)
 }
 
+/// Makes a directory of the store, unless it is there.
+fn make_directory(disk: &dyn Disk, path: &Path, name: &str) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    disk.change_name(NameChange::MakeDirectory(name), &mut || fs::create_dir(path))
+}
+
 /// See [`Store`]. The filesystem is asked: it depends on its kind, its block size and its features.
 fn collapse_unit(probe: &Path) -> Result<Option<u64>, OpenError> {
     use rustix::fs::{FallocateFlags, fallocate};
@@ -323,14 +377,4 @@ fn collapse_unit(probe: &Path) -> Result<Option<u64>, OpenError> {
         }
     }
     Ok(None)
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }

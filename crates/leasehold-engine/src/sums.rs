@@ -10,15 +10,20 @@
 //! - the file's length on disk is at least both, or the file was changed behind our back.
 
 use crate::block_map::{self, MapRun};
+use crate::buffer::Buffer;
 use crate::disk::{self, Disk, DiskFile};
 use crate::scrub::Survey;
 use crate::sidecar::{BLOCKS_PER_PAGE, BlockState, FormatError, Header, PAGE, PAGES_MAX, Page};
 use leasehold_core::range::BlockRange;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+
+/// Pages that are written at once.
+const PAGES_TOGETHER: usize = 512;
 
 /// What is known of the file's blocks.
 pub(crate) struct Sums {
@@ -36,11 +41,21 @@ pub(crate) struct Sums {
     pub(crate) writes: usize,
     /// The last name is gone: there is nothing to write back to.
     pub(crate) removed: bool,
+    /// The last collapse that the sidecar may not show yet. Until it does, recovery shifts what the sidecar has, so that
+    /// must stay as it was before.
+    pub(crate) shifted: Option<u64>,
 }
 
 struct Cached {
     page: Page,
     dirty: bool,
+}
+
+/// Pages that were written, by number.
+pub(crate) struct Written {
+    pub(crate) pages: Vec<(u32, Page)>,
+    /// Where to go on; `None`: there are no more.
+    pub(crate) next: Option<u64>,
 }
 
 /// A sidecar could not be read.
@@ -69,6 +84,7 @@ impl Sums {
             marked: 0,
             writes: 0,
             removed: false,
+            shifted: None,
         }
     }
 
@@ -105,9 +121,6 @@ impl Sums {
 
     /// The blocks hold nothing any more. Whole pages are forgotten on disk too, so the record must say durably before that
     /// the range is cleared. Takes as long as there are pages, not blocks.
-    ///
-    /// In the middle of what was adopted, pages that are only on disk become unknown: the zeros that are there now are
-    /// adopted by the next read, as they would be in a page never written.
     pub(crate) fn clear(&mut self, disk: &dyn Disk, blocks: BlockRange) -> Result<(), SumsError> {
         let (start, end) = (blocks.start(), blocks.end().min(PAGES_MAX * BLOCKS_PER_PAGE));
         if (start..blocks.end()).contains(&self.header.adopted_blocks)
@@ -132,15 +145,120 @@ impl Sums {
         for (number, cached) in self.pages.range_mut(numbers) {
             *cached = Cached { page: Page::holes(*number, &self.header), dirty: true };
         }
-        let Some(sidecar) = &self.sidecar else { return Ok(()) };
+        // Below this, a page that was never written stands for blocks that others brought.
+        let adopted = self.header.adopted_blocks.div_ceil(BLOCKS_PER_PAGE).clamp(first, last);
+        if self.shifted.is_some() || self.sidecar.is_none() {
+            let mut next = first;
+            while let Some(written) = self.next_written(next)?.filter(|written| *written < last) {
+                self.install_holes(written);
+                next = written + 1;
+            }
+            (first..adopted).for_each(|number| self.install_holes(number));
+            return Ok(());
+        }
+        let sidecar = self.sidecar.as_ref().expect("looked at above");
+        for number in (first..adopted).step_by(PAGES_TOGETHER) {
+            let end = adopted.min(number + PAGES_TOGETHER as u64);
+            let pages = (number..end).flat_map(|number| Page::holes(number as u32, &self.header).encode());
+            let pages = Buffer::of(&pages.collect::<Vec<u8>>());
+            disk::write(disk, sidecar, page_offset(Some(number as u32)), pages)?;
+        }
         let length = sidecar.file.metadata()?.len();
-        let (from, to) = ((first + 1) * PAGE as u64, (last + 1) * PAGE as u64);
+        let (from, to) = ((adopted + 1) * PAGE as u64, (last + 1) * PAGE as u64);
         if to >= length && from < length {
             disk.truncate(sidecar, from)?;
-        } else if from < length {
+        } else if from < length && from < to {
             disk.punch(sidecar, from, to - from)?;
         }
         Ok(())
+    }
+
+    fn install_holes(&mut self, number: u64) {
+        let page = Page::holes(number as u32, &self.header);
+        self.install(number as u32, page);
+    }
+
+    /// The blocks are taken out of the file: what is known of those behind them moves to the front. Takes as long as there
+    /// are pages with anything in them; these stay in memory until the next checkpoint. `sequence`: that of the record of it.
+    pub(crate) fn shift(
+        &mut self,
+        disk: &dyn Disk,
+        blocks: BlockRange,
+        sequence: u64,
+    ) -> Result<(), SumsError> {
+        let (start, by) = (blocks.start(), blocks.len());
+        let first = start / BLOCKS_PER_PAGE;
+        // Pages that change: those with anything in them, and those that it goes to.
+        let (mut changing, mut next) = (BTreeSet::new(), first);
+        while let Some(written) = self.next_written(next)? {
+            let ends = [written * BLOCKS_PER_PAGE, (written + 1) * BLOCKS_PER_PAGE - 1];
+            changing.extend(ends.map(|block| (block.saturating_sub(by) / BLOCKS_PER_PAGE).max(first)));
+            changing.insert(written);
+            next = written + 1;
+        }
+        let (mut before, mut shifted) = (BTreeMap::new(), BTreeMap::new());
+        for number in changing {
+            before.retain(|old, _| *old >= number);
+            let mut page = Page::holes(number as u32, &self.header);
+            for block in number * BLOCKS_PER_PAGE..(number + 1) * BLOCKS_PER_PAGE {
+                let from = if block < start { block } else { block + by };
+                let old = match before.entry(from / BLOCKS_PER_PAGE) {
+                    Entry::Occupied(old) => old.into_mut(),
+                    Entry::Vacant(place) => place.insert(self.page_or_torn(disk, from / BLOCKS_PER_PAGE)?),
+                };
+                page.set((block % BLOCKS_PER_PAGE) as usize, old.get((from % BLOCKS_PER_PAGE) as usize));
+            }
+            shifted.insert(number as u32, Cached { page, dirty: true });
+        }
+        self.pages.extend(shifted);
+        let adopted = self.header.adopted_blocks;
+        let out = adopted.clamp(start, blocks.end()) - start;
+        self.header.adopted_blocks = adopted - out;
+        self.header_dirty = true;
+        self.shifted = Some(sequence);
+        Ok(())
+    }
+
+    /// A copy of the page; one that is damaged says that its blocks are torn.
+    fn page_or_torn(&self, disk: &dyn Disk, number: u64) -> Result<Page, SumsError> {
+        let Ok(number) = u32::try_from(number) else { return Ok(Page::holes(0, &self.header)) };
+        if let Some(cached) = self.pages.get(&number) {
+            return Ok(cached.page.clone());
+        }
+        match self.read_page(disk, number) {
+            Err(error @ SumsError::Damaged { .. }) => {
+                tracing::error!(%error, "the blocks that it describes fail to read until they are adopted");
+                Ok(Page::torn(number, &self.header))
+            }
+            page => page,
+        }
+    }
+
+    /// If the block's page is damaged, its blocks are torn from now on: written again or adopted, they are good again.
+    /// Whether it was.
+    pub(crate) fn mend(&mut self, disk: &dyn Disk, block: u64) -> Result<bool, SumsError> {
+        match self.page(disk, block) {
+            Err(SumsError::Damaged { number, .. }) => {
+                let page = self.page_or_torn(disk, number.into())?;
+                self.install(number, page);
+                Ok(true)
+            }
+            page => page.map(|_| false),
+        }
+    }
+
+    /// Copies of up to `max` pages that were written, from page `from` on.
+    pub(crate) fn written_pages(&self, disk: &dyn Disk, from: u64, max: usize) -> Result<Written, SumsError> {
+        let (mut pages, mut next) = (Vec::new(), Some(from));
+        while pages.len() < max
+            && let Some(number) = next.map(|next| self.next_written(next)).transpose()?.flatten()
+        {
+            let page = self.pages.get(&(number as u32)).map(|cached| cached.page.clone());
+            pages.push((number as u32, page.map_or_else(|| self.read_page(disk, number as u32), Ok)?));
+            next = Some(number + 1);
+        }
+        let over = pages.len() < max;
+        Ok(Written { pages, next: next.filter(|_| !over) })
     }
 
     /// Counts the blocks from `from` on, up to the end of their page, or of the pages that were never written. Where it

@@ -1,6 +1,7 @@
 //! The disk by pread and pwrite on a few threads, where io_uring is forbidden.
 
 use crate::disk::{self, Disk, Done, Transfer, Verb};
+use crate::workers::or_abort;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -31,7 +32,9 @@ impl Threads {
         let threads = (0..count)
             .map(|_| {
                 let shared = Arc::clone(&shared);
-                std::thread::Builder::new().name("storage-disk".into()).spawn(move || shared.run())
+                std::thread::Builder::new()
+                    .name("storage-disk".into())
+                    .spawn(move || or_abort(|| shared.run()))
             })
             .collect::<io::Result<Vec<_>>>()?;
         Ok(Threads { shared, threads: Mutex::new(threads) })

@@ -1,6 +1,6 @@
 //! Threads for checksums and for system calls that block.
 //!
-//! A job that panics ends the process: it may have held a lock, and its output would never be answered, so the store
+//! A job that panics ends the process, and so does a thread of the disk ([`or_abort`]): it may have held a lock, and its output would never be answered, so the store
 //! would be half dead. The next start recovers, as after any crash.
 
 use std::collections::VecDeque;
@@ -10,6 +10,15 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 type Job = Box<dyn FnOnce() + Send>;
+
+/// Does what must not panic.
+pub(crate) fn or_abort(job: impl FnOnce()) {
+    // Nothing is looked at afterwards: that what it leaves is consistent need not be so.
+    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+        tracing::error!("a storage thread panicked: the process ends, and the next start recovers");
+        std::process::abort();
+    }
+}
 
 /// A queue of jobs and the threads that do them, in order of arrival.
 #[derive(Default)]
@@ -70,13 +79,7 @@ impl Shared {
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
-                // Nothing is looked at afterwards: that what it leaves is consistent need not be so.
-                if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                    tracing::error!(
-                        "a storage thread panicked: the process ends, and the next start recovers"
-                    );
-                    std::process::abort();
-                }
+                or_abort(job);
                 state = self.state.lock().expect("no panic while held");
             } else if state.closed {
                 return;

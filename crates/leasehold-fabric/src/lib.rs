@@ -132,6 +132,17 @@ pub enum RemoteAccess {
     Read,
     /// Only write.
     Write,
+    /// Only write, and nothing that has not been checked: for memory that is looked at while the peer may still write
+    /// there. Where a frame is checked only after it was placed, this costs a copy.
+    WriteChecked,
+}
+
+impl RemoteAccess {
+    /// Whether the peer may write.
+    #[must_use]
+    pub fn writes(self) -> bool {
+        matches!(self, RemoteAccess::Write | RemoteAccess::WriteChecked)
+    }
 }
 
 /// Bytes to write to the peer.

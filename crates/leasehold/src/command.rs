@@ -5,6 +5,7 @@
 )]
 
 mod administer;
+mod bench;
 mod demo;
 mod exit;
 mod failures;
@@ -115,6 +116,10 @@ enum Action {
     Hold(hold::Hold),
     /// See it all work, on a throw-away store (30 seconds)
     Demo(demo::Demo),
+    /// Measure this machine: Leasehold against the best one could do without it
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    BenchPeer(bench::peer::Peer),
 }
 
 /// Runs the command that the process was given.
@@ -169,6 +174,8 @@ async fn perform(command: Command) -> Outcome {
         Action::Scrub(action) => action.run(&common).await,
         Action::Hold(action) => action.run(&common).await,
         Action::Demo(action) => action.run().await,
+        Action::Bench(action) => action.run(&common).await,
+        Action::BenchPeer(action) => action.run().await,
     }
 }
 

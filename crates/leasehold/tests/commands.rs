@@ -108,6 +108,103 @@ async fn names_are_listed_moved_and_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn files_are_cloned_copied_linked_zeroed_and_evicted() {
+    let shell = Shell::start().await;
+    let content = pattern(1, 20_000);
+    let source = shell.local("source", &content);
+    shell.ok(&["put", &source, "/file"]);
+    std::fs::remove_file(source).unwrap();
+    shell.ok(&["mkdir", "/directory"]);
+
+    assert!(shell.ok(&["clone", "/file", "/directory"]).starts_with("cloned; the blocks "));
+    assert_eq!(shell.run(&["get", "/directory/file", "-"]).stdout, content);
+    let (code, says) = shell.fails(&["clone", "/file", "/directory/file"]);
+    assert_eq!((code, says.contains("--force")), (1, true), "{says}");
+    shell.ok(&["zero", "/file", "--offset", "4K", "--length", "1K"]);
+    shell.ok(&["clone", "--force", "/file", "/directory/file"]);
+    let mut zeroed = content.to_vec();
+    zeroed[4096..5120].fill(0);
+    assert_eq!(shell.run(&["get", "/directory/file", "-"]).stdout, zeroed);
+
+    assert_eq!(shell.ok(&["cp", "/file", "/copy"]), "19.5 KiB copied, durable\n");
+    assert_eq!(shell.run(&["get", "/copy", "-"]).stdout, zeroed);
+    shell.ok(&["cp", "/file", "/copy", "--offset", "4K", "--length", "1000", "--to-offset", "7"]);
+    let mut expected = zeroed.clone();
+    expected[7..1007].fill(0);
+    assert_eq!(shell.run(&["get", "/copy", "-"]).stdout, expected);
+    shell.ok(&["truncate", "/file", "--size", "100"]);
+    shell.ok(&["cp", "/file", "/copy"]);
+    assert_eq!(
+        shell.run(&["get", "/copy", "-"]).stdout,
+        content[..100],
+        "a whole copy is as long as its source"
+    );
+    assert_eq!(shell.fails(&["cp", "/missing", "/new"]).0, 3);
+    assert_eq!(shell.fails(&["stat", "/new"]).0, 3, "nothing is created for nothing");
+
+    shell.ok(&["ln", "/copy", "/directory"]);
+    shell.ok(&["ln", "-s", "no such \x1b[31mplace", "/link"]);
+    assert!(shell.ok(&["ls", "-l", "/"]).contains("link -> no such \\u{1b}[31mplace\n"));
+    assert!(shell.ok(&["stat", "/directory/copy"]).contains("links     2"));
+    shell.ok(&["mv", "/link", "/directory/"]);
+    assert_eq!(shell.ok(&["ls", "/directory"]), "copy\nfile\nlink\n");
+    assert!(shell.ok(&["evict", "/copy", "/file"]).contains("of memory are free now"));
+
+    let (code, says) = shell.fails(&["rm", "/file", "/missing", "/copy", "/directory"]);
+    assert_eq!(code, 3, "{says}");
+    assert!(
+        says.contains("leasehold: /missing does not exist") && says.contains("2 names were not removed"),
+        "{says}"
+    );
+    assert_eq!(shell.ok(&["ls", "/"]), "directory/\n", "what could be removed was");
+    let (code, says) = shell.fails(&["scrub", "--adopt"]);
+    assert_eq!((code, says.contains("--all")), (2, true), "{says}");
+    assert!(shell.ok(&["scrub", "--adopt", "--all"]).contains("every checksum matches"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_too_long_is_refused_in_words_and_one_with_control_characters_is_shown_escaped() {
+    let shell = Shell::start().await;
+    let (code, says) = shell.fails(&["stat", &format!("/{}", "x".repeat(50_000))]);
+    assert_eq!((code, says.contains("too long; names end at 255 bytes")), (2, true), "{says}");
+    let source = shell.local("source", b"x");
+    shell.ok(&["put", &source, "/a\x1b[2J\nb"]);
+    std::fs::remove_file(source).unwrap();
+    assert_eq!(shell.ok(&["ls", "/"]), "a\\u{1b}[2J\\nb\n");
+    let (_, says) = shell.fails(&["mkdir", "/a\x1b[2J\nb"]);
+    assert!(says.contains("\\u{1b}[2J\\nb exists already") && !says.contains('\x1b'), "{says:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resident_lease_is_held_synced_and_lost_at_the_command_line() {
+    let shell = Shell::start().await;
+    let source = shell.local("source", &pattern(1, 100_000));
+    shell.ok(&["put", &source, "/file"]);
+    std::fs::remove_file(source).unwrap();
+    let mut hold = leasehold();
+    hold.arg("--socket").arg(&shell.server.socket);
+    hold.args(["hold", "/file", "--length", "64K", "--update", "--write", "--sync", "5ms"]);
+    let mut hold = hold.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut says = std::io::BufReader::new(hold.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains(" synced 0..64KiB in ") {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut says, &mut line).unwrap() > 0, "it has ended");
+    }
+    let client = harness::connect(&shell.server.socket).await;
+    while harness::content(&client, "/file").await[..65_536] != [0xA5; 65_536] {
+        assert!(hold.try_wait().unwrap().is_none(), "it has ended");
+    }
+    shell.ok(&["truncate", "/file", "--size", "0"]);
+    assert_eq!(hold.wait().unwrap().code(), Some(4));
+    let mut rest = String::new();
+    says.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("wants to truncate to 0"), "{rest}");
+    assert!(shell.ok(&["status"]).contains("breaks    1 since the start"));
+    assert!(shell.ok(&["scrub"]).contains("every checksum matches"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_kind_of_failure_has_its_code_and_says_what_to_do() {
     let shell = Shell::start().await;
     let (code, says) = shell.fails(&["get", "/missing", "-"]);

@@ -4,8 +4,9 @@ mod harness;
 
 use bytes::Bytes;
 use harness::{Control, Store, content, fill, mismatches, pattern};
+use leasehold_client::proto;
 use leasehold_fabric::iwarp::{self, Iwarp};
-use leasehold_fabric::message::{Commit, Committed, Message, Status};
+use leasehold_fabric::message::{Capture, Captured, Commit, Committed, Message, Status};
 use leasehold_fabric::{CloseReason, Endpoint, Fabric, Handler, Remote, Source, Tag};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -62,6 +63,17 @@ impl Peer {
     }
 }
 
+impl Peer {
+    fn capture(&self, lease: u64, offset: u64, length: u64) -> Captured {
+        let message = Message::Capture(Capture { request: 2, lease, offset, length }).encode();
+        self.endpoint.send(message, None, Box::new(|_| ()));
+        match self.heard.recv_timeout(PATIENCE) {
+            Ok(Heard::Message(Message::Captured(answer))) => answer,
+            other => panic!("no answer to a capture: {other:?}"),
+        }
+    }
+}
+
 fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
@@ -100,6 +112,38 @@ async fn a_commit_with_a_wrong_crc_leaves_the_file_as_it_was() {
     assert_eq!(peer.commit(lease, Some(7)).status, Status::Mismatch);
     assert_eq!(peer.commit(lease, None).status, Status::NoLease);
     assert_eq!(content(session.client(), "/a").await, pattern(1, 5000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_that_cannot_be_is_refused_and_the_lease_and_the_stream_go_on() {
+    let store = Store::start().await;
+    let session = store.session().await;
+    fill(&session, "/a", pattern(1, 20_000)).await;
+    let (mut peer, mut thief) = (Peer::connect(&store).await, Peer::connect(&store).await);
+    let (lease, tag) = peer.control.acquire_for(proto::Access::Update, "/a", 100, 10_000).await;
+    let (overwriting, _) = peer.control.acquire("/a", 10_000, 20_000).await;
+    let (stolen, _) = thief.control.acquire_for(proto::Access::Update, "/a", 20_000, 30_000).await;
+    peer.write(tag, 0, pattern(2, 9900));
+    for (of, offset, length, status) in [
+        (lease, 0, 0, Status::OutOfBounds),
+        (lease, 1, 9900, Status::OutOfBounds),
+        (lease, u64::MAX, 1, Status::OutOfBounds),
+        (lease, 1, u64::MAX, Status::OutOfBounds),
+        (overwriting, 0, 100, Status::WrongAccess),
+        (stolen, 0, 100, Status::NoLease),
+        (77_777, 0, 100, Status::NoLease),
+    ] {
+        let answer = peer.capture(of, offset, length);
+        assert_eq!((answer.request, answer.status), (2, status), "{of} {offset} {length}: {}", answer.text);
+    }
+    assert_eq!(content(session.client(), "/a").await, pattern(1, 20_000));
+    assert_eq!(peer.capture(lease, 50, 9850).status, Status::Ok);
+    let mut expected = pattern(1, 20_000).to_vec();
+    expected[150..10_000].copy_from_slice(&pattern(2, 9900)[50..]);
+    assert_eq!(content(session.client(), "/a").await, expected);
+    assert_eq!(peer.commit(lease, None).status, Status::Ok);
+    assert_eq!(peer.capture(lease, 0, 1).status, Status::NoLease);
+    assert_eq!(mismatches(session.client()).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

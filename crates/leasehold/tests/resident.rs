@@ -36,7 +36,8 @@ async fn two_update_leases_that_share_a_block_keep_each_others_bytes_and_their_o
     expected[5100..5120].copy_from_slice(&pattern(3, 20));
     expected[5110..5130].copy_from_slice(&pattern(4, 20));
     let (left, right) = tokio::join!(left.commit(), right.commit());
-    (left.unwrap(), right.unwrap());
+    left.unwrap();
+    right.unwrap();
     assert_eq!(content(one.client(), "/a").await, expected);
     assert_eq!(mismatches(one.client()).await, 0);
 }

@@ -12,14 +12,14 @@ use crate::record::BATCH_ALIGNMENT;
 use crate::recovery::Damage;
 use crate::ring::{Ring, View};
 use crate::storage::{Answers, Backend, OpenError, Opened, StorageConfig};
-use crate::store::{BTRFS, Store, at};
+use crate::store::{BTRFS, FORMAT, Store, at};
 use crate::threads::Threads;
 use crate::verified::Verified;
 use crate::workers::Workers;
 use crate::writeback::PendingWrite;
 use leasehold_core::ids::{FileId, WriteId};
 use leasehold_core::input::Input;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -53,6 +53,8 @@ pub(crate) struct Inner {
     checkpointer: Workers,
     /// The last number given to a staged file.
     pub(crate) staged: AtomicU64,
+    /// See [`Inner::copies`].
+    pub(crate) copies: Mutex<HashSet<crate::staging::Staged>>,
 }
 
 impl Inner {
@@ -62,9 +64,16 @@ impl Inner {
         answers: Answers,
     ) -> Result<(Arc<Inner>, Opened), OpenError> {
         let directory = config.directory.clone();
-        let store = Store::open(&directory)?;
-        let mut opened = Opened { zero_copy: store.direct, ..Opened::default() };
+        let mut opened = Opened::default();
         opened.notes.extend(arena.notes().iter().cloned());
+        let disk =
+            start_disk(&config, &arena, &mut opened.notes).map_err(at("start threads for", &directory))?;
+        let disk = match &config.wrap_disk {
+            Some(wrap) => wrap(disk),
+            None => disk,
+        };
+        let store = Store::open(Arc::clone(&disk), &directory)?;
+        opened.zero_copy = store.direct;
         if !store.direct {
             opened.notes.push(format!(
                 "the filesystem of {directory:?} has no O_DIRECT: data is copied through the page cache (copying, not zero copy); \
@@ -77,13 +86,8 @@ impl Inner {
                  zero copy); use ext4, XFS, or chattr +C on an empty files/"
             ));
         }
-        let disk =
-            start_disk(&config, &arena, &mut opened.notes).map_err(at("start threads for", &directory))?;
-        let disk = match &config.wrap_disk {
-            Some(wrap) => wrap(disk),
-            None => disk,
-        };
-        let segments = [store.segment(&*disk, 0)?, store.segment(&*disk, 1)?];
+        let segment = |number| store.segment(number, config.segment_bytes);
+        let segments = [segment(0)?, segment(1)?];
         let scans = segments.iter().map(|segment| scan(&*disk, segment)).collect::<io::Result<Vec<_>>>();
         let scans: [Scan; 2] =
             scans.map_err(at("read the write-ahead record of", &directory))?.try_into().expect("two");
@@ -111,7 +115,7 @@ impl Inner {
             outstanding: Mutex::new(0),
             answered: Condvar::new(),
             store,
-            names: Names::default(),
+            names: Names::new(Arc::clone(&disk)),
             disk,
             log,
             files: Mutex::default(),
@@ -122,12 +126,28 @@ impl Inner {
             checkpointing: Mutex::default(),
             checkpoint_due: AtomicBool::new(false),
             staged: AtomicU64::new(0),
+            copies: Mutex::default(),
         });
         if !live.is_empty() {
             let recovered = inner.finish_recovery(start, live, &mut opened);
             recovered.inspect_err(|_| inner.abandon()).map_err(at("recover", &directory))?;
         }
+        inner.upgrade(&mut opened).inspect_err(|_| inner.abandon())?;
         Ok((inner, opened))
+    }
+
+    /// What is left to do before anything of the newest format may be written. An older format's record has been recovered
+    /// by now, and what that wrote is of the older format too; so a crash before the end leaves the older store, and a crash
+    /// after it the newer one.
+    fn upgrade(&self, opened: &mut Opened) -> Result<(), OpenError> {
+        self.store.empty_staging().map_err(at("empty the staging directory of", &self.config.directory))?;
+        if let Some(older) = self.store.older {
+            self.store.write_format().map_err(at("write the format of", &self.config.directory))?;
+            opened.notes.push(format!(
+                "the store had format {older} and has format {FORMAT} now, which older versions of leasehold refuse to open"
+            ));
+        }
+        Ok(())
     }
 
     fn finish_recovery(

@@ -1,12 +1,21 @@
 //! The storage as the core drives it, on real directories: ext4 with O_DIRECT, and tmpfs without.
 
+mod adopt;
+mod attributes;
+mod capture;
+mod clone;
+mod collapse;
 mod crash;
 mod gate;
+mod links;
+mod map;
 mod model;
 mod namespace;
+mod power;
 mod recovery;
 mod straight;
 mod trouble;
+mod upgrade;
 
 use super::*;
 use crate::arena::Pages;
@@ -16,6 +25,7 @@ use leasehold_core::input::Change;
 use leasehold_core::output::Loader;
 use leasehold_core::range::{ByteRange, Run};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, channel};
@@ -34,6 +44,59 @@ fn places() -> Vec<(&'static str, tempfile::TempDir)> {
     }
     assert!(!places.is_empty());
     places
+}
+
+/// The usual places, and those made for this: XFS and btrfs share blocks.
+fn all_places() -> Vec<(&'static str, Place)> {
+    let usual = places().into_iter().map(|(name, directory)| (name, Place::Directory(directory)));
+    let made = ["xfs", "btrfs"].into_iter().filter_map(|kind| Some((kind, Place::Mount(Mount::make(kind)?))));
+    usual.chain(made).collect()
+}
+
+enum Place {
+    Directory(tempfile::TempDir),
+    Mount(Mount),
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Place::Directory(directory) => directory.path(),
+            Place::Mount(mount) => mount.0.path(),
+        }
+    }
+}
+
+/// A filesystem in a file, until drop.
+struct Mount(tempfile::TempDir, #[expect(dead_code, reason = "holds the image")] tempfile::NamedTempFile);
+
+impl Mount {
+    fn make(kind: &str) -> Option<Mount> {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(400 << 20).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let mkfs = Command::new(format!("mkfs.{kind}")).arg(image.path()).output();
+        let mounted = match mkfs {
+            Ok(made) if made.status.success() => {
+                let mut mount = Command::new("mount");
+                mount.args(["-o", "loop", "-t", kind]).arg(image.path()).arg(directory.path()).output()
+            }
+            other => other,
+        };
+        match mounted {
+            Ok(output) if output.status.success() => Some(Mount(directory, image)),
+            other => {
+                eprintln!("SKIPPED on {kind}: cannot make such a filesystem: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
 }
 
 fn path(text: &str) -> StorePath {
@@ -61,7 +124,15 @@ impl Driver {
         Driver::try_open_with(config).expect("the store opens")
     }
 
-    fn try_open_with(mut config: StorageConfig) -> Result<Driver, OpenError> {
+    fn try_open_with(config: StorageConfig) -> Result<Driver, OpenError> {
+        Driver::open_observed(config, Box::new(|_| {}))
+    }
+
+    /// `observer` hears of each answer before anybody else.
+    fn open_observed(
+        mut config: StorageConfig,
+        observer: Box<dyn Fn(&Input) + Send + Sync>,
+    ) -> Result<Driver, OpenError> {
         let arena = Arena::new(u64::from(FRAMES) * 4096, Pages::Normal).unwrap();
         let (send, answers) = channel();
         let mismatches = Arc::<Mutex<Vec<Mismatch>>>::default();
@@ -69,6 +140,7 @@ impl Driver {
         config.mismatches = Some(Arc::new(move |mismatch| seen.lock().unwrap().push(mismatch)));
         let send = Mutex::new(send);
         let answer: Answers = Arc::new(move |input| {
+            observer(&input);
             // A driver that is gone wants no answer.
             let _ = send.lock().unwrap().send(input);
         });
@@ -183,11 +255,56 @@ impl Driver {
     }
 
     fn change_with(&self, file: FileId, change: Change, detail: Detail) -> Result<(), Fault> {
+        self.perform(file, change, detail).map(drop)
+    }
+
+    fn perform(&self, file: FileId, change: Change, detail: Detail) -> Result<Option<u64>, Fault> {
         let request = RequestId(self.number());
         match self.ask(Output::Perform { request, file, change }, detail) {
-            Input::Performed { result, .. } => result.map(drop),
+            Input::Performed { result, .. } => result,
             other => panic!("{other:?}"),
         }
+    }
+
+    fn zero(&self, file: FileId, start: u64, end: u64) {
+        let range = ByteRange::new(start, end).unwrap();
+        self.change_with(file, Change::Zero { range }, Detail::None).expect("the zeroing works");
+    }
+
+    fn try_collapse(&self, file: FileId, start: u64, end: u64) -> Result<(), Fault> {
+        let range = ByteRange::new(start, end).unwrap();
+        self.change_with(file, Change::Collapse { range }, Detail::None)
+    }
+
+    fn collapse(&self, file: FileId, start: u64, end: u64) {
+        self.try_collapse(file, start, end).expect("the collapse works");
+    }
+
+    /// Whether the place can do it; said aloud if not.
+    fn collapses(&self, place: &str) -> bool {
+        let range = ByteRange::new(0, 4096).unwrap();
+        let refused = self.storage().check_collapse(range).err();
+        if let Some(refused) = &refused {
+            eprintln!("SKIPPED on {place}: {refused}");
+        }
+        refused.is_none()
+    }
+
+    fn adopt(&self, file: FileId, start: u64, end: u64) -> Option<u64> {
+        let range = ByteRange::new(start, end).unwrap();
+        self.perform(file, Change::Adopt { range }, Detail::None).expect("the adoption works")
+    }
+
+    /// A clone under another name.
+    fn clone_to(&self, file: FileId, name: &str) -> FileId {
+        let staged = self.storage().stage();
+        self.change_with(file, Change::Clone, Detail::Clone { staged }).expect("the clone works");
+        self.storage().place(staged, &path(name)).unwrap();
+        self.open_file(name)
+    }
+
+    fn survey(&self, file: FileId) -> Survey {
+        self.storage().survey(file, BlockRange::new(0, u64::MAX).unwrap()).unwrap()
     }
 
     fn truncate(&self, file: FileId, size: u64) {
@@ -223,6 +340,27 @@ impl Driver {
     fn kill(mut self) {
         drop(self.storage.take());
     }
+}
+
+/// Writes past the storage.
+fn poke(path: &Path, offset: u64, bytes: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(bytes, offset).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// The only file below the directory.
+fn only_file(directory: &Path) -> std::path::PathBuf {
+    let entry = std::fs::read_dir(directory).unwrap().next().unwrap().unwrap();
+    if entry.file_type().unwrap().is_dir() { only_file(&entry.path()) } else { entry.path() }
+}
+
+fn count_files(directory: &Path) -> usize {
+    let entries = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| if entry.file_type().unwrap().is_dir() { count_files(&entry.path()) } else { 1 })
+        .sum()
 }
 
 fn pattern(seed: u8, length: usize) -> Vec<u8> {

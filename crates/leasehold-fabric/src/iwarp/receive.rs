@@ -255,6 +255,21 @@ impl Receiver {
         staging: &mut Staging,
     ) -> Result<(), Stop> {
         let segment = self.segment.as_mut().expect("payload belongs to a segment");
+        if segment.check_first {
+            let whole = segment.left + frame::trailer(segment.length);
+            let ready = staging.ready();
+            if ready.len() < whole {
+                let wanted = whole - ready.len() + NEXT_HEADER;
+                return self.fill(stream, staging, wanted);
+            }
+            let (checked, wire) = ready[..whole].split_at(whole - frame::CRC);
+            let mut crc = segment.crc;
+            crc.update(checked);
+            if crc.wire() != wire {
+                return Err(violation(Violation::Crc, None));
+            }
+            segment.check_first = false;
+        }
         let memory = matches!(segment.to, Destination::Memory { .. } | Destination::Sink);
         if !staging.ready().is_empty() {
             let crc = self.crc && !self.strict;

@@ -53,12 +53,8 @@ pub(crate) fn report(ended: Outcome) -> Exit {
         // Whoever read our output has seen enough: `leasehold ls | head`.
         return Exit::Ok;
     }
-    complain(&error);
+    eprintln!("leasehold: {}", show::name(&text(&error)));
     code(&error)
-}
-
-fn complain(error: &anyhow::Error) {
-    eprintln!("leasehold: {}", show::name(&text(error)));
 }
 
 /// Like `{:#}`, without causes that a text repeats.
@@ -71,31 +67,6 @@ pub(crate) fn text(error: &anyhow::Error) -> String {
         }
     }
     text
-}
-
-/// How one thing after another went, where a failure of one does not stop the others.
-#[derive(Default)]
-pub(crate) struct Tally {
-    all: usize,
-    failed: Vec<Exit>,
-}
-
-impl Tally {
-    /// Says what went wrong, at once.
-    pub(crate) fn note(&mut self, ended: Outcome) {
-        self.all += 1;
-        if let Err(error) = ended {
-            complain(&error);
-            self.failed.push(code(&error));
-        }
-    }
-
-    /// Fails with the highest code, if any failed: `done` says what was to be done to all.
-    pub(crate) fn end(self, done: &str) -> Outcome {
-        let Some(worst) = self.failed.iter().copied().max_by_key(|exit| *exit as u8) else { return Ok(()) };
-        let text = format!("{} of {} were not {done}", self.failed.len(), self.all);
-        Err(Failure::new(worst, text).into())
-    }
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -24,7 +24,8 @@ impl Failures {
     pub(crate) fn add(&self, name: &str, error: &anyhow::Error) -> String {
         let (text, exit) = (text(error), code(error));
         // Names can hold anything: they must not look like more lines of ours.
-        let line = show::name(&format!("leasehold: {name}: {text}")).into_owned();
+        let name_first = if text.starts_with(name) { String::new() } else { format!("{name}: ") };
+        let line = show::name(&format!("leasehold: {name_first}{text}")).into_owned();
         self.all().push(Failed { name: name.to_owned(), text, exit });
         line
     }

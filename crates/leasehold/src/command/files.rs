@@ -1,7 +1,8 @@
 //! The commands that do one thing to a name: `ls`, `stat`, `rm`, `mv`, `ln`, `mkdir`, `sync`, `evict`.
 
 use crate::command::Common;
-use crate::command::exit::{Outcome, Tally};
+use crate::command::exit::Outcome;
+use crate::command::failures::Failures;
 use crate::command::place;
 use crate::command::show;
 use crate::size::rough;
@@ -154,15 +155,17 @@ impl Stat {
 
 impl Rm {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
-        let mut tally = Tally::default();
+        let failures = Failures::default();
         for text in &self.places {
             let removed = async {
                 let (client, path) = place::open(common, text).await?;
-                Ok(client.remove(&path).await?)
+                Outcome::Ok(client.remove(&path).await?)
             };
-            tally.note(removed.await);
+            if let Err(error) = removed.await {
+                eprintln!("{}", failures.add(text, &error));
+            }
         }
-        tally.end("removed")
+        failures.outcome("removed")
     }
 }
 
@@ -191,21 +194,23 @@ impl Ln {
 
 impl Evict {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
-        let (mut tally, mut bytes) = (Tally::default(), 0);
+        let (failures, mut bytes) = (Failures::default(), 0);
         for text in &self.places {
             let evicted = async {
                 let (client, path) = place::open(common, text).await?;
                 bytes += client.evict(&path).await?;
-                Ok(())
+                Outcome::Ok(())
             };
-            tally.note(evicted.await);
+            if let Err(error) = evicted.await {
+                eprintln!("{}", failures.add(text, &error));
+            }
         }
         if common.json {
             show::json_document(&json!({ "bytes": bytes }))?;
         } else {
             show::line(format_args!("{} of memory are free now", rough(bytes)))?;
         }
-        tally.end("evicted")
+        failures.outcome("evicted")
     }
 }
 

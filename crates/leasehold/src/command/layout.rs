@@ -143,7 +143,12 @@ impl Clone {
                 let text = format!("{to} exists already; choose another name, or replace it with --force");
                 Err(Failure::new(Exit::Failed, text).into())
             }
-            cloned => Ok(cloned?),
+            Err(error) => Err(error.into()),
+            Ok(shares) if common.json => {
+                Ok(show::json_document(&json!({ "path": to, "shares_blocks": shares }))?)
+            }
+            Ok(true) => Ok(show::line("cloned; the blocks are shared")?),
+            Ok(false) => Ok(show::line("cloned; the blocks were copied, since the disk cannot share them")?),
         }
     }
 }

@@ -125,6 +125,9 @@ fn show_file(file: &proto::ScrubFile) -> Outcome {
             "{path}: bytes {start}..{end}: committed {committed}, found {found}{adopted}"
         ))?;
     }
+    if let Some(size) = file.adopted_size {
+        show::line(format_args!("{}: its size is {size}; adopted", show::name(&file.path)))?;
+    }
     if !file.error.is_empty() {
         show::line(format_args!("{}: {}", show::name(&file.path), show::name(&file.error)))?;
     }
@@ -150,6 +153,7 @@ fn file_json(file: &proto::ScrubFile) -> Value {
         "path": file.path,
         "blocks": file.blocks,
         "adopted": file.adopted,
+        "adopted_size": file.adopted_size,
         "mismatches": file.mismatches.iter().map(mismatch).collect::<Vec<_>>(),
         "error": error,
     })

@@ -367,8 +367,8 @@ impl Leasehold for Calls {
         let (_, extensions, message) = request.into_parts();
         let breaker = peer::caller(&extensions, message.caller);
         let (from, to) = (parse_path(&message.from)?, parse_path(&message.to)?);
-        or_refuse(self.engine().clone_file(&from, &to, message.replace, breaker).await)?;
-        answer(proto::CloneFileResponse {})
+        let shares_blocks = self.engine().clone_file(&from, &to, message.replace, breaker).await;
+        answer(proto::CloneFileResponse { shares_blocks: or_refuse(shares_blocks)? })
     }
 
     async fn copy_range(

@@ -190,6 +190,7 @@ pub(crate) fn scrubbed(file: Scrubbed, totals: &mut proto::ScrubTotals) -> proto
         path: file.path,
         blocks: file.blocks,
         adopted: file.adopted,
+        adopted_size: file.adopted_size,
         mismatches: file.mismatches.iter().map(mismatch).collect(),
         error: file.error.unwrap_or_default(),
     }))

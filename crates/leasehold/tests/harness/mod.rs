@@ -274,10 +274,21 @@ impl Control {
 
     /// A lease for overwriting, and its tag.
     pub async fn acquire(&mut self, path: &str, start: u64, end: u64) -> (u64, Tag) {
+        self.acquire_for(proto::Access::Overwrite, path, start, end).await
+    }
+
+    /// A lease, and its tag.
+    pub async fn acquire_for(
+        &mut self,
+        access: proto::Access,
+        path: &str,
+        start: u64,
+        end: u64,
+    ) -> (u64, Tag) {
         let want = proto::Want {
             path: path.to_owned(),
             range: Some(proto::Range { start, end }),
-            access: proto::Access::Overwrite.into(),
+            access: access.into(),
             ..Default::default()
         };
         let request =

@@ -1,7 +1,8 @@
-//! Random commits, truncates, punches, clean stops and kills against a vector of bytes.
+//! Random commits, changes, clones, clean stops and kills against a vector of bytes.
 
 use super::*;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -22,6 +23,24 @@ enum Action {
         start: u64,
         length: u64,
     },
+    Zero {
+        start: u64,
+        length: u64,
+    },
+    /// In blocks.
+    Collapse {
+        first: u64,
+        count: u64,
+    },
+    /// Bytes of others, and their adoption.
+    Adopt {
+        offset: u64,
+        length: u64,
+        seed: u8,
+    },
+    /// The file goes on as its clone.
+    Clone,
+    Evict,
     Flush,
     Checkpoint,
     Stop,
@@ -37,7 +56,12 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
         6 => (byte.clone(), length.clone(), any::<u8>()).prop_map(|(offset, length, seed)| Action::Write { offset, length, seed }),
         1 => (byte.clone(), length.clone()).prop_map(|(offset, length)| Action::RecordOnly { offset, length }),
         2 => byte.clone().prop_map(|size| Action::Truncate { size }),
-        2 => (byte, length).prop_map(|(start, length)| Action::Punch { start, length }),
+        2 => (byte.clone(), length.clone()).prop_map(|(start, length)| Action::Punch { start, length }),
+        1 => (byte.clone(), length.clone()).prop_map(|(start, length)| Action::Zero { start, length }),
+        2 => (0..SPAN / 4096, 1..8u64).prop_map(|(first, count)| Action::Collapse { first, count }),
+        1 => (byte, length, any::<u8>()).prop_map(|(offset, length, seed)| Action::Adopt { offset, length, seed }),
+        1 => Just(Action::Clone),
+        1 => Just(Action::Evict),
         1 => Just(Action::Flush),
         1 => Just(Action::Checkpoint),
         1 => Just(Action::Stop),
@@ -81,6 +105,42 @@ fn run(directory: &Path, actions: &[Action]) {
                     model[start as usize..end].fill(0);
                 }
             }
+            Action::Zero { start, length } => {
+                driver.zero(file, start, start + length);
+                let end = ((start + length) as usize).min(model.len());
+                if (start as usize) < end {
+                    model[start as usize..end].fill(0);
+                }
+            }
+            Action::Collapse { first, count } => {
+                let (start, end) = (first * 4096, (first + count) * 4096);
+                let possible = driver.storage().check_collapse(ByteRange::new(start, end).unwrap()).is_ok();
+                if possible && end < model.len() as u64 {
+                    driver.collapse(file, start, end);
+                    model.drain(start as usize..end as usize);
+                }
+            }
+            Action::Adopt { offset, length, seed } => {
+                // Its length may be ahead of what is needed; others see it after a flush.
+                driver.flush(file);
+                let bytes = pattern(seed, length as usize);
+                poke(&directory.join("files/a"), offset, &bytes);
+                model.resize(model.len().max((offset + length) as usize), 0);
+                model[offset as usize..][..length as usize].copy_from_slice(&bytes);
+                assert_eq!(driver.adopt(file, offset / 4096 * 4096, u64::MAX), Some(model.len() as u64));
+                // What lies between the old end and these bytes.
+                driver.adopt(file, 0, u64::MAX);
+            }
+            Action::Clone => {
+                let staged = driver.storage().stage();
+                driver.change_with(file, Change::Clone, Detail::Clone { staged }).unwrap();
+                driver
+                    .change_with(file, Change::Remove, Detail::PlaceOver { staged, to: path("a") })
+                    .unwrap();
+                driver.storage().forget(file);
+                file = driver.open_file("a");
+            }
+            Action::Evict => drop(driver.storage().evict(file).unwrap()),
             Action::Flush => driver.flush(file),
             Action::Checkpoint => driver.storage().checkpoint().unwrap(),
             Action::Stop => {
@@ -106,13 +166,23 @@ fn run(directory: &Path, actions: &[Action]) {
     assert!(std::fs::read(directory.join("files/a")).unwrap() == model, "the file as others see it");
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
-
-    #[test]
-    fn the_file_is_what_a_vector_of_bytes_would_be(actions in actions()) {
-        for (_, directory) in places() {
-            run(directory.path(), &actions);
+#[test]
+fn the_file_is_what_a_vector_of_bytes_would_be() {
+    let places = all_places();
+    let config = ProptestConfig {
+        cases: 24,
+        max_shrink_iters: 200,
+        source_file: Some(file!()),
+        ..ProptestConfig::default()
+    };
+    let ran = TestRunner::new(config).run(&actions(), |actions| {
+        for (_, directory) in &places {
+            let root = tempfile::tempdir_in(directory.path()).unwrap();
+            run(root.path(), &actions);
         }
+        Ok(())
+    });
+    if let Err(failed) = ran {
+        panic!("{failed}");
     }
 }

@@ -2,13 +2,7 @@
 
 use super::*;
 use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::process::Command;
-
-fn poke(path: &Path, offset: u64, bytes: &[u8]) {
-    OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
-}
 
 #[test]
 fn a_byte_changed_behind_our_back_fails_the_read_and_names_the_block() {
@@ -79,11 +73,6 @@ fn a_damaged_sidecar_page_is_found_out() {
         let error = driver.storage().open_file(&path("a")).unwrap_err();
         assert!(matches!(&error, NamespaceError::Sidecar { .. }), "{error}");
     }
-}
-
-fn only_file(directory: &Path) -> PathBuf {
-    let entry = std::fs::read_dir(directory).unwrap().next().unwrap().unwrap();
-    if entry.file_type().unwrap().is_dir() { only_file(&entry.path()) } else { entry.path() }
 }
 
 /// A small tmpfs, until drop.

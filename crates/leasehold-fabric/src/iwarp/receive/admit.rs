@@ -38,6 +38,7 @@ impl Receiver {
             to: Destination::Sink,
             left: payload,
             placed: 0,
+            check_first: false,
             crc,
         };
         let admitted = match header {
@@ -52,6 +53,9 @@ impl Receiver {
             }
         };
         segment.to = admitted.map_err(|which| violation(which, Some(opcode)))?;
+        if let Destination::Memory { exposure, .. } = &segment.to {
+            segment.check_first = self.crc && !self.strict && exposure.access() == RemoteAccess::WriteChecked;
+        }
         Ok(segment)
     }
 
@@ -76,7 +80,7 @@ impl Receiver {
             Some(response) if opcode == Opcode::ReadResponse => response.sink.clone(),
             _ => self.recent.find(header.tag, parts.exposures).ok_or(Violation::UnknownTag)?,
         };
-        if exposure.access() != RemoteAccess::Write {
+        if !exposure.access().writes() {
             return Err(Violation::Access);
         }
         if header.offset.checked_add(payload as u64).is_none() {

@@ -20,6 +20,8 @@ pub(super) struct Segment {
     /// Payload that has not come yet.
     pub(super) left: usize,
     pub(super) placed: usize,
+    /// Nothing may be placed before the whole frame has come and was found right.
+    pub(super) check_first: bool,
     pub(super) crc: Crc,
 }
 

@@ -44,12 +44,16 @@ struct Bench {
 }
 
 fn bench() -> Bench {
+    bench_with(RemoteAccess::Write)
+}
+
+fn bench_with(access: RemoteAccess) -> Bench {
     let memory = Arc::new(vec![0; LENGTH]);
     let base = NonNull::new(memory.as_ptr().cast_mut()).expect("an address");
     // SAFETY: the owner keeps it; the tests look at it only when the receiver is done.
     let region = unsafe { Region::new(base, LENGTH, memory.clone()) };
     let exposures = Exposures::new(8, 8);
-    let tag = exposures.expose(region, RemoteAccess::Write).expect("room");
+    let tag = exposures.expose(region, access).expect("room");
     Bench { exposures, reads: Reads::new(1), counters: Counters::default(), memory, tag }
 }
 
@@ -109,8 +113,9 @@ proptest! {
         steps in prop::collection::vec((any::<bool>(), 0usize..30_000, 0usize..70_000), 1..12),
         pieces in prop::collection::vec(prop_oneof![1usize..40, 1usize..70_000], 1..20),
         strict: bool,
+        checked: bool,
     ) {
-        let bench = bench();
+        let bench = bench_with(if checked { RemoteAccess::WriteChecked } else { RemoteAccess::Write });
         let mut expected = vec![0u8; LENGTH];
         let mut bytes = Vec::new();
         let mut number = 0;
@@ -180,6 +185,23 @@ proptest! {
         }
         let mut stream = Script { bytes, at: 0, pieces: vec![100_000], reads: 0 };
         bench.receive(&mut Receiver::new(crc, strict, 4096), &mut stream);
+    }
+}
+
+#[test]
+fn a_wrong_frame_for_memory_that_is_checked_first_leaves_no_trace_however_it_is_cut() {
+    for pieces in [vec![100_000], vec![16, 8, 20_000], vec![700]] {
+        let bench = bench_with(RemoteAccess::WriteChecked);
+        let mut bytes = write(bench.tag, 0, &[1; 30_000], true);
+        let good = bytes.len();
+        bytes.extend(write(bench.tag, 20_000, &[2; 30_000], true));
+        bytes[good + 25_000] ^= 1;
+        let mut stream = Script { bytes, at: 0, pieces, reads: 0 };
+        let (_, stop, _) = bench.receive(&mut Receiver::new(true, false, 4096), &mut stream);
+        let wrong = matches!(stop, Stop::Violation { violation: Violation::Crc, placed: false, .. });
+        assert!(wrong, "{stop:?}");
+        assert!(bench.memory[..30_000].iter().all(|&byte| byte == 1), "what came before is there");
+        assert!(bench.memory[30_000..].iter().all(|&byte| byte == 0), "nothing of the wrong frame is");
     }
 }
 
