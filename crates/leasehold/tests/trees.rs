@@ -92,6 +92,8 @@ async fn a_tree_comes_back_as_it_was_put_with_its_odd_names_and_links() {
     assert_eq!(tree(&shell.at("back/tree")), tree(&shell.at("tree")), "{said}");
     let said = shell.json(&["get", "-r", "--resume", "/copy/tree", "back"]);
     assert_eq!(said["fetched"], 0, "all of it is here: {said}");
+    let said = shell.json(&["get", "-r", "--resume", "/copy/tree/.", "back/tree"]);
+    assert_eq!(said["fetched"], 0, "what is in it goes into the directory itself: {said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

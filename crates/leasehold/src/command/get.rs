@@ -59,14 +59,14 @@ impl Get {
         let location = place::find(common, &self.from)?;
         let progress = Arc::new(Progress::new(None, "get"));
         let line = Line::open(&location.server, self.reconnect, progress.clone()).await?;
-        let path = match location.path.trim_end_matches('/') {
-            "" => "/".to_owned(),
-            path => path.to_owned(),
-        };
+        // `SRC/.`: what is in it, as `cp` has it.
+        let trimmed = location.path.trim_end_matches('/');
+        let (path, contents) = trimmed.strip_suffix("/.").map_or((trimmed, false), |path| (path, true));
+        let path = if path.is_empty() { "/".to_owned() } else { path.to_owned() };
         let found = line.hold(async |link| Ok(link.client().stat(&path).await?)).await?;
         let fetch = Fetch::new(line, self.conflict.options(), &self.pipeline, self.resume, progress);
         match found.kind() {
-            proto::file::Kind::Directory if self.recursive => self.tree(common, fetch, found).await,
+            proto::file::Kind::Directory if self.recursive => self.tree(common, fetch, found, contents).await,
             proto::file::Kind::Directory => {
                 let text = format!("{path} is a directory; get it with --recursive");
                 Err(Failure::new(Exit::Usage, text).into())
@@ -86,7 +86,7 @@ impl Get {
                 fetch.stream(&found, stream).await?;
                 None
             }
-            Local::File(sink) => Some(self.into_file(&fetch, &found, sink).await?),
+            Local::File(sink) => Some(self.fetch_file(&fetch, &found, sink).await?),
         };
         if self.preserve && to_a_file {
             tree::copy_attributes(&fetch, &found.path, &self.file).await?;
@@ -110,7 +110,7 @@ impl Get {
         Ok(show::line(format_args!("got {}{part} of {path} in {took} ({rate}/s)", rough(bytes)))?)
     }
 
-    async fn into_file(&self, fetch: &Fetch, found: &proto::File, sink: Sink) -> Outcome {
+    async fn fetch_file(&self, fetch: &Fetch, found: &proto::File, sink: Sink) -> Outcome {
         let fetching = Arc::new(Fetching::new(found, sink));
         fetch.whole(&fetching).await;
         let now = fetch.line.hold(async |link| Ok(link.client().stat(&found.path).await?.size)).await;

@@ -46,9 +46,16 @@ struct Tree {
 }
 
 impl Get {
-    pub(crate) async fn tree(&self, common: &Common, fetch: Fetch, found: proto::File) -> Outcome {
+    pub(crate) async fn tree(
+        &self,
+        common: &Common,
+        fetch: Fetch,
+        found: proto::File,
+        contents: bool,
+    ) -> Outcome {
         let started = Instant::now();
-        let root = destination(&self.file, &found.path)?;
+        let name = if contents { "" } else { found.path.rsplit('/').next().unwrap_or_default() };
+        let root = destination(&self.file, name)?;
         let tree = Tree::default();
         std::fs::create_dir(&root)
             .or_else(|error| if root.is_dir() { Ok(()) } else { Err(error) })
@@ -102,14 +109,14 @@ impl Get {
 }
 
 /// As `cp -r` has it: into a directory that exists, else as the destination itself.
-fn destination(to: &Path, path: &str) -> anyhow::Result<PathBuf> {
+fn destination(to: &Path, name: &str) -> anyhow::Result<PathBuf> {
     match std::fs::metadata(to) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(to.to_owned()),
         Err(error) => Err(error).with_context(|| format!("cannot look at {}", to.display())),
-        // The root has no name of its own.
-        Ok(found) if found.is_dir() => Ok(to.join(path.rsplit('/').next().unwrap_or_default())),
+        // The root, and `SRC/.`, have no name of their own.
+        Ok(found) if found.is_dir() => Ok(to.join(name)),
         Ok(_) => {
-            let text = format!("{} is not a directory, and {path} is; choose another name", to.display());
+            let text = format!("{} is not a directory, and /{name} is; choose another name", to.display());
             Err(Failure::new(Exit::Failed, text).into())
         }
     }
