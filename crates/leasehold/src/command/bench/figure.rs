@@ -27,7 +27,7 @@ impl Spread {
     }
 
     fn json(&self) -> Value {
-        let rounded = |part| (self.quantile(part) * 1e6).round() / 1e6;
+        let rounded = |part| (self.quantile(part) * 1e9).round() / 1e9;
         json!({
             "samples": self.0.len(),
             "min": rounded(0.0),
