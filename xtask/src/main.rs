@@ -109,7 +109,9 @@ fn demo(arguments: &[String]) -> Result<()> {
 }
 
 fn tests() -> Result<()> {
-    debian_package("tshark", "the test that shows our traffic to tshark's dissectors");
+    debian_package("tshark", "tshark", "the test that shows our traffic to tshark's dissectors");
+    debian_package("xfsprogs", "mkfs.xfs", "the tests of clones that share blocks, on XFS");
+    debian_package("btrfs-progs", "mkfs.btrfs", "the same on btrfs");
     cargo(&["test", "--workspace", "--no-fail-fast"]).run()
 }
 

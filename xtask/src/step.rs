@@ -47,8 +47,8 @@ pub fn cargo_tool(name: &str, version: &str) -> Result<()> {
 
 /// Installs a Debian package unless its command is there. A machine that cannot loses what `what_for` says, and the
 /// test in question skips itself by name.
-pub fn debian_package(name: &str, what_for: &str) {
-    if found(name) {
+pub fn debian_package(name: &str, command: &str, what_for: &str) {
+    if found(command) {
         return;
     }
     println!("installing {name} for {what_for} ..");

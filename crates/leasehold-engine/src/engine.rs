@@ -9,7 +9,7 @@ use crate::break_log::{self, BreakLog, BreakRow};
 use crate::driver::{self, Answer, Asker, Driver, Parts, View, Work};
 use crate::event::Event;
 use crate::metrics::Counters;
-use crate::open_files::{Missing, OpenFiles, Pinned};
+use crate::open_files::{OpenFiles, Opening, Pinned};
 use crate::path::StorePath;
 use crate::session::{LINGERING_MAX, Sessions, TokenGate};
 use crate::storage::{Detail, Mismatch, NamespaceError, OpenError, Opened, Storage, StorageConfig};
@@ -634,14 +634,14 @@ impl Engine {
     /// Opens the file and keeps it open for a call.
     pub(crate) async fn pin(&self, path: &StorePath) -> Result<Pinned, NamespaceError> {
         let (inner, path) = (self.0.clone(), path.clone());
-        blocking(move || inner.files.pin(&path, Missing::Refuse)).await
+        blocking(move || inner.files.pin(&path, Opening::Existing)).await
     }
 
     /// Opens the files of an acquire, or creates them where that is wanted, in one go: there may be a thousand.
     async fn pin_all(&self, wanted: Vec<Wanted>) -> Result<(Vec<Wanted>, Vec<Pinned>), NamespaceError> {
         let inner = self.0.clone();
         blocking(move || {
-            let missing = |create| if create { Missing::Create } else { Missing::Refuse };
+            let missing = |create| if create { Opening::Create } else { Opening::Existing };
             let pin = |wanted: &Wanted| inner.files.pin(&wanted.path, missing(wanted.create));
             let pins = wanted.iter().map(pin).collect::<Result<Vec<Pinned>, NamespaceError>>()?;
             Ok((wanted, pins))

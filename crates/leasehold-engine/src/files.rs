@@ -1,17 +1,18 @@
 //! File operations: what the control plane offers beside leases. Whatever changes bytes or layout under a live lease is
 //! a breaker, and says who it is.
 
-use crate::driver;
+use crate::driver::{self, View};
 use crate::engine::{Ended, Engine, blocking};
-use crate::open_files::{Missing, Pinned};
+use crate::open_files::{Opening, Pinned};
 use crate::path::StorePath;
-use crate::storage::{CollapseRefused, Detail, Kind, NamespaceError, Storage};
+use crate::storage::{self, CollapseRefused, Detail, Kind, NamespaceError, Storage};
 use bytes::Bytes;
 use leasehold_core::identity::Identity;
 use leasehold_core::ids::{FileId, LeaseId, SessionId};
 use leasehold_core::input::{Access, Change, Fault, Input, OnConflict, Want};
 use leasehold_core::output::{self, NoSuchLease, Reply};
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -161,7 +162,7 @@ impl Engine {
     /// [`FileError`].
     pub async fn create(&self, path: &StorePath) -> Result<Stat, FileError> {
         let (inner, wanted) = (self.0.clone(), path.clone());
-        let _pinned = blocking(move || inner.files.pin(&wanted, Missing::Create)).await?;
+        let _pinned = blocking(move || inner.files.pin(&wanted, Opening::Create)).await?;
         self.stat(path).await
     }
 
@@ -171,41 +172,60 @@ impl Engine {
     /// [`FileError`].
     pub async fn stat(&self, path: &StorePath) -> Result<Stat, FileError> {
         let (storage, wanted) = (self.0.storage.clone(), path.clone());
-        let look = move || {
-            let stat = storage.stat(&wanted)?;
-            let target = (stat.kind == Kind::Link).then(|| storage.read_link(&wanted)).transpose();
-            Ok::<_, NamespaceError>((stat, target.unwrap_or_default())) // one that is not UTF-8, or has just gone
-        };
-        let (stat, target) = blocking(look).await?;
-        let mut size = stat.size;
-        if let Some(file) = stat.file {
-            size = self.look(move |view| view.core.file_size(file)).await.flatten().unwrap_or(size);
+        let (mut stat, mut file) = blocking(move || on_disk(&storage, wanted)).await?;
+        let mut pinned = None;
+        if stat.kind == Kind::File && file.is_none() {
+            // Its checksums say what was committed; where they cannot be used, its length must do.
+            pinned = self.pin(path).await.ok();
         }
-        let crate::storage::Stat { kind, links, inode, modified, .. } = stat;
-        Ok(Stat { path: path.clone(), kind, size, links, inode, modified, target })
+        if let Some(pinned) = &pinned {
+            (stat.size, file) = (pinned.opened().size, Some(pinned.file()));
+        }
+        Ok(self.with_newest_sizes(vec![(stat, file)]).await.remove(0))
     }
 
-    /// What is known about every name in a directory, sorted by name. A file's own name gives the file.
+    /// What is known about every name in a directory, sorted by name. A file's own name gives the file. The size of a file
+    /// that is not open is its length on disk, which differs from what was committed if another tool has changed it.
     ///
     /// # Errors
     /// [`FileError`].
     pub async fn list(&self, path: &StorePath) -> Result<Vec<Stat>, FileError> {
-        let (storage, wanted) = (self.0.storage.clone(), path.clone());
-        if blocking(move || storage.stat(&wanted)).await?.kind != Kind::Directory {
-            return Ok(vec![self.stat(path).await?]);
-        }
-        let (storage, wanted) = (self.0.storage.clone(), path.clone());
-        let entries = blocking(move || storage.list(&wanted)).await?;
-        let mut stats = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let Ok(name) = path.join(&entry.name) else { continue };
-            match self.stat(&name).await {
-                Ok(stat) => stats.push(stat),
-                Err(FileError::Path(NamespaceError::NotFound { .. })) => {} // removed in the meantime
-                Err(error) => return Err(error),
+        let (storage, path) = (self.0.storage.clone(), path.clone());
+        let list = move || {
+            if storage.stat(&path)?.kind != Kind::Directory {
+                return Ok(vec![on_disk(&storage, path)?]);
             }
+            let entries = storage.list(&path)?;
+            let mut found = Vec::with_capacity(entries.len());
+            for entry in entries {
+                let Ok(name) = path.join(&entry.name) else { continue };
+                match on_disk(&storage, name) {
+                    Ok(one) => found.push(one),
+                    Err(NamespaceError::NotFound { .. }) => {} // removed in the meantime
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(found)
+        };
+        let found = blocking(list).await?;
+        Ok(self.with_newest_sizes(found).await)
+    }
+
+    /// What was committed counts, durable or not: of open files, the core knows it.
+    async fn with_newest_sizes(&self, found: Vec<(Stat, Option<FileId>)>) -> Vec<Stat> {
+        let open: Vec<FileId> = found.iter().filter_map(|(_, file)| *file).collect();
+        let mut sizes = HashMap::new();
+        if !open.is_empty() {
+            let look = move |view: &View<'_>| -> HashMap<FileId, u64> {
+                open.iter().filter_map(|&file| Some((file, view.core.file_size(file)?))).collect()
+            };
+            sizes = self.look(look).await.unwrap_or_default();
         }
-        Ok(stats)
+        let newest = |(stat, file): (Stat, Option<FileId>)| {
+            let size = file.and_then(|file| sizes.get(&file).copied()).unwrap_or(stat.size);
+            Stat { size, ..stat }
+        };
+        found.into_iter().map(newest).collect()
     }
 
     /// Makes a directory; its parent must exist.
@@ -608,4 +628,12 @@ impl Drop for OwnSession<'_> {
     fn drop(&mut self) {
         self.engine.0.driver.send(driver::Work::Input(Input::SessionEnded { session: self.id }));
     }
+}
+
+/// What the storage knows about a name, and the file's id if it is open. Blocks.
+fn on_disk(storage: &Storage, path: StorePath) -> Result<(Stat, Option<FileId>), NamespaceError> {
+    let storage::Stat { kind, size, links, inode, modified, file, .. } = storage.stat(&path)?;
+    let target = (kind == Kind::Link).then(|| storage.read_link(&path)).transpose();
+    let target = target.unwrap_or_default(); // one that is not UTF-8, or has just gone
+    Ok((Stat { path, kind, size, links, inode, modified, target }, file))
 }

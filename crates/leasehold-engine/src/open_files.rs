@@ -16,11 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 /// How many files are tried at most when one has to be closed.
 const TRIES: usize = 64;
 
-/// What to do about a name that is not there.
+/// How to open a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Missing {
-    Refuse,
+pub(crate) enum Opening {
+    /// It must be there.
+    Existing,
     Create,
+    /// It must be there, but its checksums may be damaged.
+    ToAdopt,
 }
 
 pub(crate) struct OpenFiles {
@@ -52,11 +55,12 @@ impl OpenFiles {
     }
 
     /// Opens the file, tells the core, and keeps it open as long as the result lives. Blocks.
-    pub(crate) fn pin(&self, path: &StorePath, missing: Missing) -> Result<Pinned, NamespaceError> {
+    pub(crate) fn pin(&self, path: &StorePath, how: Opening) -> Result<Pinned, NamespaceError> {
         let mut table = lock(&self.table);
-        let opened = match missing {
-            Missing::Refuse => self.storage.open_file(path)?,
-            Missing::Create => self.storage.create(path)?,
+        let opened = match how {
+            Opening::Existing => self.storage.open_file(path)?,
+            Opening::Create => self.storage.create(path)?,
+            Opening::ToAdopt => self.storage.open_to_adopt(path)?,
         };
         let pins = table.pins.entry(opened.file).or_default().clone();
         if pins.fetch_add(1, Ordering::Relaxed) == 0 && !table.order.contains(&opened.file) {
@@ -71,6 +75,11 @@ impl OpenFiles {
         }
         if table.order.len() > self.max {
             self.close_one(&mut table);
+            // Whoever makes files faster than checkpoints let go of them waits here, before descriptors run out. A checkpoint
+            // that fails has said so in the log, and its files stay.
+            if self.storage.closing() > self.max {
+                let _ = self.storage.checkpoint();
+            }
         }
         Ok(Pinned { opened, pins })
     }

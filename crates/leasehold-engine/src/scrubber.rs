@@ -5,9 +5,9 @@
 
 use crate::engine::{Engine, blocking};
 use crate::files::{CALL_BYTES_MAX, FileError};
-use crate::open_files::Pinned;
+use crate::open_files::{Opening, Pinned};
 use crate::path::StorePath;
-use crate::storage::{Detail, Kind, Mismatch};
+use crate::storage::{Detail, Kind, Mismatch, Orphans};
 use leasehold_core::identity::Identity;
 use leasehold_core::input::{Change, Fault};
 use leasehold_core::output::ReadError;
@@ -91,7 +91,8 @@ impl Engine {
         path: &StorePath,
         options: ScrubOptions,
     ) -> Result<mpsc::Receiver<Scrubbed>, FileError> {
-        let kind = self.stat(path).await?.kind;
+        let (storage, wanted) = (self.0.storage.clone(), path.clone());
+        let kind = blocking(move || storage.stat(&wanted)).await?.kind;
         let (send, receive) = mpsc::channel(64);
         let pace = options.bytes_per_second.map(Pace::new);
         let sizes = kind != Kind::Directory;
@@ -132,17 +133,36 @@ impl Scrubber {
         if let Err(error) = walk.await.expect("a walk neither panics nor is aborted") {
             let _gone = found.send(Scrubbed::failed(&path, error)).await;
         }
+        if path.is_root() {
+            self.collect_orphans().await;
+        }
+    }
+
+    /// Every file has just been looked at, so it is time for the checksums of those that are gone.
+    async fn collect_orphans(&self) {
+        let storage = self.engine.0.storage.clone();
+        // A failure is in the log, and they are tried again with the next scrub.
+        if let Ok(orphans) = blocking(move || storage.collect_orphans()).await
+            && orphans != Orphans::default()
+        {
+            let (removed, unsure) = (orphans.removed, orphans.unsure);
+            tracing::info!(removed, unsure, "looked for the checksums of files that are gone");
+        }
     }
 
     async fn scrub_file(&mut self, path: &StorePath) -> Scrubbed {
-        let pinned = match self.engine.pin(path).await {
+        let (inner, wanted) = (self.engine.0.clone(), path.clone());
+        // Damaged checksums are no reason not to adopt.
+        let how = if self.adopt.is_some() { Opening::ToAdopt } else { Opening::Existing };
+        let pinned = match blocking(move || inner.files.pin(&wanted, how)).await {
             Ok(pinned) => pinned,
             Err(error) => return Scrubbed::failed(path, error),
         };
         let mut announced = self.engine.0.mismatches.subscribe();
-        let before = match self.unknown_blocks(&pinned).await {
-            Ok(unknown) => unknown,
-            Err(fault) => return Scrubbed::failed(path, self.name(&pinned, fault)),
+        let before = match (self.unknown_blocks(&pinned).await, &self.adopt) {
+            (Ok(unknown), _) => unknown,
+            (Err(Fault::Checksum), Some(who)) => return self.adopt_anew(who, &pinned, path).await,
+            (Err(fault), _) => return Scrubbed::failed(path, self.name(&pinned, fault)),
         };
         let mut scrubbed = Scrubbed::of(path);
         let length = self.pace.as_ref().map_or(CALL_BYTES_MAX, Pace::piece_bytes);
@@ -173,8 +193,19 @@ impl Scrubber {
         scrubbed.mismatches.sort_unstable();
         scrubbed.mismatches.dedup();
         if let Some(who) = &self.adopt {
-            self.adopt(who, &pinned, path, &mut scrubbed).await;
+            let blocks: Vec<u64> = scrubbed.mismatches.iter().map(|bad| bad.block).collect();
+            self.adopt(who, &pinned, path, runs(&blocks), &mut scrubbed).await;
         }
+        scrubbed
+    }
+
+    /// Takes the whole file as it is: its checksums are damaged.
+    async fn adopt_anew(&self, who: &Identity, pinned: &Pinned, path: &StorePath) -> Scrubbed {
+        let blocks = self.size(pinned).await.div_ceil(BLOCK_BYTES);
+        let piece = |start| BlockRange::new(start, blocks.min(start + ADOPT_BLOCKS)).expect("not empty");
+        let all = (0..blocks).step_by(ADOPT_BLOCKS as usize).map(piece).collect();
+        let mut scrubbed = Scrubbed { blocks, adopted: blocks, ..Scrubbed::of(path) };
+        self.adopt(who, pinned, path, all, &mut scrubbed).await;
         scrubbed
     }
 
@@ -202,11 +233,17 @@ impl Scrubber {
         read
     }
 
-    /// Takes the bad blocks as they are, piece by piece; with the last one of the file, its size too.
-    async fn adopt(&self, who: &Identity, pinned: &Pinned, path: &StorePath, scrubbed: &mut Scrubbed) {
+    /// Takes these blocks as they are, piece by piece; with the last one of the file, its size too.
+    async fn adopt(
+        &self,
+        who: &Identity,
+        pinned: &Pinned,
+        path: &StorePath,
+        mut runs: Vec<BlockRange>,
+        scrubbed: &mut Scrubbed,
+    ) {
         let size = self.size(pinned).await;
-        let blocks: Vec<u64> = scrubbed.mismatches.iter().map(|bad| bad.block).collect();
-        let mut runs = runs(&blocks);
+        let blocks: u64 = runs.iter().map(|run| run.len()).sum();
         let behind = size / BLOCK_BYTES;
         if self.sizes && runs.last().is_none_or(|run| run.end() <= behind) {
             runs.push(BlockRange::new(behind, behind + 1).expect("not empty"));
@@ -227,7 +264,7 @@ impl Scrubber {
         }
         let now = self.size(pinned).await;
         scrubbed.adopted_size = (now != size).then_some(now);
-        let (program, pid, blocks) = (&who.program, who.pid, blocks.len());
+        let (program, pid) = (&who.program, who.pid);
         if blocks > 0 || now != size {
             tracing::warn!(%path, blocks, size = now, program, pid, "adopted: what is there counts as committed");
         }

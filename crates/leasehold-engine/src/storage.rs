@@ -478,6 +478,13 @@ impl Storage {
         Some(size)
     }
 
+    /// How many files were closed and keep their descriptors until the next checkpoint has written their checksums back.
+    #[must_use]
+    pub fn closing(&self) -> usize {
+        let files = self.inner.files();
+        files.by_identity.len().saturating_sub(files.by_id.len())
+    }
+
     /// How many blocks of an open file were found to differ from their checksums since it was opened.
     #[must_use]
     pub fn mismatches_of(&self, file: FileId) -> Option<u64> {

@@ -207,7 +207,16 @@ impl Tree {
     async fn fetch_files(&self, fetch: &Fetch, resume: bool) {
         let mut batches: Vec<Vec<(proto::File, PathBuf)>> = Vec::new();
         let mut bytes = u64::MAX;
-        for (file, local) in self.files.take() {
+        // A list has the lengths on disk; what was committed may be more if another tool has been there.
+        let found: Vec<_> = stream::iter(self.files.take())
+            .map(async |(file, local)| {
+                let now = fetch.line.hold(async |link| Ok(link.client().stat(&file.path).await?)).await;
+                now.map(|now| (now, local)).inspect_err(|error| self.fail(fetch, &file.path, error)).ok()
+            })
+            .buffered(CALLS_MAX)
+            .collect()
+            .await;
+        for (file, local) in found.into_iter().flatten() {
             // A long file goes alone; with --resume each is compared by itself.
             let alone = file.size > fetch.chunk || resume;
             if alone
