@@ -211,15 +211,19 @@ async fn a_file_that_grew_by_blocks_fails_where_it_grew_after_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_and_swapped_checksums_are_named_and_nothing_is_read_by_them() {
-    let swap = |sidecars: &[PathBuf]| {
+    fn swap(sidecars: &[PathBuf]) {
         let bytes: Vec<_> = sidecars.iter().map(|path| fs::read(path).unwrap()).collect();
         fs::write(&sidecars[0], &bytes[1]).unwrap();
         fs::write(&sidecars[1], &bytes[0]).unwrap();
-    };
-    let page = |sidecars: &[PathBuf]| sidecars.iter().for_each(|path| rot(path, 4096 + 300));
-    let header = |sidecars: &[PathBuf]| sidecars.iter().for_each(|path| rot(path, 50));
-    let cases: [(&str, &dyn Fn(&[PathBuf])); 3] =
-        [("a swap", &swap), ("a page", &page), ("a header", &header)];
+    }
+    fn page(sidecars: &[PathBuf]) {
+        sidecars.iter().for_each(|path| rot(path, 4096 + 300));
+    }
+    fn header(sidecars: &[PathBuf]) {
+        sidecars.iter().for_each(|path| rot(path, 50));
+    }
+    type Damage = fn(&[PathBuf]);
+    let cases: [(&str, Damage); 3] = [("a swap", swap), ("a page", page), ("a header", header)];
     for (what, tamper) in cases {
         let mut scene = Scene::new().await;
         scene.stop().await;

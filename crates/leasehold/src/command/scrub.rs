@@ -77,13 +77,10 @@ impl Scrub {
                 verdict(mismatched + mismatched_adopted, failed)
             ))?;
             if mismatched_adopted > 0 {
-                show::line(format_args!("{} adopted as they are", count(mismatched_adopted, "block")))?;
+                show::line(format_args!("{} adopted", count(mismatched_adopted, "block")))?;
             }
             if adopted > 0 {
-                show::line(format_args!(
-                    "{} had no checksum and were adopted as they are",
-                    count(adopted, "block")
-                ))?;
+                show::line(format_args!("{} had no checksum and got one", count(adopted, "block")))?;
             }
         }
         if mismatched > 0 {
