@@ -74,8 +74,8 @@ pub enum Input {
     Verified { lease: LeaseId, agrees: bool },
     /// `Output::Merge` is done: the boundary frames hold the file's bytes outside the lease.
     Merged { lease: LeaseId, result: Result<(), Fault> },
-    /// `Output::Capture` is done: the frames hold what was under the key, and it is summed up. If a byte that was copied
-    /// turns out not to have passed its checksum on the way, `Poisoned` comes first.
+    /// `Output::Capture` is done: the frames hold what was under the key, and it is summed up. Nothing lies there that did
+    /// not pass its checksum on the way: an update lease is exposed so, or else `Poisoned` comes before this.
     Captured { lease: LeaseId },
     /// `Output::Record` is done: the data may be written.
     Recorded { write: WriteId, result: Result<(), Fault> },

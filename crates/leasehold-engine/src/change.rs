@@ -223,8 +223,15 @@ impl Inner {
         change: impl FnOnce(u64) -> Result<(), ChangeFailed>,
     ) -> Result<(), ChangeFailed> {
         let entry = {
-            let sums = file.sums();
+            let mut sums = file.sums();
             self.mark_dirty(file);
+            sums.writes += 1;
+            // Whatever is recorded later may not be on disk before its record: this size may already be, and admit it.
+            if let Body::Change(ChangeBody { size, .. }) = &body
+                && *size != SIZE_STAYS
+            {
+                sums.recorded_size = sums.recorded_size.max(*size);
+            }
             let (identity, marked) = (file.identity, sums.marked);
             Entry { identity, mark: file.mark(&sums), marked, body }
         };
@@ -252,6 +259,7 @@ impl Inner {
             Ok(()) => self.log.close(appended.sequence),
             Err(_) => self.log.cancel(file.identity, appended.sequence),
         }
+        file.sums().write_over();
         result
     }
 

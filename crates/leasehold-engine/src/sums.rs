@@ -37,7 +37,7 @@ pub(crate) struct Sums {
     pub(crate) disk_size: u64,
     /// The newest epoch of the record that has a durable mark of this file.
     pub(crate) marked: u64,
-    /// Writes that are recorded and not over.
+    /// Writes and changes that are recorded and not over.
     pub(crate) writes: usize,
     /// The last name is gone: there is nothing to write back to.
     pub(crate) removed: bool,
@@ -261,41 +261,21 @@ impl Sums {
         Ok(Written { pages, next: next.filter(|_| !over) })
     }
 
-    /// Counts the blocks from `from` on, up to the end of their page, or of the pages that were never written. Where it
-    /// stopped. Keeps nothing in memory.
+    /// Counts the blocks from `from` on, as far as [`Sums::visit`] goes. Where it stopped.
     pub(crate) fn survey(&self, disk: &dyn Disk, from: u64, end: u64) -> Result<(u64, Survey), SumsError> {
-        let number = from / BLOCKS_PER_PAGE;
-        let written = self.next_written(number)?.unwrap_or(u64::MAX);
         let mut survey = Survey::default();
-        if written > number {
-            let end = end.min(written.saturating_mul(BLOCKS_PER_PAGE));
-            survey.unknown = self.header.adopted_blocks.clamp(from, end) - from;
-            survey.holes = end - from - survey.unknown;
-            return Ok((end, survey));
-        }
-        let read;
-        let number = u32::try_from(number).map_err(|_| SumsError::TooFar { block: from })?;
-        let page = match self.pages.get(&number) {
-            Some(cached) => &cached.page,
-            None => {
-                read = self.read_page(disk, number)?;
-                &read
-            }
-        };
-        let end = end.min((u64::from(number) + 1) * BLOCKS_PER_PAGE);
-        for block in from..end {
-            *match page.get((block % BLOCKS_PER_PAGE) as usize) {
+        let end = self.visit(disk, from, end, |blocks, state| {
+            *match state {
                 BlockState::Hole => &mut survey.holes,
                 BlockState::Known(_) => &mut survey.known,
                 BlockState::Unknown => &mut survey.unknown,
                 BlockState::Torn => &mut survey.torn,
-            } += 1;
-        }
+            } += blocks.len();
+        })?;
         Ok((end, survey))
     }
 
-    /// Appends the blocks from `from` on, up to the end of their page, or of the pages that were never written, to the map.
-    /// Where it stopped. Keeps nothing in memory.
+    /// Appends the blocks from `from` on, as far as [`Sums::visit`] goes, to the map. Where it stopped.
     pub(crate) fn map(
         &self,
         disk: &dyn Disk,
@@ -303,9 +283,21 @@ impl Sums {
         end: u64,
         map: &mut Vec<MapRun>,
     ) -> Result<u64, SumsError> {
-        let mut append = |first: u64, end: u64, state| {
+        self.visit(disk, from, end, |blocks, state| block_map::append(map, blocks, state))
+    }
+
+    /// Visits the blocks from `from` on, up to the end of their page, or of the pages that were never written. Where it
+    /// stopped. Keeps nothing in memory.
+    fn visit(
+        &self,
+        disk: &dyn Disk,
+        from: u64,
+        end: u64,
+        mut visit: impl FnMut(BlockRange, BlockState),
+    ) -> Result<u64, SumsError> {
+        let mut visit = |first: u64, end: u64, state| {
             if let Some(blocks) = BlockRange::new(first, end) {
-                block_map::append(map, blocks, state);
+                visit(blocks, state);
             }
         };
         let number = from / BLOCKS_PER_PAGE;
@@ -313,8 +305,8 @@ impl Sums {
         if written > number {
             let end = end.min(written.saturating_mul(BLOCKS_PER_PAGE));
             let adopted = self.header.adopted_blocks.clamp(from, end);
-            append(from, adopted, BlockState::Unknown);
-            append(adopted, end, BlockState::Hole);
+            visit(from, adopted, BlockState::Unknown);
+            visit(adopted, end, BlockState::Hole);
             return Ok(end);
         }
         let read;
@@ -328,7 +320,7 @@ impl Sums {
         };
         let end = end.min((u64::from(number) + 1) * BLOCKS_PER_PAGE);
         for block in from..end {
-            append(block, block + 1, page.get((block % BLOCKS_PER_PAGE) as usize));
+            visit(block, block + 1, page.get((block % BLOCKS_PER_PAGE) as usize));
         }
         Ok(end)
     }
@@ -347,6 +339,14 @@ impl Sums {
             },
         };
         Ok(in_memory.into_iter().chain(on_disk).min())
+    }
+
+    /// A recorded write or change is over, whatever came of it.
+    pub(crate) fn write_over(&mut self) {
+        self.writes -= 1;
+        if self.writes == 0 {
+            self.recorded_size = self.header.size;
+        }
     }
 
     pub(crate) fn set_size(&mut self, size: u64) {

@@ -374,10 +374,7 @@ impl Inner {
         let Some(pending) = self.writes.lock().expect("no panic while held").remove(&id) else { return };
         close(&self.log, pending.progress().sequence);
         let mut sums = pending.file.sums();
-        sums.writes -= 1;
-        if sums.writes == 0 {
-            sums.recorded_size = sums.header.size;
-        }
+        sums.write_over();
     }
 
     /// Drops the file's writes that lie wholly within the blocks: they were removed.
