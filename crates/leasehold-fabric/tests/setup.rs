@@ -305,7 +305,9 @@ fn dropping_the_fabric_closes_its_connections() {
     let memory = Memory::new(4096, 0);
     let _tag = writable(&*pair.far, &memory, 0, 4096);
     drop(fabric);
-    assert_eq!(pair.client.closed(), CloseReason::Here);
-    assert!(matches!(pair.server.closed(), CloseReason::Here | CloseReason::Peer));
+    // Both ends are the fabric's: the one that it closes second may hear of the first before.
+    for end in [&pair.client, &pair.server] {
+        assert!(matches!(end.closed(), CloseReason::Here | CloseReason::Peer));
+    }
     assert_eq!(memory.users(), 1);
 }
