@@ -269,7 +269,11 @@ pub(crate) fn wait(disk: &(impl Disk + ?Sized), transfer: Transfer) -> (io::Resu
 pub(crate) fn read(disk: &dyn Disk, file: &Arc<DiskFile>, offset: u64, length: usize) -> io::Result<Buffer> {
     let memory = Memory::Own(Buffer::zeroed(length));
     match wait(disk, Transfer { verb: Verb::Read, file: Arc::clone(file), offset, memory }) {
-        (Ok(_), Memory::Own(buffer)) => Ok(buffer),
+        (Ok(count), Memory::Own(mut buffer)) => {
+            // Where a file ends within a block, the disk may have brought the whole block all the same.
+            buffer[count..].fill(0);
+            Ok(buffer)
+        }
         (Err(error), _) => Err(error),
         (Ok(_), Memory::Frames { .. }) => unreachable!("the memory comes back as it went"),
     }

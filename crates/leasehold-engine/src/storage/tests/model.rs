@@ -167,6 +167,16 @@ fn run(directory: &Path, actions: &[Action]) {
 }
 
 #[test]
+fn bytes_past_an_unaligned_end_are_zeros_to_an_adoption() {
+    for (place, directory) in all_places() {
+        eprintln!("on {place}");
+        let root = tempfile::tempdir_in(directory.path()).unwrap();
+        let write = Action::Write { offset: 83893, length: 21858, seed: 0 };
+        run(root.path(), &[write, Action::Truncate { size: 81921 }, Action::Adopt { offset: 0, length: 1, seed: 0 }]);
+    }
+}
+
+#[test]
 fn the_file_is_what_a_vector_of_bytes_would_be() {
     let places = all_places();
     let config = ProptestConfig {
