@@ -694,7 +694,7 @@ fn region(arena: &Arc<Arena>, run: Run, skip: u16, length: u64) -> Region {
     // output, and the disk's view is another mapping, used for these frames only after `Fenced`.
     unsafe {
         let base = arena.network(run).add(usize::from(skip));
-        Region::new(base, length, arena.clone())
+        Region::new(base, length, arena.clone()).summed(arena.sums().clone())
     }
 }
 

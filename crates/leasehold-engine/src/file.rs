@@ -105,6 +105,11 @@ impl StoreFile {
         Err(JudgeError::Mismatch(mismatch))
     }
 
+    /// Whether something was found wrong, anywhere.
+    pub(crate) fn has_troubles(&self) -> bool {
+        !self.troubles.lock().expect("no panic while held").is_empty()
+    }
+
     pub(crate) fn note_trouble(&self, block: u64, what: String) {
         let mut troubles = self.troubles.lock().expect("no panic while held");
         if troubles.len() >= TROUBLES_MAX {

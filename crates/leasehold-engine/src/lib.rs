@@ -69,7 +69,6 @@ pub mod storage;
 mod store;
 mod sums;
 mod threads;
-mod verified;
 mod workers;
 mod writeback;
 

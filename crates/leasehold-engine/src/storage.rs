@@ -198,14 +198,14 @@ impl Storage {
         match output {
             Output::Load { by, file, blocks, size, into } => inner.load(by, file, blocks, size, into),
             Output::Zero { lease, into } => inner.work(move |inner| inner.zero(lease, into)),
-            Output::Verify { lease, file, range, run } => {
-                inner.work(move |inner| inner.verify(lease, file, range, run, &detail));
+            Output::Verify { lease, range, run, .. } => {
+                inner.work(move |inner| inner.verify(lease, range, run, &detail));
             }
             Output::Merge { lease, file, range, size, run } => {
                 inner.work(move |inner| inner.merge(lease, file, range, size, run));
             }
-            Output::Capture { lease, file, range, from, into } => {
-                inner.work(move |inner| inner.capture(lease, file, range, from, into));
+            Output::Capture { lease, range, from, into, .. } => {
+                inner.work(move |inner| inner.capture(lease, range, from, into));
             }
             Output::Record { write, file, range, size, run } => {
                 inner.work(move |inner| inner.record(write, file, range, size, run));
