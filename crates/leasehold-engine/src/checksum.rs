@@ -2,7 +2,7 @@
 
 use leasehold_core::ids::FrameId;
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
-pub use leasehold_fabric::crc::crc32c;
+pub(crate) use leasehold_fabric::crc::crc32c;
 use leasehold_fabric::crc::{append, append_block};
 use leasehold_fabric::sums::BlockSums;
 use std::sync::LazyLock;

@@ -32,7 +32,7 @@ mod buffer;
 mod capture;
 mod change;
 mod checkpoint;
-pub mod checksum;
+mod checksum;
 mod clone;
 mod collapse;
 mod copies;
