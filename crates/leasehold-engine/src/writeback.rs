@@ -210,11 +210,12 @@ impl Inner {
     /// Makes the file longer than is needed yet. It may fail: then the write itself makes it so.
     fn extend_ahead(&self, file: &StoreFile, sums: &mut Sums, end_block: u64) {
         let needed = end_block * BLOCK_BYTES;
-        if needed <= sums.disk_size || needed > i64::MAX.cast_unsigned() {
+        if needed <= sums.disk_size || needed > self.store.file_bytes_max {
             return;
         }
         let step = needed.min(AHEAD_STEP_BYTES_MAX).next_power_of_two().max(AHEAD_STEP_BYTES);
-        let ahead = needed.next_multiple_of(step);
+        // Past the longest file there may be a signal that ends the process (a limit of its own, SIGXFSZ).
+        let ahead = needed.next_multiple_of(step).min(self.store.file_bytes_max);
         match self.disk.truncate(&file.disk, ahead) {
             Ok(()) => sums.disk_size = ahead,
             Err(error) => tracing::debug!(path = %file.path(), %error, "cannot extend the file ahead"),

@@ -277,3 +277,28 @@ fn a_failed_write_past_the_durable_size_is_gone_once_its_blocks_are_punched() {
         assert!(!Driver::open(&root).opened.recovered, "no record was left open");
     }
 }
+
+const LIMITED: &str = "LEASEHOLD_TEST_LIMITED_STORE";
+
+/// The server sets a file's length ahead of what is needed; past the process's limit, the kernel ends the process.
+#[test]
+fn a_file_is_not_made_longer_ahead_than_the_process_may_make_files() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    if let Some(directory) = std::env::var_os(LIMITED) {
+        let limit = Rlimit { current: Some(100 << 20), maximum: None };
+        setrlimit(Resource::Fsize, limit).unwrap();
+        let driver = Driver::open(Path::new(&directory));
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 4096));
+        driver.write(file, 70 << 20, &pattern(2, 4096));
+        return driver.stop();
+    }
+    let (_, directory) = places().remove(0);
+    let name = "storage::tests::trouble::a_file_is_not_made_longer_ahead_than_the_process_may_make_files";
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(LIMITED, directory.path())
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{child:?}");
+}
