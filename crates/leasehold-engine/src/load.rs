@@ -82,8 +82,9 @@ impl Inner {
         first: u64,
         found: &[u32],
     ) -> Result<(), Fault> {
-        let mut result = Ok(());
+        let (mut result, mut judged) = (Ok(()), false);
         let mut sums = file.sums();
+        let pages = sums.pages_in_memory();
         // What is right is nothing to tell of, unless it was wrong before. A damaged page is told of block by block.
         let states = BlockRange::new(first, first + found.len() as u64)
             .filter(|_| !file.has_troubles())
@@ -93,6 +94,7 @@ impl Inner {
             if states.get(index) == Some(&BlockState::Known(*crc)) {
                 continue;
             }
+            judged = true;
             match self.judge(file, &mut sums, block, *crc) {
                 Ok(()) => {}
                 Err(JudgeError::Mismatch(_)) => result = Err(Fault::Checksum),
@@ -102,7 +104,13 @@ impl Inner {
                 }
             }
         }
-        let adopted = sums.is_dirty();
+        let adopted = judged && sums.is_dirty();
+        // Where there is nothing to write back, no checkpoint comes to forget what reads have brought in.
+        if sums.pages_in_memory() > pages
+            && sums.pages_in_memory() as u64 * PAGE as u64 > self.config.sidecar_bytes_max
+        {
+            sums.evict_clean();
+        }
         drop(sums);
         if adopted {
             self.mark_dirty(file);
