@@ -61,7 +61,15 @@ impl PendingWrite {
         self.progress.lock().expect("no panic while held")
     }
 
-    fn blocks(&self) -> BlockRange {
+    pub(crate) fn id(&self) -> WriteId {
+        self.id
+    }
+
+    pub(crate) fn file(&self) -> FileId {
+        self.file.id
+    }
+
+    pub(crate) fn blocks(&self) -> BlockRange {
         let first = self.body.first_block;
         BlockRange::new(first, first + self.body.blocks.len() as u64).expect("a write has blocks")
     }
@@ -140,7 +148,7 @@ impl Inner {
         let pending =
             Arc::new(PendingWrite { id, file: Arc::clone(file), body, progress: Mutex::new(progress) });
         let superseded = self.take_overlapping(file, pending.blocks());
-        self.writes.lock().expect("no panic while held").insert(id, Arc::clone(&pending));
+        self.writes().insert(Arc::clone(&pending));
         let epoch = self.append_record(&pending, &sums);
         // Only now, when the new record is in line: no moment may be without one.
         for previous in superseded {
@@ -284,7 +292,7 @@ impl Inner {
     }
 
     pub(crate) fn write(self: &Arc<Inner>, id: WriteId, blocks: BlockRange, run: Run) {
-        let pending = self.writes.lock().expect("no panic while held").get(&id).cloned();
+        let pending = self.writes().get(id);
         let pending = pending.unwrap_or_else(|| panic!("{id} was never recorded"));
         if matches!(pending.progress().record, RecordState::Failed(_)) {
             let again = Arc::clone(&pending);
@@ -352,15 +360,15 @@ impl Inner {
 
     /// Writes of the file that failed, and are tried again, whole or in parts, under this or another id.
     fn take_overlapping(&self, file: &StoreFile, blocks: BlockRange) -> Vec<Arc<PendingWrite>> {
-        let mut writes = self.writes.lock().expect("no panic while held");
-        let overlapping =
-            |pending: &PendingWrite| pending.file.id == file.id && pending.blocks().overlaps(blocks);
-        writes.extract_if(|_, pending| overlapping(pending)).map(|(_, pending)| pending).collect()
+        let mut writes = self.writes();
+        let overlapping = writes.overlapping(file.id, blocks);
+        overlapping.iter().for_each(|pending| drop(writes.remove(pending.id)));
+        overlapping
     }
 
     /// Nothing will be written under this id any more.
     fn drop_write(&self, id: WriteId, close: impl FnOnce(&Arc<Log>, u64)) {
-        let Some(pending) = self.writes.lock().expect("no panic while held").remove(&id) else { return };
+        let Some(pending) = self.writes().remove(id) else { return };
         close(&self.log, pending.progress().sequence);
         let mut sums = pending.file.sums();
         sums.write_over();
@@ -368,15 +376,12 @@ impl Inner {
 
     /// Drops the file's writes that lie wholly within the blocks: they were removed.
     pub(crate) fn drop_writes(&self, file: &StoreFile, within: BlockRange) {
-        let writes = self.writes.lock().expect("no panic while held");
-        let dropped = writes.values().filter(|pending| {
+        let overlapping = self.writes().overlapping(file.id, within);
+        for pending in overlapping {
             let blocks = pending.blocks();
-            pending.file.id == file.id && within.start() <= blocks.start() && blocks.end() <= within.end()
-        });
-        let dropped: Vec<_> = dropped.map(|pending| pending.id).collect();
-        drop(writes);
-        for id in dropped {
-            self.drop_write(id, |log, sequence| log.cancel(file.identity, sequence));
+            if within.start() <= blocks.start() && blocks.end() <= within.end() {
+                self.drop_write(pending.id, |log, sequence| log.cancel(file.identity, sequence));
+            }
         }
     }
 }

@@ -15,10 +15,10 @@ use crate::storage::{Answers, Backend, OpenError, Opened, StorageConfig};
 use crate::store::{BTRFS, FORMAT, Store, at};
 use crate::threads::Threads;
 use crate::workers::Workers;
-use crate::writeback::PendingWrite;
-use leasehold_core::ids::{FileId, WriteId};
+use crate::writes::Writes;
+use leasehold_core::ids::FileId;
 use leasehold_core::input::Input;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -42,7 +42,7 @@ pub(crate) struct Inner {
     files: Mutex<Files>,
     /// A file is being admitted.
     pub(crate) admitting: Mutex<()>,
-    pub(crate) writes: Mutex<HashMap<WriteId, Arc<PendingWrite>>>,
+    writes: Mutex<Writes>,
     /// Files with something to write back at the next checkpoint.
     dirty: Mutex<BTreeMap<Identity, Arc<StoreFile>>>,
     pub(crate) checkpointing: Mutex<()>,
@@ -203,6 +203,10 @@ impl Inner {
         file.unwrap_or_else(|| panic!("{id} is not open"))
     }
 
+    pub(crate) fn writes(&self) -> MutexGuard<'_, Writes> {
+        self.writes.lock().expect("no panic while held")
+    }
+
     pub(crate) fn dirty(&self) -> MutexGuard<'_, BTreeMap<Identity, Arc<StoreFile>>> {
         self.dirty.lock().expect("no panic while held")
     }
@@ -235,7 +239,7 @@ impl Inner {
         self.names.sync()?;
         self.checkpoint()?;
         // Writes that failed and were not retried keep their records, for the next open.
-        if self.dirty().is_empty() && self.writes.lock().expect("no panic while held").is_empty() {
+        if self.dirty().is_empty() && self.writes().is_empty() {
             self.log.retire_all()?;
         }
         Ok(())
