@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const DISK_THREADS: usize = 8;
+const CLONERS: usize = 2;
 
 /// Locks are taken in this order: names, admitting, files, a file's sums, writes, one write's progress, the log; `dirty`
 /// last. The core's thread takes `files`: nobody waits for the disk, or for a file's sums, while holding it.
@@ -39,6 +40,8 @@ pub(crate) struct Inner {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) log: Arc<Log>,
     workers: Workers,
+    /// For clones, which may copy a whole file: nobody else's work waits behind them.
+    cloners: Workers,
     files: Mutex<Files>,
     /// A file is being admitted.
     pub(crate) admitting: Mutex<()>,
@@ -106,6 +109,7 @@ impl Inner {
         let log = Log::new(Arc::clone(&disk), segments, start);
         let inner = Arc::new(Inner {
             workers: Workers::start(config.workers).map_err(at("start threads for", &directory))?,
+            cloners: Workers::start(CLONERS).map_err(at("start threads for", &directory))?,
             checkpointer: Workers::start(1).map_err(at("start threads for", &directory))?,
             config,
             arena,
@@ -191,6 +195,12 @@ impl Inner {
         self.workers.run(move || job(&inner));
     }
 
+    /// Does the clone on a thread for such.
+    pub(crate) fn work_on_clone(self: &Arc<Inner>, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
+        let inner = Arc::clone(self);
+        self.cloners.run(move || job(&inner));
+    }
+
     pub(crate) fn files(&self) -> MutexGuard<'_, Files> {
         self.files.lock().expect("no panic while held")
     }
@@ -248,6 +258,7 @@ impl Inner {
     /// Ends all threads; what is under way on the disk is awaited, nothing more is begun.
     pub(crate) fn abandon(&self) {
         self.checkpointer.finish();
+        self.cloners.finish();
         self.workers.finish();
         self.disk.finish();
     }

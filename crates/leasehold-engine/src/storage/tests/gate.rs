@@ -165,3 +165,35 @@ fn what_a_checkpoint_is_writing_back_is_not_forgotten_meanwhile() {
         assert!(read == Ok(pattern(2, 4096)), "{:?}", read.err());
     });
 }
+
+/// A copy of a large file took a worker for as long as it lasted; two of them, and no commit of any file went on.
+#[test]
+fn clones_that_are_copies_keep_nobody_waiting_but_their_sources() {
+    let Some((_, directory)) = places().into_iter().find(|(name, _)| *name == "tmpfs") else {
+        return eprintln!("SKIPPED: a clone that is a copy needs tmpfs");
+    };
+    let (driver, gate, open) = gated(directory.path());
+    let quick = driver.create("quick");
+    let slow: Vec<FileId> = (0..4).map(|number| driver.create(&format!("slow{number}"))).collect();
+    for file in &slow {
+        driver.write(*file, 0, &pattern(1, 4096));
+    }
+    let arrives = close(&gate, Verb::Read, "files/slow");
+    for file in &slow {
+        let (request, staged) = (RequestId(driver.number()), driver.storage().stage());
+        let output = Output::Perform { request, file: *file, change: Change::Clone };
+        driver.storage().perform(output, Detail::Clone { staged });
+    }
+    arrives.recv().unwrap();
+    arrives.recv().unwrap();
+    let (lease, range) = (LeaseId(driver.number()), ByteRange::new(0, 4096).unwrap());
+    let run = driver.fill(0, range, &pattern(2, 4096));
+    driver.storage().perform(Output::Verify { lease, file: quick, range, run }, Detail::Crc(None));
+    let answer = driver.answers.recv_timeout(Duration::from_secs(5));
+    open();
+    assert_eq!(answer, Ok(Input::Verified { lease, agrees: true }));
+    for _ in slow {
+        let answer = driver.answers.recv().unwrap();
+        assert!(matches!(answer, Input::Performed { result: Ok(None), .. }), "{answer:?}");
+    }
+}
