@@ -305,7 +305,7 @@ impl Inner {
         let inner = Arc::clone(self);
         let frames = (self.arena.disk(run), run.bytes() as usize);
         let file = Arc::clone(&pending.file.disk);
-        let done = move |result: io::Result<usize>| {
+        let done = move |result: io::Result<()>| {
             // The sums may have to be read from disk, which this thread must be free for.
             inner.work(move |inner| inner.data_landed(&pending, blocks, result));
         };
@@ -317,7 +317,7 @@ impl Inner {
         self: &Arc<Inner>,
         pending: &Arc<PendingWrite>,
         blocks: BlockRange,
-        result: io::Result<usize>,
+        result: io::Result<()>,
     ) {
         if let Err(error) = result {
             let range =

@@ -197,3 +197,53 @@ fn clones_that_are_copies_keep_nobody_waiting_but_their_sources() {
         assert!(matches!(answer, Input::Performed { result: Ok(None), .. }), "{answer:?}");
     }
 }
+
+/// A read of several pieces met a file that another write made longer between two of them: what the first had not brought
+/// was taken for brought, and a hole failed to read.
+#[test]
+fn a_file_that_grows_while_it_is_read_has_zeros_where_it_had_nothing() {
+    for (_, directory) in places() {
+        let (driver, gate, open) = gated(directory.path());
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 4096));
+        driver.flush(file);
+        let arrives = close(&gate, Verb::Read, "files/a");
+        let size = (6 << 20) + 4096;
+        let (blocks, into) = (BlockRange::new(0, 1024).unwrap(), Run { first: FrameId(0), frames: 1024 });
+        // SAFETY: no operation is under way on these frames.
+        unsafe { driver.arena.bytes_mut(into) }.fill(0xDD);
+        let by = Loader::Read(RequestId(driver.number()));
+        driver.storage().perform(Output::Load { by, file, blocks, size, into }, Detail::None);
+        arrives.recv().unwrap();
+        arrives.recv().unwrap();
+        let (first, disk) = {
+            let mut state = gate.lock().unwrap();
+            (state.held.remove(0), state.disk.clone().unwrap())
+        };
+        let (landed, lands) = channel();
+        let (transfer, done) = first;
+        let tell: Done = Box::new(move |result, memory| {
+            done(result, memory);
+            landed.send(()).unwrap();
+        });
+        disk.submit(transfer, tell);
+        lands.recv().unwrap();
+        // A commit far behind, which is visible and makes the file longer ahead.
+        let bytes = pattern(2, 4096);
+        let range = ByteRange::at(6 << 20, 4096).unwrap();
+        let run = driver.fill(1100, range, &bytes);
+        let write = WriteId(driver.number());
+        let answer = driver.ask(Output::Record { write, file, range, size, run }, Detail::None);
+        assert_eq!(answer, Input::Recorded { write, result: Ok(()) });
+        let long = std::fs::metadata(directory.path().join("files/a")).unwrap().len();
+        assert!(long >= 4 << 20, "{long}");
+        open();
+        let answer = driver.answers.recv().unwrap();
+        assert!(matches!(answer, Input::ReadLoaded { result: Ok(()), .. }), "{answer:?}");
+        // SAFETY: the load is over.
+        let frames = unsafe { driver.arena.bytes(into) };
+        assert!(frames[..4096] == pattern(1, 4096) && frames[4096..].iter().all(|byte| *byte == 0));
+        let output = Output::Write { write, file, blocks: range.blocks(), size, run };
+        assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Ok(()) });
+    }
+}
