@@ -247,3 +247,21 @@ fn a_file_that_grows_while_it_is_read_has_zeros_where_it_had_nothing() {
         assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Ok(()) });
     }
 }
+
+/// The server forgot, with the file, that its attributes were to be flushed.
+#[test]
+fn attributes_of_a_file_that_is_closed_before_its_flush_are_flushed_all_the_same() {
+    let (_, directory) = places().remove(0);
+    let (driver, gate, _) = gated(directory.path());
+    let file = driver.create("a");
+    driver.write(file, 0, &pattern(1, 4096));
+    driver.flush(file);
+    driver.storage().checkpoint().unwrap();
+    gate.lock().unwrap().synced.clear();
+    let attributes = Attributes { mode: Some(0o640), ..Attributes::default() };
+    driver.storage().set_attributes(&path("a"), &attributes).unwrap();
+    driver.storage().forget(file);
+    let file = driver.open_file("a");
+    driver.flush(file);
+    assert!(gate.lock().unwrap().synced.contains(&"files/a".to_owned()));
+}
