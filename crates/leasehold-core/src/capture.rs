@@ -27,6 +27,7 @@ use crate::phase::PhaseId;
 use crate::range::{ByteRange, Run};
 use crate::request::{Blocker, Kind};
 use crate::scheme::DataPath;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 /// A capture in line for frames.
@@ -139,7 +140,7 @@ impl Core {
         capture.of = Some(of);
         self.file_mut(file).leases.insert(range, capture.access.writes(), id);
         self.sessions.get_mut(&session).expect("a live lease has its session").leases.insert(id);
-        self.leases.insert(id, capture);
+        self.leases.insert(id, Box::new(capture));
         self.answers.insert(request, id);
         let queue = self.captures.entry(of).or_default();
         queue.push_back(id);

@@ -14,6 +14,7 @@ use crate::request::Request;
 use crate::schemes;
 use crate::session::Session;
 use crate::writeback::Writeback;
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
@@ -53,7 +54,8 @@ pub struct Core {
     pub(crate) last_id: u64,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) files: BTreeMap<FileId, File>,
-    pub(crate) leases: BTreeMap<LeaseId, Lease>,
+    /// Boxed: the tree is small then, and moves little.
+    pub(crate) leases: BTreeMap<LeaseId, Box<Lease>>,
     /// Captures that are leases by now, by the lease that they capture, as they came.
     pub(crate) captures: BTreeMap<LeaseId, VecDeque<LeaseId>>,
     pub(crate) requests: BTreeMap<RequestId, Request>,

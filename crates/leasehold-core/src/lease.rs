@@ -19,6 +19,7 @@ use crate::output::{CommitError, Loader, NoSuchLease, Notice, Output, Reply, Rev
 use crate::phase::{PhaseId, PhaseOwner};
 use crate::range::{BLOCK_BYTES, ByteRange, Run};
 use crate::scheme::DataPath;
+use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -194,7 +195,7 @@ impl Core {
         let Want { file, range, access } = want;
         let mut lease = Lease::new(session, owner.identity.clone(), file, range, access, run, self.now);
         lease.request = Some(request);
-        self.leases.insert(id, lease);
+        self.leases.insert(id, Box::new(lease));
         self.file_mut(file).leases.insert(range, access.writes(), id);
         self.break_for_those_who_wait(id, out);
 
