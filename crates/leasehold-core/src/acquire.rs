@@ -113,7 +113,7 @@ impl Core {
     fn conflict(&self, blocker: Blocker, want: &Want) -> AcquireError {
         let holder = match blocker {
             Blocker::Lease(lease) => {
-                let state = &self.leases[&lease];
+                let state = &self.leases[lease];
                 // Nobody knows a capture by its own number.
                 Some((state.of.unwrap_or(lease), state.identity.clone()))
             }

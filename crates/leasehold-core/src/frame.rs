@@ -43,7 +43,7 @@ pub(crate) struct FrameTable {
     /// The same by (length, position), for the best fit.
     free_by_length: BTreeSet<(u32, u32)>,
     /// Owned runs by position.
-    owned: SparseTable<(u32, Owner)>,
+    owned: SparseTable<u64, (u32, Owner)>,
     /// Positions of the quarantined runs of each session.
     quarantine: BTreeMap<SessionId, Vec<u32>>,
     bytes: Vec<Bytes>,
@@ -132,7 +132,7 @@ impl FrameTable {
     pub fn end_quarantine(&mut self, session: SessionId) -> bool {
         let Some(positions) = self.quarantine.remove(&session) else { return false };
         for first in positions {
-            let &(frames, _) = self.owned.get(first.into()).expect("what is in quarantine is owned");
+            let (frames, _) = self.owned[u64::from(first)];
             self.release(Run { first: FrameId(first), frames }, Owner::Quarantine(session));
         }
         true
@@ -178,7 +178,7 @@ impl FrameTable {
     pub fn check(&self) -> Result<(), String> {
         let mut at = 0;
         let mut last_free = false;
-        let (mut free, mut owned) = (self.free.iter().peekable(), self.owned.range(0, u64::MAX).peekable());
+        let (mut free, mut owned) = (self.free.iter().peekable(), self.owned.iter().peekable());
         loop {
             let frames = match (free.peek(), owned.peek()) {
                 (Some(&(&first, &frames)), _) if first == at => {

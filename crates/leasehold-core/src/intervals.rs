@@ -67,7 +67,7 @@ type Entry<K> = (u64, K, u64);
 /// The intervals of one size class.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Class<K> {
-    cells: SparseTable<Entry<K>>,
+    cells: SparseTable<u64, Entry<K>>,
     crowd: BTreeSet<Entry<K>>,
 }
 

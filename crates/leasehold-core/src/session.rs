@@ -86,7 +86,7 @@ impl Core {
             }
         }
         for lease in leases {
-            if let Some(state) = self.leases.get_mut(&lease) {
+            if let Some(state) = self.leases.get_mut(lease) {
                 state.by = state.by.take().or_else(|| by.clone());
                 self.revoke(lease, RevokeReason::SessionEnded, out);
             }
@@ -104,10 +104,10 @@ impl Core {
         let leases: Vec<LeaseId> = match self.sessions.get(&id) {
             Some(session) => session.leases.iter().copied().collect(),
             // It has ended, but what it had sent in time is on its way.
-            None => self.leases.iter().filter(|(_, lease)| lease.session == id).map(|(&id, _)| id).collect(),
+            None => self.leases.iter().filter(|(_, lease)| lease.session == id).map(|(id, _)| id).collect(),
         };
         for lease in leases {
-            let Some(state) = self.leases.get_mut(&lease) else { continue };
+            let Some(state) = self.leases.get_mut(lease) else { continue };
             if state.access == Access::Read {
                 continue;
             }
@@ -143,7 +143,7 @@ impl Core {
         lease: LeaseId,
         out: &mut Vec<Output>,
     ) -> CommitError {
-        if let Some(state) = self.leases.get(&lease)
+        if let Some(state) = self.leases.get(lease)
             && state.session == id
             && let State::Fencing(Ending::Revoke(reason))
             | State::Fenced { ending: Ending::Revoke(reason), .. } = state.state

@@ -12,18 +12,50 @@
 //! Invariant: nodes are not empty, but for the root of an empty table, and there are no more levels than the greatest key
 //! needs. So tables of the same values have the same nodes.
 
+use crate::ids::LeaseId;
 use alloc::vec::Vec;
+use core::marker::PhantomData;
+use core::ops::Index;
 
 /// Bits of the key that a node takes.
 const BITS: u32 = 6;
+/// The greatest slot, and all bits of one.
+const SLOT_MAX: u64 = (1 << BITS) - 1;
+
+/// What is an integer in the end.
+pub(crate) trait Key: Copy {
+    fn number(self) -> u64;
+    fn of(number: u64) -> Self;
+}
+
+impl Key for u64 {
+    fn number(self) -> u64 {
+        self
+    }
+
+    fn of(number: u64) -> u64 {
+        number
+    }
+}
+
+impl Key for LeaseId {
+    fn number(self) -> u64 {
+        self.0
+    }
+
+    fn of(number: u64) -> LeaseId {
+        LeaseId(number)
+    }
+}
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct SparseTable<V> {
+pub(crate) struct SparseTable<K, V> {
     root: Node<V>,
     /// Nodes from the root to any value.
     levels: u32,
     len: usize,
+    keys: PhantomData<K>,
 }
 
 /// The slots that are taken, by their bits, and what is in them, in order.
@@ -39,13 +71,13 @@ enum Slots<V> {
     Values(Vec<V>),
 }
 
-impl<V> Default for SparseTable<V> {
-    fn default() -> SparseTable<V> {
-        SparseTable { root: Node::new(1), levels: 1, len: 0 }
+impl<K, V> Default for SparseTable<K, V> {
+    fn default() -> SparseTable<K, V> {
+        SparseTable { root: Node::new(1), levels: 1, len: 0, keys: PhantomData }
     }
 }
 
-impl<V> SparseTable<V> {
+impl<K: Key, V> SparseTable<K, V> {
     pub fn len(&self) -> usize {
         self.len
     }
@@ -54,8 +86,12 @@ impl<V> SparseTable<V> {
         self.len == 0
     }
 
-    pub fn get(&self, key: u64) -> Option<&V> {
-        let (mut node, mut level) = (&self.root, self.levels);
+    pub fn contains_key(&self, key: K) -> bool {
+        self.get(key).is_some()
+    }
+
+    pub fn get(&self, key: K) -> Option<&V> {
+        let (mut node, mut level, key) = (&self.root, self.levels, key.number());
         if !self.reaches(key) {
             return None;
         }
@@ -69,8 +105,25 @@ impl<V> SparseTable<V> {
         }
     }
 
+    pub fn get_mut(&mut self, key: K) -> Option<&mut V> {
+        let key = key.number();
+        if !self.reaches(key) {
+            return None;
+        }
+        let (mut node, mut level) = (&mut self.root, self.levels);
+        loop {
+            level -= 1;
+            let at = node.find(slot(key, level))?;
+            match &mut node.slots {
+                Slots::Nodes(nodes) => node = &mut nodes[at],
+                Slots::Values(values) => return Some(&mut values[at]),
+            }
+        }
+    }
+
     /// Puts `value` in the place of what was there.
-    pub fn insert(&mut self, key: u64, value: V) -> Option<V> {
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        let key = key.number();
         while !self.reaches(key) {
             let root = core::mem::replace(&mut self.root, Node::new(self.levels + 1));
             self.levels += 1;
@@ -86,7 +139,8 @@ impl<V> SparseTable<V> {
         replaced
     }
 
-    pub fn remove(&mut self, key: u64) -> Option<V> {
+    pub fn remove(&mut self, key: K) -> Option<V> {
+        let key = key.number();
         if !self.reaches(key) {
             return None;
         }
@@ -105,24 +159,33 @@ impl<V> SparseTable<V> {
         Some(removed)
     }
 
-    /// The first value at or behind `key`.
-    pub fn first_from(&self, key: u64) -> Option<(u64, &V)> {
-        if self.reaches(key) { self.root.first_from(key, self.levels - 1) } else { None }
+    /// All from `first` to `last`, both included, in order.
+    pub fn range(&self, first: K, last: K) -> impl Iterator<Item = (K, &V)> {
+        let mut next = Some(first.number());
+        let last = last.number();
+        core::iter::from_fn(move || {
+            let key = next.filter(|key| self.reaches(*key))?;
+            let (key, value) = self.root.first_from(key, self.levels - 1)?;
+            next = key.checked_add(1);
+            (key <= last).then_some((K::of(key), value))
+        })
     }
 
-    /// All from `first` to `last`, both included, in order.
-    pub fn range(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, &V)> {
-        let mut next = Some(first);
-        core::iter::from_fn(move || {
-            let (key, value) = self.first_from(next?)?;
-            next = key.checked_add(1);
-            (key <= last).then_some((key, value))
-        })
+    pub fn iter(&self) -> impl Iterator<Item = (K, &V)> {
+        self.range(K::of(0), K::of(u64::MAX))
     }
 
     /// Whether there are enough levels for the key.
     fn reaches(&self, key: u64) -> bool {
         key.checked_shr(BITS * self.levels).is_none_or(|rest| rest == 0)
+    }
+}
+
+impl<K: Key, V> Index<K> for SparseTable<K, V> {
+    type Output = V;
+
+    fn index(&self, key: K) -> &V {
+        self.get(key).expect("what is referred to is there")
     }
 }
 
@@ -189,7 +252,7 @@ impl<V> Node<V> {
             let slot = later.trailing_zeros();
             later &= later - 1;
             let place = BITS * level;
-            let from = if slot == own { key } else { (key >> place & !63 | u64::from(slot)) << place };
+            let from = if slot == own { key } else { (key >> place & !SLOT_MAX | u64::from(slot)) << place };
             let at = self.before(slot);
             match &self.slots {
                 Slots::Values(values) => return Some((from, &values[at])),
@@ -206,7 +269,7 @@ impl<V> Node<V> {
 
 /// Which slot of a node `level` levels above the values leads to the key.
 fn slot(key: u64, level: u32) -> u32 {
-    (key >> (BITS * level) & 63) as u32
+    (key >> (BITS * level) & SLOT_MAX) as u32
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ proptest! {
             }
             prop_assert_eq!(table.len(), model.len());
             prop_assert_eq!(table.get(key), model.get(&key));
+            prop_assert_eq!(table.get_mut(key), model.get_mut(&key));
         }
         for (one, other) in ranges {
             let (first, last) = (one.min(other), one.max(other));
