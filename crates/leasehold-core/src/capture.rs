@@ -139,7 +139,7 @@ impl Core {
         capture.state = State::Queued { request };
         capture.of = Some(of);
         self.file_mut(file).leases.insert(range, capture.access.writes(), id);
-        self.sessions.get_mut(&session).expect("a live lease has its session").leases.insert(id);
+        self.sessions.get_mut(&session).expect("a live lease has its session").leases.insert(id, ());
         self.leases.insert(id, Box::new(capture));
         self.answers.insert(request, id);
         let queue = self.captures.entry(of).or_default();

@@ -191,7 +191,7 @@ impl Core {
         out: &mut Vec<Output>,
     ) {
         let owner = self.sessions.get_mut(&session).expect("requests end with their session");
-        owner.leases.insert(id);
+        owner.leases.insert(id, ());
         let Want { file, range, access } = want;
         let mut lease = Lease::new(session, owner.identity.clone(), file, range, access, run, self.now);
         lease.request = Some(request);
@@ -417,7 +417,7 @@ impl Core {
         let lease = self.leases.remove(id).expect("a lease is over once");
         self.file_mut(lease.file).leases.remove(lease.range, lease.access.writes(), id);
         if let Some(session) = self.sessions.get_mut(&lease.session) {
-            session.leases.remove(&id);
+            session.leases.remove(id);
         }
         for broken in lease.breaks {
             self.end_break(broken, outcome, out);

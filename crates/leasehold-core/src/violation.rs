@@ -171,7 +171,7 @@ impl Core {
             sound(found, "a lease is not in its file's index")?;
             let session = self.sessions.get(&lease.session);
             sound(
-                session.is_none_or(|session| session.leases.contains(&id)),
+                session.is_none_or(|session| session.leases.contains_key(id)),
                 "a lease is not its session's",
             )?;
             if let Some(deadline) = lease.deadline {
