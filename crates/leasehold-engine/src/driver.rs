@@ -8,7 +8,7 @@ mod news;
 mod replies;
 
 use crate::arena::Arena;
-use crate::break_log::BreakLog;
+use crate::break_log::BreakLogger;
 use crate::event::Event;
 use crate::metrics::Counters;
 use crate::operation::Operations;
@@ -158,7 +158,7 @@ pub(crate) struct Parts {
     pub(crate) arena: Arc<Arena>,
     pub(crate) storage: Arc<Storage>,
     pub(crate) sessions: Arc<Sessions>,
-    pub(crate) break_log: BreakLog,
+    pub(crate) break_log: BreakLogger,
     pub(crate) counters: Arc<Counters>,
     pub(crate) watch: broadcast::Sender<Event>,
     pub(crate) fence: Duration,
