@@ -15,7 +15,7 @@ use leasehold_core::range::{BLOCK_BYTES, Run};
 use leasehold_fabric::sums::BlockSums;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::{fs, io};
@@ -39,7 +39,6 @@ pub enum Pages {
 /// See the module.
 #[derive(Debug)]
 pub struct Arena {
-    memory: OwnedFd,
     network: Mapping,
     disk: Mapping,
     sums: Arc<BlockSums>,
@@ -132,7 +131,7 @@ impl Arena {
         let disk = Mapping::new(memory.as_fd(), length)?;
         let frames = u32::try_from(length as u64 / BLOCK_BYTES).expect("the caller bounds the size");
         let sums = Arc::new(BlockSums::new(network.address, frames as usize));
-        Ok(Arena { memory, network, disk, sums, frames, huge, notes, _reserved: None })
+        Ok(Arena { network, disk, sums, frames, huge, notes, _reserved: None })
     }
 
     /// How many frames there are.
@@ -151,12 +150,6 @@ impl Arena {
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
-    }
-
-    /// The memory behind both views.
-    #[must_use]
-    pub fn memory(&self) -> BorrowedFd<'_> {
-        self.memory.as_fd()
     }
 
     /// The run as the fabric sees it: `run.bytes()` bytes that a peer may be writing, so never a slice.
