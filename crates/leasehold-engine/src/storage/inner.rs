@@ -258,9 +258,10 @@ impl Inner {
     /// Ends all threads; what is under way on the disk is awaited, nothing more is begun.
     pub(crate) fn abandon(&self) {
         self.checkpointer.finish();
-        self.cloners.finish();
         self.workers.finish();
         self.disk.finish();
+        // Now, so that nobody waits until all of a large file is copied: it cannot go on.
+        self.cloners.finish();
     }
 }
 
