@@ -67,10 +67,8 @@ impl<'a> Judge<'a> {
     }
 
     pub(crate) fn replay(mut self, steps: &[Step]) -> Result<(), SumsError> {
-        for (index, step) in steps.iter().enumerate() {
+        for ((index, step), moved) in steps.iter().enumerate().zip(moved_later(steps)) {
             let later = &steps[index + 1..];
-            // A collapse that the sums show already has moved, or taken out, what was behind.
-            let moved = later.iter().filter_map(Step::moved_from).min().unwrap_or(u64::MAX);
             match &step.what {
                 What::Write(write) => self.replay_write(index, write, step, moved),
                 What::Change(change) => {
@@ -111,7 +109,7 @@ impl<'a> Judge<'a> {
     fn replay_change(&mut self, index: usize, change: &ChangeBody, again: bool) -> Result<(), SumsError> {
         let disk = &*self.inner.disk;
         if let Some(hole) = change.hole {
-            self.candidates.retain(|block, _| !(hole.start()..hole.end()).contains(block));
+            self.candidates.extract_if(hole.start()..hole.end(), |_, _| true).for_each(drop);
             self.mend(hole.start())?;
             let length = self.file.disk.file.metadata()?.len();
             let end = hole.end().min(length.div_ceil(BLOCK_BYTES));
@@ -291,6 +289,19 @@ impl ChangeBody {
         let images = self.images.iter().filter(|(block, ..)| *block < end).cloned().collect();
         ChangeBody { hole, images, ..*self }
     }
+}
+
+/// From which block on a collapse after each step, one that the sums show already, has moved or taken out what was there.
+fn moved_later(steps: &[Step]) -> Vec<u64> {
+    let mut from = u64::MAX;
+    let before = |step: &Step| {
+        let later = from;
+        from = from.min(step.moved_from().unwrap_or(u64::MAX));
+        later
+    };
+    let mut moved: Vec<u64> = steps.iter().rev().map(before).collect();
+    moved.reverse();
+    moved
 }
 
 /// Whether a later step touches what a change touches: it began after the change was durable.

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::mpsc::Sender;
 use std::thread;
 
-/// Reads of files whose names begin with `closed` wait until it opens.
+/// Reads, or writes, of files whose names begin with `closed` wait until it opens.
 struct Gate {
     disk: Arc<dyn Disk>,
     state: Arc<Mutex<State>>,
@@ -14,16 +14,19 @@ struct Gate {
 
 #[derive(Default)]
 struct State {
-    closed: Option<&'static str>,
+    closed: Option<(Verb, &'static str)>,
     held: Vec<(Transfer, Done)>,
-    /// Told of each read that is held.
+    /// Told of each transfer that is held.
     arrived: Option<Sender<()>>,
+    /// Files that were flushed.
+    synced: Vec<String>,
+    disk: Option<Arc<dyn Disk>>,
 }
 
 impl Disk for Gate {
     fn submit(&self, transfer: Transfer, done: Done) {
         let mut state = self.state.lock().unwrap();
-        let held = |name| transfer.verb == Verb::Read && transfer.file.name.starts_with(name);
+        let held = |(verb, name)| transfer.verb == verb && transfer.file.name.starts_with(name);
         if state.closed.is_some_and(held) {
             state.held.push((transfer, done));
             // The test may have seen enough.
@@ -39,6 +42,7 @@ impl Disk for Gate {
     }
 
     fn sync(&self, file: &DiskFile) -> io::Result<()> {
+        self.state.lock().unwrap().synced.push(file.name.clone());
         self.disk.sync(file)
     }
 
@@ -54,30 +58,27 @@ impl Disk for Gate {
 /// A store with a gate, and how to open it.
 fn gated(directory: &Path) -> (Driver, Arc<Mutex<State>>, impl FnOnce()) {
     let state = Arc::<Mutex<State>>::default();
-    let inside = Arc::<Mutex<Option<Arc<dyn Disk>>>>::default();
-    let (shared, disk_inside) = (Arc::clone(&state), Arc::clone(&inside));
+    let shared = Arc::clone(&state);
     let wrap: WrapDisk = Arc::new(move |disk| {
-        *disk_inside.lock().unwrap() = Some(Arc::clone(&disk));
+        shared.lock().unwrap().disk = Some(Arc::clone(&disk));
         Arc::new(Gate { disk, state: Arc::clone(&shared) })
     });
     let driver = Driver::open_with(StorageConfig { wrap_disk: Some(wrap), ..StorageConfig::new(directory) });
     let opens = Arc::clone(&state);
     let open = move || {
-        let held = {
-            let mut state = opens.lock().unwrap();
-            state.closed = None;
-            std::mem::take(&mut state.held)
-        };
-        let disk = inside.lock().unwrap().clone().expect("the store is open");
+        let mut state = opens.lock().unwrap();
+        state.closed = None;
+        let (held, disk) = (std::mem::take(&mut state.held), state.disk.clone().expect("the store is open"));
+        drop(state);
         held.into_iter().for_each(|(transfer, done)| disk.submit(transfer, done));
     };
     (driver, state, open)
 }
 
-fn close(state: &Mutex<State>, name: &'static str) -> Receiver<()> {
+fn close(state: &Mutex<State>, verb: Verb, name: &'static str) -> Receiver<()> {
     let (arrived, arrives) = channel();
     let mut state = state.lock().unwrap();
-    (state.closed, state.arrived) = (Some(name), Some(arrived));
+    (state.closed, state.arrived) = (Some((verb, name)), Some(arrived));
     arrives
 }
 
@@ -102,7 +103,7 @@ fn looking_up_a_path_does_not_wait_for_a_sidecar_that_is_being_read() {
     driver.stop();
     let (driver, gate, open) = gated(directory.path());
     let a = driver.create("a");
-    let arrives = close(&gate, ".leasehold/sums");
+    let arrives = close(&gate, Verb::Read, ".leasehold/sums");
     thread::scope(|scope| {
         let storage = driver.storage();
         let opening = scope.spawn(|| storage.open_file(&path("b")).unwrap());
@@ -121,7 +122,7 @@ fn looking_up_a_path_does_not_wait_for_a_rename_that_waits_for_a_file() {
     let file = driver.create("a");
     let other = driver.create("b");
     driver.write(file, 0, &pattern(1, 9000));
-    let arrives = close(&gate, "files/a");
+    let arrives = close(&gate, Verb::Read, "files/a");
     let (lease, range) = (LeaseId(driver.number()), ByteRange::new(100, 200).unwrap());
     let run = driver.fill(0, range, &pattern(2, 100));
     let merge = Output::Merge { lease, file, range, size: 9000, run };
@@ -141,4 +142,126 @@ fn looking_up_a_path_does_not_wait_for_a_rename_that_waits_for_a_file() {
     });
     assert_eq!(driver.answers.recv().unwrap(), Input::Merged { lease, result: Ok(()) });
     assert_eq!(driver.storage().path_of(file), Some(path("c")));
+}
+
+/// The states of blocks were read from the sidecar again, where they were older, and a good block failed to read.
+#[test]
+fn what_a_checkpoint_is_writing_back_is_not_forgotten_meanwhile() {
+    let (_, directory) = places().remove(0);
+    let (driver, gate, open) = gated(directory.path());
+    let file = driver.create("a");
+    driver.write(file, 0, &pattern(1, 4096));
+    driver.storage().checkpoint().unwrap();
+    driver.write(file, 0, &pattern(2, 4096));
+    let arrives = close(&gate, Verb::Write, ".leasehold/sums");
+    thread::scope(|scope| {
+        let storage = driver.storage();
+        let checkpoint = scope.spawn(|| storage.checkpoint());
+        arrives.recv().unwrap();
+        storage.inner.file(file).sums().evict_clean();
+        let read = driver.try_read(file, 0, 4096);
+        open();
+        checkpoint.join().unwrap().unwrap();
+        assert!(read == Ok(pattern(2, 4096)), "{:?}", read.err());
+    });
+}
+
+/// A copy of a large file took a worker for as long as it lasted; two of them, and no commit of any file went on.
+#[test]
+fn clones_that_are_copies_keep_nobody_waiting_but_their_sources() {
+    let Some((_, directory)) = places().into_iter().find(|(name, _)| *name == "tmpfs") else {
+        return eprintln!("SKIPPED: a clone that is a copy needs tmpfs");
+    };
+    let (driver, gate, open) = gated(directory.path());
+    let quick = driver.create("quick");
+    let slow: Vec<FileId> = (0..4).map(|number| driver.create(&format!("slow{number}"))).collect();
+    for file in &slow {
+        driver.write(*file, 0, &pattern(1, 4096));
+    }
+    let arrives = close(&gate, Verb::Read, "files/slow");
+    for file in &slow {
+        let (request, staged) = (RequestId(driver.number()), driver.storage().stage());
+        let output = Output::Perform { request, file: *file, change: Change::Clone };
+        driver.storage().perform(output, Detail::Clone { staged });
+    }
+    arrives.recv().unwrap();
+    arrives.recv().unwrap();
+    let (lease, range) = (LeaseId(driver.number()), ByteRange::new(0, 4096).unwrap());
+    let run = driver.fill(0, range, &pattern(2, 4096));
+    driver.storage().perform(Output::Verify { lease, file: quick, range, run }, Detail::Crc(None));
+    let answer = driver.answers.recv_timeout(Duration::from_secs(5));
+    open();
+    assert_eq!(answer, Ok(Input::Verified { lease, agrees: true }));
+    for _ in slow {
+        let answer = driver.answers.recv().unwrap();
+        assert!(matches!(answer, Input::Performed { result: Ok(None), .. }), "{answer:?}");
+    }
+}
+
+/// A read of several pieces met a file that another write made longer between two of them: what the first had not brought
+/// was taken for brought, and a hole failed to read.
+#[test]
+fn a_file_that_grows_while_it_is_read_has_zeros_where_it_had_nothing() {
+    for (_, directory) in places() {
+        let (driver, gate, open) = gated(directory.path());
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 4096));
+        driver.flush(file);
+        let arrives = close(&gate, Verb::Read, "files/a");
+        let size = (6 << 20) + 4096;
+        let (blocks, into) = (BlockRange::new(0, 1024).unwrap(), Run { first: FrameId(0), frames: 1024 });
+        // SAFETY: no operation is under way on these frames.
+        unsafe { driver.arena.bytes_mut(into) }.fill(0xDD);
+        let by = Loader::Read(RequestId(driver.number()));
+        driver.storage().perform(Output::Load { by, file, blocks, size, into }, Detail::None);
+        arrives.recv().unwrap();
+        arrives.recv().unwrap();
+        let (first, disk) = {
+            let mut state = gate.lock().unwrap();
+            (state.held.remove(0), state.disk.clone().unwrap())
+        };
+        let (landed, lands) = channel();
+        let (transfer, done) = first;
+        let tell: Done = Box::new(move |result, memory| {
+            done(result, memory);
+            landed.send(()).unwrap();
+        });
+        disk.submit(transfer, tell);
+        lands.recv().unwrap();
+        // A commit far behind, which is visible and makes the file longer ahead.
+        let bytes = pattern(2, 4096);
+        let range = ByteRange::at(6 << 20, 4096).unwrap();
+        let run = driver.fill(1100, range, &bytes);
+        let write = WriteId(driver.number());
+        let answer = driver.ask(Output::Record { write, file, range, size, run }, Detail::None);
+        assert_eq!(answer, Input::Recorded { write, result: Ok(()) });
+        let long = std::fs::metadata(directory.path().join("files/a")).unwrap().len();
+        assert!(long >= 4 << 20, "{long}");
+        open();
+        let answer = driver.answers.recv().unwrap();
+        assert!(matches!(answer, Input::ReadLoaded { result: Ok(()), .. }), "{answer:?}");
+        // SAFETY: the load is over.
+        let frames = unsafe { driver.arena.bytes(into) };
+        assert!(frames[..4096] == pattern(1, 4096) && frames[4096..].iter().all(|byte| *byte == 0));
+        let output = Output::Write { write, file, blocks: range.blocks(), size, run };
+        assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Ok(()) });
+    }
+}
+
+/// The server forgot, with the file, that its attributes were to be flushed.
+#[test]
+fn attributes_of_a_file_that_is_closed_before_its_flush_are_flushed_all_the_same() {
+    let (_, directory) = places().remove(0);
+    let (driver, gate, _) = gated(directory.path());
+    let file = driver.create("a");
+    driver.write(file, 0, &pattern(1, 4096));
+    driver.flush(file);
+    driver.storage().checkpoint().unwrap();
+    gate.lock().unwrap().synced.clear();
+    let attributes = Attributes { mode: Some(0o640), ..Attributes::default() };
+    driver.storage().set_attributes(&path("a"), &attributes).unwrap();
+    driver.storage().forget(file);
+    let file = driver.open_file("a");
+    driver.flush(file);
+    assert!(gate.lock().unwrap().synced.contains(&"files/a".to_owned()));
 }
