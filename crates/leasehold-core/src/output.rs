@@ -222,7 +222,8 @@ pub enum ReadError {
     Fault(#[from] Fault),
 }
 
-/// Why a change was not made. The file is as it was.
+/// Why a change was not made. The file is as it was, unless the disk failed half way through the change: then blocks that it had
+/// changed by then fail to be read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ChangeError {
     /// The file is not open, or it was removed in the meantime.

@@ -143,5 +143,5 @@ fn keep_attributes(from: &File, to: &File) -> rustix::io::Result<()> {
     for (name, value) in raw_xattrs(from)? {
         fsetxattr(to, &*name, &value, XattrFlags::empty())?;
     }
-    fchmod(to, Mode::from_raw_mode(fstat(from)?.st_mode & 0o7777))
+    fchmod(to, Mode::from_raw_mode(fstat(from)?.st_mode & 0o777))
 }

@@ -20,7 +20,7 @@ fn what_is_set_is_there_and_the_rest_stays() {
                 set(Attributes { modified: Some(modified), ..Attributes::default() }).unwrap();
                 assert_eq!(storage.stat(&path(name)).unwrap().modified, modified, "{name}");
             }
-            let mode = set(Attributes { mode: Some(0o100_750), ..Attributes::default() });
+            let mode = set(Attributes { mode: Some(0o106_750), ..Attributes::default() });
             if name == "link" {
                 assert!(mode.is_err(), "a symbolic link has no mode");
                 continue;

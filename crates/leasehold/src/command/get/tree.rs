@@ -338,7 +338,7 @@ pub(crate) async fn copy_attributes(fetch: &Fetch, path: &str, local: &Path) -> 
             std::fs::File::open(local)?.set_modified(convert::time_in(Some(modified)))?;
         }
         if let Some(mode) = found.mode {
-            std::fs::set_permissions(local, std::fs::Permissions::from_mode(mode & 0o7777))?;
+            std::fs::set_permissions(local, std::fs::Permissions::from_mode(mode & 0o777))?;
         }
         Ok(())
     };
