@@ -172,7 +172,10 @@ fn bytes_past_an_unaligned_end_are_zeros_to_an_adoption() {
         eprintln!("on {place}");
         let root = tempfile::tempdir_in(directory.path()).unwrap();
         let write = Action::Write { offset: 83893, length: 21858, seed: 0 };
-        run(root.path(), &[write, Action::Truncate { size: 81921 }, Action::Adopt { offset: 0, length: 1, seed: 0 }]);
+        run(
+            root.path(),
+            &[write, Action::Truncate { size: 81921 }, Action::Adopt { offset: 0, length: 1, seed: 0 }],
+        );
     }
 }
 

@@ -94,7 +94,9 @@ fn recorded(directory: &Path, tape: &Arc<Tape>) -> Driver {
 fn record(seed: u64, steps: usize, lie: Lie) -> Vec<Event> {
     let place = workshop();
     let placed = Volume::empty().place(place.path());
-    let tape = Tape::new(place.path(), 1, placed, lie);
+    // Every other disk is now fast, now slow.
+    let pace = (seed % 2 == 1).then(|| Random::new(!seed));
+    let tape = Tape::new(place.path(), 1, placed, lie, pace);
     let driver = recorded(place.path(), &tape);
     Workload::new(&driver, &tape, seed).run(steps);
     driver.kill();
@@ -135,7 +137,7 @@ fn recover(image: &Volume) -> Result<Found, OpenError> {
 /// What recovery makes of the image, and what it does to the disk for that.
 fn recover_recorded(image: &Volume) -> Vec<Event> {
     let place = workshop();
-    let tape = Tape::new(place.path(), image.next_inode(), image.place(place.path()), Lie::Nothing);
+    let tape = Tape::new(place.path(), image.next_inode(), image.place(place.path()), Lie::Nothing, None);
     recorded(place.path(), &tape).kill();
     tape.take()
 }

@@ -210,6 +210,7 @@ impl Expected {
         if !sizes.contains(&found.size) {
             return Err(format!("its size is {}, and must be one of {sizes:?}", found.size));
         }
+        let last = found.blocks.len().wrapping_sub(1) as u64;
         for (block, bytes) in (0..).zip(&found.blocks) {
             let write = writes
                 .iter()
@@ -225,6 +226,9 @@ impl Expected {
                         return Err(format!(
                             "block {block} is not what was acknowledged, nor what is under way"
                         ));
+                    }
+                    if block == last && found.size > base.size && !is_new {
+                        return Err(format!("it ends in block {block}, which is not what made it longer"));
                     }
                 }
                 Err(Fault::Checksum) => {

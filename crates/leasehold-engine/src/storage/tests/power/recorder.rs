@@ -1,5 +1,6 @@
 //! A disk that does what it is asked, and remembers it: what was begun, what was durable when, who was told what.
 
+use super::Random;
 use super::expect::Asked;
 use super::volume::{InodeId, Meta, Placed};
 use crate::disk::{Disk, DiskFile, Done, Identity, NameChange, Transfer, Verb};
@@ -10,6 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
 
 /// What happened, in this order.
 #[derive(Clone, Debug)]
@@ -45,6 +48,8 @@ pub(super) struct Tape {
     root: PathBuf,
     lie: Lie,
     state: Mutex<State>,
+    /// Makes the disk fast at one moment and slow at the next, so that threads overtake each other.
+    pace: Option<Mutex<Random>>,
 }
 
 struct State {
@@ -55,9 +60,30 @@ struct State {
 }
 
 impl Tape {
-    pub(super) fn new(root: &Path, next_inode: InodeId, placed: Placed, lie: Lie) -> Arc<Tape> {
+    /// `pace`: see [`Tape`]; the disk is as fast as it can be without.
+    pub(super) fn new(
+        root: &Path,
+        next_inode: InodeId,
+        placed: Placed,
+        lie: Lie,
+        pace: Option<Random>,
+    ) -> Arc<Tape> {
         let state = State { events: Vec::new(), writes: 0, next_inode, placed };
-        Arc::new(Tape { root: root.to_owned(), lie, state: Mutex::new(state) })
+        Arc::new(Tape { root: root.to_owned(), lie, state: Mutex::new(state), pace: pace.map(Mutex::new) })
+    }
+
+    /// Lets others go first, or not.
+    pub(super) fn dawdle(&self) {
+        let Some(pace) = &self.pace else { return };
+        let (kind, length) = {
+            let mut random = pace.lock().unwrap();
+            (random.below(8), random.below(1000))
+        };
+        match kind {
+            0 => thread::sleep(Duration::from_micros(length)),
+            1 | 2 => (0..length / 100).for_each(|_| thread::yield_now()),
+            _ => {}
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -108,7 +134,9 @@ impl Recorder {
         flush: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
         let before = self.tape.state().events.len();
+        self.tape.dawdle();
         flush()?;
+        self.tape.dawdle();
         if let Some(inode) = inode
             && told
         {
@@ -133,13 +161,16 @@ impl Disk for Recorder {
         let inode = state.inode_of(&transfer.file);
         state.events.push(Event::Begun { write, inode, offset: transfer.offset, bytes: bytes.into() });
         drop(state);
+        self.tape.dawdle();
         let tape = Arc::clone(&self.tape);
         self.disk.submit(
             transfer,
             Box::new(move |result, memory| {
+                tape.dawdle();
                 if result.is_ok() && !lies {
                     tape.push(Event::Landed { write });
                 }
+                tape.dawdle();
                 done(result, memory);
             }),
         );
