@@ -6,7 +6,7 @@ use std::io;
 use std::sync::mpsc::Sender;
 use std::thread;
 
-/// Reads of files whose names begin with `closed` wait until it opens.
+/// What is read from, or written to, files whose names begin with `closed` waits until it opens.
 struct Gate {
     disk: Arc<dyn Disk>,
     state: Arc<Mutex<State>>,
@@ -14,16 +14,16 @@ struct Gate {
 
 #[derive(Default)]
 struct State {
-    closed: Option<&'static str>,
+    closed: Option<(Verb, &'static str)>,
     held: Vec<(Transfer, Done)>,
-    /// Told of each read that is held.
+    /// Told of each transfer that is held.
     arrived: Option<Sender<()>>,
 }
 
 impl Disk for Gate {
     fn submit(&self, transfer: Transfer, done: Done) {
         let mut state = self.state.lock().unwrap();
-        let held = |name| transfer.verb == Verb::Read && transfer.file.name.starts_with(name);
+        let held = |(verb, name)| transfer.verb == verb && transfer.file.name.starts_with(name);
         if state.closed.is_some_and(held) {
             state.held.push((transfer, done));
             // The test may have seen enough.
@@ -52,7 +52,7 @@ impl Disk for Gate {
 }
 
 /// A store with a gate, and how to open it.
-fn gated(directory: &Path) -> (Driver, Arc<Mutex<State>>, impl FnOnce()) {
+fn gated(directory: &Path, workers: usize) -> (Driver, Arc<Mutex<State>>, impl FnOnce()) {
     let state = Arc::<Mutex<State>>::default();
     let inside = Arc::<Mutex<Option<Arc<dyn Disk>>>>::default();
     let (shared, disk_inside) = (Arc::clone(&state), Arc::clone(&inside));
@@ -60,7 +60,8 @@ fn gated(directory: &Path) -> (Driver, Arc<Mutex<State>>, impl FnOnce()) {
         *disk_inside.lock().unwrap() = Some(Arc::clone(&disk));
         Arc::new(Gate { disk, state: Arc::clone(&shared) })
     });
-    let driver = Driver::open_with(StorageConfig { wrap_disk: Some(wrap), ..StorageConfig::new(directory) });
+    let config = StorageConfig { wrap_disk: Some(wrap), workers, ..StorageConfig::new(directory) };
+    let driver = Driver::open_with(config);
     let opens = Arc::clone(&state);
     let open = move || {
         let held = {
@@ -74,10 +75,10 @@ fn gated(directory: &Path) -> (Driver, Arc<Mutex<State>>, impl FnOnce()) {
     (driver, state, open)
 }
 
-fn close(state: &Mutex<State>, name: &'static str) -> Receiver<()> {
+fn close(state: &Mutex<State>, verb: Verb, name: &'static str) -> Receiver<()> {
     let (arrived, arrives) = channel();
     let mut state = state.lock().unwrap();
-    (state.closed, state.arrived) = (Some(name), Some(arrived));
+    (state.closed, state.arrived) = (Some((verb, name)), Some(arrived));
     arrives
 }
 
@@ -100,9 +101,9 @@ fn looking_up_a_path_does_not_wait_for_a_sidecar_that_is_being_read() {
     let file = driver.create("b");
     driver.write(file, 0, &pattern(1, 9000));
     driver.stop();
-    let (driver, gate, open) = gated(directory.path());
+    let (driver, gate, open) = gated(directory.path(), 2);
     let a = driver.create("a");
-    let arrives = close(&gate, ".leasehold/sums");
+    let arrives = close(&gate, Verb::Read, ".leasehold/sums");
     thread::scope(|scope| {
         let storage = driver.storage();
         let opening = scope.spawn(|| storage.open_file(&path("b")).unwrap());
@@ -117,11 +118,11 @@ fn looking_up_a_path_does_not_wait_for_a_sidecar_that_is_being_read() {
 #[test]
 fn looking_up_a_path_does_not_wait_for_a_rename_that_waits_for_a_file() {
     let (_, directory) = places().remove(0);
-    let (driver, gate, open) = gated(directory.path());
+    let (driver, gate, open) = gated(directory.path(), 2);
     let file = driver.create("a");
     let other = driver.create("b");
     driver.write(file, 0, &pattern(1, 9000));
-    let arrives = close(&gate, "files/a");
+    let arrives = close(&gate, Verb::Read, "files/a");
     let (lease, range) = (LeaseId(driver.number()), ByteRange::new(100, 200).unwrap());
     let run = driver.fill(0, range, &pattern(2, 100));
     let merge = Output::Merge { lease, file, range, size: 9000, run };
@@ -141,4 +142,68 @@ fn looking_up_a_path_does_not_wait_for_a_rename_that_waits_for_a_file() {
     });
     assert_eq!(driver.answers.recv().unwrap(), Input::Merged { lease, result: Ok(()) });
     assert_eq!(driver.storage().path_of(file), Some(path("c")));
+}
+
+/// Asks for `Record` of whole new blocks at `offset`, and then for something else of the only worker that is left. Whether
+/// the record was waited for: if not, it was answered first.
+fn waits_for_its_record(driver: &Driver, file: FileId, offset: u64) -> bool {
+    let bytes = pattern(7, 8192);
+    let range = ByteRange::at(offset, 8192).unwrap();
+    let run = driver.fill(8, range, &bytes);
+    let write = WriteId(driver.number());
+    let record = Output::Record { write, file, range, size: range.end(), run };
+    driver.storage().perform(record, Detail::None);
+    let lease = LeaseId(driver.number());
+    match driver.ask(Output::Verify { lease, file, range, run }, Detail::Crc(None)) {
+        Input::Verified { .. } => true,
+        Input::Recorded { .. } => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A write past the recorded size went to the disk at once, although a truncate was in line with a size that covers it: had
+/// the power failed when the truncate was recorded and the write was not, its bytes would have been in the file.
+#[test]
+fn a_write_waits_for_its_record_if_a_truncate_in_line_before_it_admits_its_blocks() {
+    for (_, directory) in places() {
+        let (driver, gate, open) = gated(directory.path(), 2);
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 8192));
+        let arrives = close(&gate, Verb::Write, ".leasehold/log");
+        let request = RequestId(driver.number());
+        let truncate = Output::Perform { request, file, change: Change::Truncate { size: 1 << 20 } };
+        // It keeps one of two workers busy.
+        driver.storage().perform(truncate, Detail::None);
+        arrives.recv().unwrap();
+        let waits = waits_for_its_record(&driver, file, 8192);
+        open();
+        assert!(waits);
+        let answers = [driver.answers.recv().unwrap(), driver.answers.recv().unwrap()];
+        assert!(answers.contains(&Input::Performed { request, result: Ok(None) }), "{answers:?}");
+    }
+}
+
+/// It went to the disk at once, and made the file longer: had the power failed then, recovery would have taken the collapse
+/// before it for one that was not over, by the file's length, and made it again.
+#[test]
+fn a_write_past_the_end_waits_for_its_record_if_the_sidecar_does_not_show_a_collapse_before_it() {
+    for (place, directory) in places() {
+        let (driver, gate, open) = gated(directory.path(), 1);
+        if !driver.collapses(place) {
+            continue;
+        }
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 8 * 4096));
+        driver.collapse(file, 4096, 8192);
+        let arrives = close(&gate, Verb::Write, ".leasehold/log");
+        let waits = waits_for_its_record(&driver, file, 7 * 4096);
+        arrives.recv().unwrap();
+        let length = std::fs::metadata(directory.path().join("files/a")).unwrap().len();
+        open();
+        assert!(waits);
+        assert_eq!(length, 7 * 4096);
+        assert!(matches!(driver.answers.recv().unwrap(), Input::Recorded { result: Ok(()), .. }));
+        driver.storage().checkpoint().unwrap();
+        assert!(!waits_for_its_record(&driver, file, 9 * 4096), "the sidecar shows it by now");
+    }
 }
