@@ -54,6 +54,10 @@ impl Random {
 /// What a store holds after recovery.
 struct Found {
     files: BTreeMap<String, FoundFile>,
+    /// Symbolic links, and what they say.
+    symlinks: BTreeMap<String, String>,
+    /// How many files are staged.
+    staged: usize,
     damage: Vec<Damage>,
 }
 
@@ -106,8 +110,24 @@ fn record(seed: u64, steps: usize, lie: Lie) -> Vec<Event> {
     tape.take()
 }
 
-/// Opens the store and reads all of it.
-fn look(driver: &Driver) -> Found {
+/// Symbolic links below a directory.
+fn symlinks(driver: &Driver, below: &StorePath) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for entry in driver.storage().list(below).unwrap() {
+        let path = below.join(&entry.name).unwrap();
+        match entry.kind {
+            Kind::Directory => found.extend(symlinks(driver, &path)),
+            Kind::Link => {
+                found.insert(path.as_str().to_owned(), driver.storage().read_link(&path).unwrap());
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Reads all of the store in `place`.
+fn look(driver: &Driver, place: &Path) -> Found {
     let mut paths = Vec::new();
     let all = &mut |path: &StorePath| {
         paths.push(path.clone());
@@ -122,7 +142,12 @@ fn look(driver: &Driver) -> Found {
         let survey = driver.storage().survey(file, BlockRange::new(0, u64::MAX).unwrap()).unwrap();
         (path.as_str().to_owned(), FoundFile { size, blocks, unknown: survey.unknown, torn: survey.torn })
     };
-    Found { files: paths.iter().map(file).collect(), damage: driver.opened.damage.clone() }
+    Found {
+        files: paths.iter().map(file).collect(),
+        symlinks: symlinks(driver, &StorePath::ROOT),
+        staged: std::fs::read_dir(place.join(".leasehold/staging")).unwrap().count(),
+        damage: driver.opened.damage.clone(),
+    }
 }
 
 /// What recovery makes of the image.
@@ -132,7 +157,7 @@ fn recover(image: &Volume) -> Result<Found, OpenError> {
     let wrap: WrapDisk =
         Arc::new(move |disk: Arc<dyn Disk>| Arc::new(Image { disk, identities: identities.clone() }));
     let driver = Driver::try_open_with(StorageConfig { wrap_disk: Some(wrap), ..config(place.path()) })?;
-    let found = look(&driver);
+    let found = look(&driver, place.path());
     driver.kill();
     Ok(found)
 }
@@ -205,6 +230,12 @@ fn history(events: &[Event]) -> String {
         Event::Asked(ask, Asked::Write { inode, range, size, .. }) => {
             format!("{number}: asked ({ask}) to write {range} of inode {inode}, size {size}")
         }
+        Event::Asked(ask, Asked::Adopt { inode, range, foreign }) => {
+            let blocks: Vec<&u64> = foreign.keys().collect();
+            format!(
+                "{number}: asked ({ask}) to adopt {range} of inode {inode}, others wrote blocks {blocks:?}"
+            )
+        }
         other => format!("{number}: {other:?}"),
     };
     events.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
@@ -267,6 +298,7 @@ fn a_disk_that_lies_about_what_is_durable_is_found_out() {
         Lie::Writes("files/"),
         Lie::Writes(".leasehold/log"),
         Lie::Writes(".leasehold/sums"),
+        Lie::Writes(".leasehold/staging"),
     ];
     for lie in lies {
         let effort = Effort { singles: 1, random: 2, second: u64::MAX };

@@ -95,7 +95,7 @@ impl<'a> Moment<'a> {
                 let covered = changes.filter(|(event, _)| event < before).map(|(_, place)| place + 1).max();
                 self.metas_durable = self.metas_durable.max(covered.unwrap_or(0));
             }
-            Event::Asked(..) | Event::Answered(_) => {}
+            Event::Asked(..) | Event::Answered(_) | Event::Cloned { .. } | Event::Placed => {}
         }
         self.at += 1;
         self.settle();
