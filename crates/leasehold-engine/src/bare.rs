@@ -1,8 +1,8 @@
-//! The disk with no store on top: O_DIRECT writes through io_uring, from the frames of an arena. What benches compare a
-//! store with: the same buffers, the same system calls, and nothing else.
+//! The disk with no store on top: O_DIRECT writes through io_uring, from the frames of an arena or from the heap. What benches
+//! compare a store with: as much memory, the same system calls, and nothing else.
 
 use crate::arena::Arena;
-use crate::buffer::ALIGNMENT;
+use crate::buffer::{ALIGNMENT, Buffer};
 use io_uring::{IoUring, opcode, types};
 use leasehold_core::ids::FrameId;
 use leasehold_core::range::{BLOCK_BYTES, Run};
@@ -35,13 +35,49 @@ pub enum Flush {
 
 /// A new file that is written in chunks, many at once. One thread does it all.
 pub struct BareFile {
-    /// Before the arena, whose pages it has pinned: fields drop in order.
+    /// Before the memory, whose pages it has pinned: fields drop in order.
     ring: IoUring,
     file: File,
     how: How,
     chunk: usize,
     chunks: Vec<Chunk>,
-    arena: Arc<Arena>,
+    memory: BareMemory,
+}
+
+/// What the chunks lie in.
+pub enum BareMemory {
+    /// The frames of an arena, registered with the ring.
+    Arena(Arc<Arena>),
+    /// Buffers of one chunk each, which the kernel pins for each write.
+    Heap(Vec<Buffer>),
+}
+
+impl BareMemory {
+    /// `count` buffers of `chunk` bytes.
+    #[must_use]
+    pub fn heap(count: usize, chunk: usize) -> BareMemory {
+        BareMemory::Heap((0..count).map(|_| Buffer::zeroed(chunk)).collect())
+    }
+
+    fn count(&self, chunk: usize) -> usize {
+        match self {
+            BareMemory::Arena(arena) => arena.disk_view().1 / chunk,
+            BareMemory::Heap(buffers) => buffers.len(),
+        }
+    }
+
+    fn bytes_mut(&mut self, slot: usize, chunk: usize) -> &mut [u8] {
+        match self {
+            BareMemory::Arena(arena) => {
+                let frames = u32::try_from(chunk as u64 / BLOCK_BYTES).expect("a chunk fits the arena");
+                let first = FrameId(u32::try_from(slot).expect("few") * frames);
+                // SAFETY: the arena is ours by the caller's word, and the borrow of `self` keeps a second reference from
+                // being made; that no write of the chunk is under way is asserted by whoever calls this.
+                unsafe { arena.bytes_mut(Run { first, frames }) }
+            }
+            BareMemory::Heap(buffers) => &mut buffers[slot][..chunk],
+        }
+    }
 }
 
 /// Who has a chunk of the arena.
@@ -55,7 +91,7 @@ enum Chunk {
 }
 
 impl BareFile {
-    /// A file of `bytes` bytes at `path`, written from `arena` in chunks of `chunk` bytes.
+    /// A file of `bytes` bytes at `path`, written from `memory` in chunks of `chunk` bytes.
     ///
     /// # Errors
     /// Those of the system calls.
@@ -67,7 +103,7 @@ impl BareFile {
         bytes: u64,
         chunk: usize,
         how: How,
-        arena: Arc<Arena>,
+        memory: BareMemory,
     ) -> io::Result<BareFile> {
         assert!(chunk.is_multiple_of(ALIGNMENT) && how.piece.is_multiple_of(ALIGNMENT) && how.piece > 0);
         let mut options = OpenOptions::new();
@@ -77,8 +113,7 @@ impl BareFile {
         } else {
             file.set_len(bytes)?;
         }
-        let (address, length) = arena.disk_view();
-        let count = length / chunk;
+        let count = memory.count(chunk);
         let pieces = chunk.div_ceil(how.piece);
         let entries = u32::try_from(count * pieces).expect("few").next_power_of_two();
         let ring = IoUring::builder()
@@ -86,10 +121,13 @@ impl BareFile {
             .setup_defer_taskrun()
             .setup_coop_taskrun()
             .build(entries)?;
-        let view = [libc::iovec { iov_base: address.as_ptr().cast(), iov_len: length }];
-        // SAFETY: the arena outlives the ring: this struct drops the ring first.
-        unsafe { ring.submitter().register_buffers(&view)? };
-        Ok(BareFile { ring, file, how, chunk, chunks: vec![Chunk::Free; count], arena })
+        if let BareMemory::Arena(arena) = &memory {
+            let (address, length) = arena.disk_view();
+            let view = [libc::iovec { iov_base: address.as_ptr().cast(), iov_len: length }];
+            // SAFETY: the arena outlives the ring: this struct drops the ring first.
+            unsafe { ring.submitter().register_buffers(&view)? };
+        }
+        Ok(BareFile { ring, file, how, chunk, chunks: vec![Chunk::Free; count], memory })
     }
 
     /// Gives a chunk of memory to fill and [`BareFile::write`]; waits until one is free.
@@ -113,14 +151,7 @@ impl BareFile {
     #[must_use]
     pub fn memory(&mut self, slot: usize) -> &mut [u8] {
         assert_eq!(self.chunks[slot], Chunk::Taken, "only a chunk that was taken may be filled");
-        // SAFETY: no write of the chunk is under way, as asserted; the arena is ours by the caller's word, and the
-        // borrow of `self` keeps a second reference from being made.
-        unsafe { self.arena.bytes_mut(self.run(slot)) }
-    }
-
-    fn run(&self, slot: usize) -> Run {
-        let frames = u32::try_from(self.chunk as u64 / BLOCK_BYTES).expect("a chunk fits the arena");
-        Run { first: FrameId(u32::try_from(slot).expect("few") * frames), frames }
+        self.memory.bytes_mut(slot, self.chunk)
     }
 
     /// Begins to write the first `length` bytes of a chunk that was taken.
@@ -140,11 +171,16 @@ impl BareFile {
             let piece = self.how.piece.min(length - start);
             // SAFETY: `start` is within the chunk.
             let from = unsafe { base.add(start) };
-            let entry = opcode::WriteFixed::new(types::Fd(self.file.as_raw_fd()), from, piece as u32, 0)
-                .offset(offset + start as u64)
-                .rw_flags(flags)
-                .build()
-                .user_data((slot as u64) << 32 | piece as u64);
+            let (fd, offset) = (types::Fd(self.file.as_raw_fd()), offset + start as u64);
+            let entry = match self.memory {
+                BareMemory::Arena(_) => {
+                    opcode::WriteFixed::new(fd, from, piece as u32, 0).offset(offset).rw_flags(flags).build()
+                }
+                BareMemory::Heap(_) => {
+                    opcode::Write::new(fd, from, piece as u32).offset(offset).rw_flags(flags).build()
+                }
+            };
+            let entry = entry.user_data((slot as u64) << 32 | piece as u64);
             // SAFETY: the chunk is not touched until its writes are over; the file lives as long as the ring.
             unsafe { self.ring.submission().push(&entry) }.expect("the queue has room for every piece");
             pieces += 1;
@@ -182,11 +218,14 @@ impl BareFile {
     ///
     /// # Errors
     /// Of a write, or of the flush.
-    pub fn finish(mut self) -> io::Result<()> {
+    ///
+    /// Gives the memory back.
+    pub fn finish(mut self) -> io::Result<BareMemory> {
         while self.busy() {
             self.wait()?;
         }
-        self.file.sync_data()
+        self.file.sync_data()?;
+        Ok(std::mem::replace(&mut self.memory, BareMemory::Heap(Vec::new())))
     }
 }
 
@@ -209,11 +248,12 @@ mod tests {
     fn what_is_written_in_chunks_is_in_the_file_whatever_way_it_is_flushed() {
         let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let chunk = 16 << 10;
-        for (flush, allocate) in [(Flush::Each, false), (Flush::AtTheEnd, true)] {
+        for (flush, allocate, heap) in [(Flush::Each, false, false), (Flush::AtTheEnd, true, true)] {
             let how = How { flush, allocate, piece: 8 << 10 };
-            let arena = Arena::new(2 * chunk as u64, Pages::Normal).unwrap();
+            let arena = || Arena::new(2 * chunk as u64, Pages::Normal).unwrap();
+            let memory = if heap { BareMemory::heap(2, chunk) } else { BareMemory::Arena(arena()) };
             let path = directory.path().join("file");
-            let mut file = BareFile::create(&path, 5 * chunk as u64, chunk, how, arena).unwrap();
+            let mut file = BareFile::create(&path, 5 * chunk as u64, chunk, how, memory).unwrap();
             for index in 0..5u8 {
                 let slot = file.take().unwrap();
                 file.memory(slot).fill(index + 1);

@@ -2,7 +2,8 @@
 //! `.leasehold/breaks.jsonl`, so that any tool can read it.
 //!
 //! It is a log for people, not a promise: a line is not flushed to the disk before the breaker goes on, and a line
-//! that a crash cut short is skipped when the log is read.
+//! that a crash cut short is skipped when the log is read. A thread of its own writes it: a disk that takes its time must not
+//! hold up whoever breaks or is broken.
 
 use leasehold_core::identity::{Evidence, Identity};
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 
 /// A log longer than this is renamed to `breaks.jsonl.1` and begun anew.
 const BYTES_MAX: u64 = 16 << 20;
@@ -118,8 +121,62 @@ impl BreakLog {
     }
 }
 
+/// The queue of the thread that writes the log.
+#[derive(Clone)]
+pub(crate) struct BreakLogger {
+    path: PathBuf,
+    queue: mpsc::Sender<Job>,
+}
+
+enum Job {
+    Append(Box<BreakRow>),
+    /// Say that all before this is written.
+    Written(mpsc::Sender<()>),
+}
+
+impl BreakLogger {
+    /// Starts the thread. It ends with its last logger.
+    pub(crate) fn start(mut log: BreakLog) -> io::Result<BreakLogger> {
+        let (queue, jobs) = mpsc::channel();
+        let path = log.path.clone();
+        thread::Builder::new().name("leasehold-breaks".into()).spawn(move || {
+            for job in jobs {
+                match job {
+                    Job::Append(row) => {
+                        if let Err(error) = log.append(&row) {
+                            tracing::error!(%error, ?row, "cannot append to the break log");
+                        }
+                    }
+                    Job::Written(written) => drop(written),
+                }
+            }
+        })?;
+        Ok(BreakLogger { path, queue })
+    }
+
+    /// Appends a row, in time; a failure is logged.
+    pub(crate) fn append(&self, row: BreakRow) {
+        // The thread ends after its last logger.
+        let _ = self.queue.send(Job::Append(Box::new(row)));
+    }
+
+    /// Waits until all rows are written. Blocks.
+    pub(crate) fn wait(&self) {
+        let (written, done) = mpsc::channel();
+        let _ = self.queue.send(Job::Written(written));
+        // Nothing is ever sent: its end is dropped.
+        let _ = done.recv();
+    }
+
+    /// The last `limit` rows, newest last. Blocks.
+    pub(crate) fn read(&self, limit: usize) -> io::Result<Vec<BreakRow>> {
+        self.wait();
+        read(&self.path, limit)
+    }
+}
+
 /// The last `limit` rows of the log at `path`, newest last.
-pub(crate) fn read(path: &Path, limit: usize) -> io::Result<Vec<BreakRow>> {
+fn read(path: &Path, limit: usize) -> io::Result<Vec<BreakRow>> {
     let mut rows = std::collections::VecDeque::new();
     for part in [old_name(path), path.to_owned()] {
         let file = match File::open(part) {
@@ -178,9 +235,11 @@ mod tests {
         log.file.write_all(b"{\"id\": 7, \"lea").unwrap();
         drop(log);
         BreakLog::open(path.clone()).unwrap().append(&row(5)).unwrap();
-        let ids = |limit| read(&path, limit).unwrap().iter().map(|row| row.id).collect::<Vec<_>>();
+        let logger = BreakLogger::start(BreakLog::open(path).unwrap()).unwrap();
+        let ids = |limit| logger.read(limit).unwrap().iter().map(|row| row.id).collect::<Vec<_>>();
         assert_eq!(ids(100), [0, 1, 2, 3, 4, 5]);
-        assert_eq!(ids(2), [4, 5]);
+        logger.append(row(6));
+        assert_eq!(ids(2), [5, 6], "what was appended before is read");
     }
 
     #[test]

@@ -2,37 +2,31 @@
 //!
 //! The core is touched by this one thread only. Everybody else puts [`Work`] in its queue; data outputs go to
 //! [`Storage`], key outputs to the session's endpoint, replies to whoever asked.
-//!
-//! A fence is nearly always proven at once, since the receiver holds a tag only while it is inside one `readv`. One
-//! that is not, because the receiver was preempted there, is waited for by a thread of its own, so that a late proof
-//! delays nobody else.
+
+mod keys;
+mod news;
+mod replies;
 
 use crate::arena::Arena;
-use crate::break_log::{BreakLog, BreakRow};
+use crate::break_log::BreakLogger;
 use crate::event::Event;
 use crate::metrics::Counters;
 use crate::operation::Operations;
-use crate::session::{InFlight, Key, Session, Sessions, send_captured, send_committed};
+use crate::session::{InFlight, Session, Sessions};
 use crate::storage::{Detail, Storage};
 use bytes::Bytes;
 use leasehold_core::Core;
-use leasehold_core::breaks::{Break, Outcome};
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
-use leasehold_core::input::{Access, Fault, Input};
-use leasehold_core::output::Committed as Done;
-use leasehold_core::output::{CommitError, NoSuchLease, Notice, Output, Reply, RevokeReason};
+use leasehold_core::input::Input;
+use leasehold_core::output::{Output, Reply};
 use leasehold_core::range::Run;
-use leasehold_fabric::message::{Captured, Committed, Status};
-use leasehold_fabric::{Endpoint, Region, RemoteAccess};
+use leasehold_fabric::Endpoint;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{broadcast, oneshot};
-
-/// How long the core's thread itself waits for the proof of a fence.
-const FENCE_SPIN: Duration = Duration::from_micros(100);
 
 /// How often silent sessions are looked for.
 const REAP_EVERY: Duration = Duration::from_millis(500);
@@ -164,7 +158,7 @@ pub(crate) struct Parts {
     pub(crate) arena: Arc<Arena>,
     pub(crate) storage: Arc<Storage>,
     pub(crate) sessions: Arc<Sessions>,
-    pub(crate) break_log: BreakLog,
+    pub(crate) break_log: BreakLogger,
     pub(crate) counters: Arc<Counters>,
     pub(crate) watch: broadcast::Sender<Event>,
     pub(crate) fence: Duration,
@@ -428,315 +422,8 @@ impl State {
         }
     }
 
-    fn expose(
-        &mut self,
-        session: &Arc<Session>,
-        lease: LeaseId,
-        run: Run,
-        skip: u16,
-        length: u64,
-        access: Access,
-    ) -> Result<(), Fault> {
-        let endpoint = session.endpoint().ok_or(Fault::NoKey)?;
-        let range = self.parts.core.lease(lease).ok_or(Fault::NoKey)?.range;
-        let region = region(&self.parts.arena, run, skip, length);
-        let remote = match access {
-            Access::Read => RemoteAccess::Read,
-            Access::Overwrite => RemoteAccess::Write,
-            // It may be captured while the peer goes on writing.
-            Access::Update => RemoteAccess::WriteChecked,
-        };
-        let tag = endpoint.expose(region, remote).map_err(|error| {
-            tracing::warn!(session = %session.id, %lease, %error, "no key");
-            Fault::NoKey
-        })?;
-        session.insert_key(lease, Key { tag, range, access, revoked: false, lingers: false });
-        self.exposed.insert(lease, Granted { lease, tag: Some(tag.0), run, skip });
-        Ok(())
-    }
-
-    fn fence(&mut self, session: Option<Arc<Session>>, lease: LeaseId) {
-        self.exposed.remove(&lease);
-        let key = session.as_ref().and_then(|session| session.revoke_key(lease));
-        let (Some(key), Some(endpoint)) = (key, session.and_then(|session| session.endpoint())) else {
-            // No key was made, or its connection never stood: nothing can land.
-            self.inputs.push_back(Input::Fenced { lease });
-            return;
-        };
-        let started = Instant::now();
-        if endpoint.fence(key.tag, FENCE_SPIN).is_ok() {
-            self.parts.counters.fence(started.elapsed());
-            self.inputs.push_back(Input::Fenced { lease });
-            return;
-        }
-        let (driver, counters) = (self.driver.clone(), self.parts.counters.clone());
-        let patience = self.parts.fence.saturating_sub(FENCE_SPIN);
-        let wait = move || {
-            let result = endpoint.fence(key.tag, patience);
-            counters.fence(started.elapsed());
-            driver.send(Work::Input(match result {
-                Ok(()) => Input::Fenced { lease },
-                Err(error) => {
-                    tracing::error!(%lease, %error, "fence not proven: its frames go into quarantine");
-                    counters.unproven.fetch_add(1, Ordering::Relaxed);
-                    Input::FenceUnproven { lease }
-                }
-            }));
-        };
-        if let Err(error) = std::thread::Builder::new().name("leasehold-fence".into()).spawn(wait) {
-            tracing::error!(%lease, %error, "no thread to wait for a fence: its frames go into quarantine");
-            self.inputs.push_back(Input::FenceUnproven { lease });
-        }
-    }
-
-    fn reply(&mut self, request: RequestId, reply: Reply) {
-        let Some(pending) = self.replies.remove(&request) else { return };
-        if let Some(lease) = pending.summed {
-            self.crcs.remove(&lease);
-        }
-        let granted = self.note(&reply, pending.since);
-        match pending.asker {
-            Asker::Call(call) => {
-                if let Err(answer) = call.send(Answer { reply, granted }) {
-                    self.undo(request, answer);
-                }
-            }
-            Asker::Write { call, session, data } => match granted.first() {
-                Some(lease) => self.fill_and_commit(call, session, lease, &data),
-                None => drop(call.send(Answer { reply, granted })),
-            },
-            Asker::Peer { endpoint, request, .. } => {
-                let (Reply::Commit(result) | Reply::Capture(result)) = &reply else {
-                    unreachable!("peers ask for commits and captures: {reply:?}")
-                };
-                let (status, size, text) = outcome(result);
-                if matches!(reply, Reply::Commit(_)) {
-                    send_committed(&endpoint, Committed { request, status, size, text });
-                } else {
-                    send_captured(&endpoint, Captured { request, status, size, text });
-                }
-            }
-        }
-    }
-
-    /// The lease of a local write was granted in this very step, and nothing else has happened since.
-    fn fill_and_commit(
-        &mut self,
-        call: oneshot::Sender<Answer>,
-        session: SessionId,
-        granted: &Granted,
-        data: &[u8],
-    ) {
-        // SAFETY: the frames are leased to the call's own session, for which no key was made; they can be taken away
-        // only by a later output.
-        let frames = unsafe { self.parts.arena.bytes_mut(granted.run) };
-        frames[usize::from(granted.skip)..][..data.len()].copy_from_slice(data);
-        let (request, lease) = (self.driver.next_request(), granted.lease);
-        let asker = Asker::Call(call);
-        let pending = Pending { asker, detail: Detail::None, since: Instant::now(), summed: None };
-        self.replies.insert(request, pending);
-        self.inputs.push_back(Input::Commit { request, session, lease });
-    }
-
-    /// Gives back what was granted to a caller that has gone.
-    fn undo(&mut self, request: RequestId, answer: Answer) {
-        match answer.reply {
-            Reply::Acquire(Ok(leases)) => {
-                for lease in leases {
-                    if let Some(session) = self.parts.core.lease(lease).map(|lease| lease.session) {
-                        let request = self.driver.next_request();
-                        self.inputs.push_back(Input::Release { request, session, lease });
-                    }
-                }
-            }
-            Reply::Read(Ok(Some(_))) => self.inputs.push_back(Input::ReadFinished { request }),
-            _ => {}
-        }
-    }
-
-    /// Counts and announces what a reply means. Returns the leases of a granted acquire.
-    fn note(&mut self, reply: &Reply, since: Instant) -> Vec<Granted> {
-        let counters = &self.parts.counters;
-        match reply {
-            Reply::Acquire(Ok(leases)) => {
-                counters.granted.fetch_add(leases.len() as u64, Ordering::Relaxed);
-                counters.acquire(since.elapsed());
-                let granted: Vec<Granted> = leases.iter().filter_map(|id| self.exposed.remove(id)).collect();
-                for lease in &granted {
-                    self.announce_granted(lease);
-                }
-                granted
-            }
-            Reply::Acquire(Err(_)) => {
-                counters.refused.fetch_add(1, Ordering::Relaxed);
-                Vec::new()
-            }
-            Reply::Commit(Ok(_)) => {
-                counters.committed.fetch_add(1, Ordering::Relaxed);
-                counters.commit(since.elapsed());
-                Vec::new()
-            }
-            Reply::Commit(Err(error)) => {
-                counters.commits_failed.fetch_add(1, Ordering::Relaxed);
-                if matches!(error, CommitError::Mismatch(_)) {
-                    counters.mismatched.fetch_add(1, Ordering::Relaxed);
-                }
-                Vec::new()
-            }
-            Reply::Change(_) => {
-                counters.change(since.elapsed());
-                Vec::new()
-            }
-            Reply::Sync(_) => {
-                counters.sync(since.elapsed());
-                Vec::new()
-            }
-            Reply::Capture(result) => {
-                let counter = if result.is_ok() { &counters.captured } else { &counters.captures_failed };
-                counter.fetch_add(1, Ordering::Relaxed);
-                counters.capture(since.elapsed());
-                Vec::new()
-            }
-            Reply::Release(_) | Reply::Read(_) => Vec::new(),
-        }
-    }
-
-    fn announce_granted(&self, granted: &Granted) {
-        let Some(lease) = self.parts.core.lease(granted.lease) else { return };
-        let Some(session) = self.parts.sessions.get(lease.session) else { return };
-        let event = Event::Granted {
-            session: lease.session,
-            lease: lease.id,
-            path: self.path(lease.file),
-            range: lease.range,
-            writes: lease.access.writes(),
-        };
-        session.tell_if_there_is_room(event.clone());
-        self.announce(event);
-    }
-
-    fn notify(&mut self, session: Option<Arc<Session>>, notice: Notice) {
-        let Some(session) = session else { return };
-        let event = match notice {
-            Notice::Break { id, lease, file, range, breaker, operation, deadline } => {
-                self.parts.counters.breaks.fetch_add(1, Ordering::Relaxed);
-                let grace = Duration::from_micros(deadline.0.saturating_sub(self.clock.now().0));
-                Event::Break {
-                    session: session.id,
-                    id,
-                    lease,
-                    path: self.path(file),
-                    range,
-                    breaker: (*breaker).clone(),
-                    operation: self.operations.describe(operation, Some(&breaker)),
-                    deadline: self.clock.system(deadline),
-                    grace,
-                }
-            }
-            Notice::Revoked { lease, file, range, why, by } => {
-                self.parts.counters.revoked.fetch_add(1, Ordering::Relaxed);
-                Event::Revoked {
-                    session: session.id,
-                    lease,
-                    path: self.path(file),
-                    range,
-                    why: revoke_reason(why),
-                    by: by.map(|by| (*by).clone()),
-                }
-            }
-        };
-        if !session.tell(event.clone()) {
-            // A holder that cannot be told cannot be given a grace period in good faith: it must reconnect.
-            let why = "it does not read its events".to_owned();
-            self.driver.send(Work::EndSession { session: session.id, why });
-        }
-        self.announce(event);
-    }
-
-    fn break_ended(&mut self, record: &Break) {
-        let Some((ended, outcome)) = record.ended else { return };
-        let row = BreakRow {
-            id: record.id.0,
-            lease: record.lease.0,
-            holder: (&*record.holder).into(),
-            breaker: (&*record.breaker).into(),
-            path: self.path(record.file),
-            start: record.range.start(),
-            end: record.range.end(),
-            operation: self.operations.describe(record.operation, Some(&record.breaker)),
-            started_ms: unix_ms(self.clock.system(record.started)),
-            took_us: ended.0.saturating_sub(record.started.0),
-            grace_ms: record.deadline.0.saturating_sub(record.started.0) / 1000,
-            outcome: outcome_name(outcome).to_owned(),
-        };
-        self.parts.counters.broke(Duration::from_micros(row.took_us));
-        if let Err(error) = self.parts.break_log.append(&row) {
-            tracing::error!(%error, ?row, "cannot append to the break log");
-        }
-        self.announce(Event::BreakEnded(row));
-    }
-
-    fn announce(&self, event: Event) {
-        let _nobody_watches = self.parts.watch.send(event);
-    }
-
     fn path(&self, file: FileId) -> String {
         self.parts.storage.path_of(file).map(|path| path.to_string()).unwrap_or_else(|| format!("<{file}>"))
-    }
-}
-
-/// The memory of a lease, as the fabric may use it.
-fn region(arena: &Arc<Arena>, run: Run, skip: u16, length: u64) -> Region {
-    let length = usize::try_from(length).expect("a lease fits in the arena");
-    assert!(usize::from(skip) + length <= run.bytes() as usize, "a lease lies within its frames");
-    // SAFETY: the run lies in the arena (asserted by `network`), which `owner` keeps mapped, and `skip + length` lies
-    // within the run. The core gives a run to one owner at a time: until `Fenced` it touches the frames by no other
-    // output, and the disk's view is another mapping, used for these frames only after `Fenced`.
-    unsafe {
-        let base = arena.network(run).add(usize::from(skip));
-        Region::new(base, length, arena.clone())
-    }
-}
-
-/// How a commit or a capture went, for the peer.
-fn outcome(result: &Result<Done, CommitError>) -> (Status, u64, String) {
-    let error = match result {
-        Ok(done) => return (Status::Ok, done.size, String::new()),
-        Err(error) => error,
-    };
-    let status = match error {
-        CommitError::NoLease(NoSuchLease(_)) => Status::NoLease,
-        CommitError::ReadOnly(_) | CommitError::NotPreloaded(_) => Status::WrongAccess,
-        CommitError::Revoked { .. } => Status::Revoked,
-        CommitError::Mismatch(_) => Status::Mismatch,
-        CommitError::Poisoned(_) => Status::Poisoned,
-        CommitError::Unproven(_) => Status::Unproven,
-        CommitError::Removed(_) => Status::Removed,
-        CommitError::OutOfLease { .. } => Status::OutOfBounds,
-        CommitError::ArenaFull(_) | CommitError::Limit { .. } => Status::Full,
-        CommitError::Fault(Fault::NoSpace) => Status::NoSpace,
-        CommitError::Fault(_) => Status::Io,
-    };
-    (status, 0, error.to_string())
-}
-
-fn revoke_reason(why: RevokeReason) -> &'static str {
-    match why {
-        RevokeReason::GraceOver => "it was broken, and the grace period ran out",
-        RevokeReason::Poisoned => "the data connection failed a checksum",
-        RevokeReason::SessionEnded => "the session ended",
-        RevokeReason::Unproven => "its fence could not be proven in time",
-        RevokeReason::Removed => "the file was removed",
-    }
-}
-
-fn outcome_name(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Committed => "committed",
-        Outcome::Released => "released",
-        Outcome::Fenced => "fenced",
-        Outcome::Quarantined => "quarantined",
-        Outcome::SessionEnded => "session ended",
     }
 }
 

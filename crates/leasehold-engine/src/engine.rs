@@ -5,7 +5,7 @@
 //! open files has one owner.
 
 use crate::arena::{Arena, ArenaError, Pages};
-use crate::break_log::{self, BreakLog, BreakRow};
+use crate::break_log::{BreakLog, BreakLogger, BreakRow};
 use crate::driver::{self, Answer, Asker, Driver, Parts, View, Work};
 use crate::event::Event;
 use crate::metrics::Counters;
@@ -165,7 +165,7 @@ pub(crate) struct Inner {
     pub(crate) mismatches: broadcast::Sender<Mismatch>,
     listener: Mutex<Option<Box<dyn Listener>>>,
     stopping: AtomicBool,
-    break_log: PathBuf,
+    break_log: BreakLogger,
 }
 
 /// A session that was opened.
@@ -324,6 +324,7 @@ impl Engine {
         let path = config.directory.join(".leasehold/breaks.jsonl");
         let break_log = BreakLog::open(path.clone())
             .map_err(|source| StartError::BreakLog { path: path.clone(), source })?;
+        let break_log = BreakLogger::start(break_log).map_err(StartError::Thread)?;
 
         let sessions = Arc::new(Sessions::new(
             Duration::from_millis(config.session_ttl_ms),
@@ -354,7 +355,7 @@ impl Engine {
             arena: arena.clone(),
             storage: storage.clone(),
             sessions: sessions.clone(),
-            break_log,
+            break_log: break_log.clone(),
             counters: counters.clone(),
             watch: watch.clone(),
             fence: Duration::from_millis(config.fence_ms),
@@ -377,7 +378,7 @@ impl Engine {
             mismatches,
             listener: Mutex::new(Some(listener)),
             stopping: AtomicBool::new(false),
-            break_log: path,
+            break_log,
         })))
     }
 
@@ -403,7 +404,10 @@ impl Engine {
         let (done, drained) = oneshot::channel();
         self.0.driver.send(Work::Stop(done));
         let drain_ms = self.0.config.drain_ms;
-        if tokio::time::timeout(Duration::from_millis(drain_ms), drained).await.is_err() {
+        let drained = tokio::time::timeout(Duration::from_millis(drain_ms), drained).await;
+        let break_log = self.0.break_log.clone();
+        blocking(move || break_log.wait()).await;
+        if drained.is_err() {
             let writebacks = self.stats().await.map_or(0, |stats| stats.writebacks);
             return Err(StopError::Undrained { writebacks, drain_ms });
         }
@@ -548,8 +552,8 @@ impl Engine {
     /// # Errors
     /// The break log could not be read.
     pub async fn breaks(&self, limit: usize) -> std::io::Result<Vec<BreakRow>> {
-        let path = self.0.break_log.clone();
-        blocking(move || break_log::read(&path, limit)).await
+        let log = self.0.break_log.clone();
+        blocking(move || log.read(limit)).await
     }
 
     /// What the engine has counted.

@@ -11,7 +11,7 @@ use leasehold_core::ids::FileId;
 use leasehold_core::input::Fault;
 use leasehold_core::range::BlockRange;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// So many troubles of a file are remembered; then they are forgotten, since a file that is bad throughout needs no list.
@@ -24,8 +24,6 @@ pub(crate) struct StoreFile {
     pub(crate) disk: Arc<DiskFile>,
     path: Mutex<StorePath>,
     sums: Mutex<Sums>,
-    /// Blocks found to differ since the file was opened.
-    pub(crate) mismatches: AtomicU64,
     /// What was found wrong with blocks when they were last looked at, for people. Not of all: see [`TROUBLES_MAX`].
     troubles: Mutex<BTreeMap<u64, String>>,
     /// Created, and its inode not flushed yet.
@@ -48,7 +46,6 @@ impl StoreFile {
             disk,
             path: Mutex::new(path),
             sums: Mutex::new(sums),
-            mismatches: AtomicU64::new(0),
             troubles: Mutex::default(),
             unsynced: AtomicBool::new(false),
             syncing: Mutex::default(),
@@ -95,7 +92,6 @@ impl StoreFile {
             self.troubles.lock().expect("no panic while held").remove(&block);
             return Ok(());
         }
-        self.mismatches.fetch_add(1, Ordering::Relaxed);
         let mismatch = Mismatch { file: self.id, path: self.path(), block, committed, found };
         let range = format!("{}..{}", block * 4096, (block + 1) * 4096);
         let was = committed.map_or("torn in a crash".to_owned(), |crc| format!("{crc:#010x}"));
@@ -103,6 +99,11 @@ impl StoreFile {
         tracing::error!(path = %mismatch.path, %range, committed = %was, found = %is, "a block does not hold what was committed");
         self.note_trouble(block, format!("bytes {range}: committed {was}, found {is}"));
         Err(JudgeError::Mismatch(mismatch))
+    }
+
+    /// Whether something was found wrong, anywhere.
+    pub(crate) fn has_troubles(&self) -> bool {
+        !self.troubles.lock().expect("no panic while held").is_empty()
     }
 
     pub(crate) fn note_trouble(&self, block: u64, what: String) {

@@ -32,7 +32,7 @@ mod buffer;
 mod capture;
 mod change;
 mod checkpoint;
-pub mod checksum;
+mod checksum;
 mod clone;
 mod collapse;
 mod copies;
@@ -69,7 +69,6 @@ pub mod storage;
 mod store;
 mod sums;
 mod threads;
-mod verified;
 mod workers;
 mod writeback;
 

@@ -6,7 +6,7 @@ use crate::file::{JudgeError, StoreFile};
 use crate::sidecar::{BlockState, PAGE};
 use crate::storage::Inner;
 use crate::sums::{Sums, SumsError};
-use leasehold_core::ids::{FileId, LeaseId};
+use leasehold_core::ids::{FileId, FrameId, LeaseId};
 use leasehold_core::input::{Fault, Input};
 use leasehold_core::output::Loader;
 use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange, Run};
@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 impl Inner {
     pub(crate) fn zero(&self, lease: LeaseId, into: Run) {
-        self.verified().touch(into);
         // SAFETY: the frames are the lease's, not exposed yet, and nothing else uses them.
         unsafe { self.arena.bytes_mut(into) }.fill(0);
         self.answer(Input::LeaseLoaded { lease, result: Ok(()) });
@@ -30,7 +29,7 @@ impl Inner {
         into: Run,
     ) {
         let file = self.file(file);
-        self.verified().touch(into);
+        self.arena.forget_sums(into);
         let (inner, disk_file) = (Arc::clone(self), Arc::clone(&file.disk));
         let frames = (self.arena.disk(into), into.bytes() as usize);
         let done = move |result: io::Result<usize>| {
@@ -85,7 +84,15 @@ impl Inner {
     ) -> Result<(), Fault> {
         let mut result = Ok(());
         let mut sums = file.sums();
-        for (block, crc) in (first..).zip(found) {
+        // What is right is nothing to tell of, unless it was wrong before. A damaged page is told of block by block.
+        let states = BlockRange::new(first, first + found.len() as u64)
+            .filter(|_| !file.has_troubles())
+            .and_then(|blocks| sums.states(&*self.disk, blocks).ok())
+            .unwrap_or_default();
+        for (index, (block, crc)) in (first..).zip(found).enumerate() {
+            if states.get(index) == Some(&BlockState::Known(*crc)) {
+                continue;
+            }
             match self.judge(file, &mut sums, block, *crc) {
                 Ok(()) => {}
                 Err(JudgeError::Mismatch(_)) => result = Err(Fault::Checksum),
@@ -126,18 +133,21 @@ impl Inner {
         size: u64,
         run: Run,
     ) -> Result<(), JudgeError> {
-        // SAFETY: the frames are the commit's: fenced, and not handed to the disk yet.
-        let frames = unsafe { self.arena.bytes_mut(run) };
         let blocks = range.blocks();
-        let first = blocks.start() * BLOCK_BYTES;
-        let (head, tail) = ((range.start() - first) as usize, (range.end() - first) as usize);
+        let head = (range.start() % BLOCK_BYTES) as usize;
+        let tail = (range.end() - (blocks.end() - 1) * BLOCK_BYTES) as usize;
+        let frame = |index: u32| {
+            let run = Run { first: FrameId(run.first.0 + index), frames: 1 };
+            // SAFETY: the frames are the commit's: fenced, and not handed to the disk yet.
+            unsafe { self.arena.bytes_mut(run) }
+        };
         if head > 0 {
-            frames[..head].copy_from_slice(&self.committed_block(file, blocks.start(), size)?[..head]);
+            let committed = self.committed_block(file, blocks.start(), size)?;
+            frame(0)[..head].copy_from_slice(&committed[..head]);
         }
-        if tail < frames.len() {
-            let last = frames.len() - PAGE;
-            frames[tail..]
-                .copy_from_slice(&self.committed_block(file, blocks.end() - 1, size)?[tail - last..]);
+        if tail < PAGE {
+            let committed = self.committed_block(file, blocks.end() - 1, size)?;
+            frame(run.frames - 1)[tail..].copy_from_slice(&committed[tail..]);
         }
         Ok(())
     }

@@ -31,7 +31,6 @@ use leasehold_core::output::Output;
 use leasehold_core::range::{BlockRange, ByteRange};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Where answers go. Called from storage threads; must not block.
 pub type Answers = Arc<dyn Fn(Input) + Send + Sync>;
@@ -198,14 +197,14 @@ impl Storage {
         match output {
             Output::Load { by, file, blocks, size, into } => inner.load(by, file, blocks, size, into),
             Output::Zero { lease, into } => inner.work(move |inner| inner.zero(lease, into)),
-            Output::Verify { lease, file, range, run } => {
-                inner.work(move |inner| inner.verify(lease, file, range, run, &detail));
+            Output::Verify { lease, range, run, .. } => {
+                inner.work(move |inner| inner.verify(lease, range, run, &detail));
             }
             Output::Merge { lease, file, range, size, run } => {
                 inner.work(move |inner| inner.merge(lease, file, range, size, run));
             }
-            Output::Capture { lease, file, range, from, into } => {
-                inner.work(move |inner| inner.capture(lease, file, range, from, into));
+            Output::Capture { lease, range, from, into, .. } => {
+                inner.work(move |inner| inner.capture(lease, range, from, into));
             }
             Output::Record { write, file, range, size, run } => {
                 inner.work(move |inner| inner.record(write, file, range, size, run));
@@ -483,12 +482,6 @@ impl Storage {
     pub fn closing(&self) -> usize {
         let files = self.inner.files();
         files.by_identity.len().saturating_sub(files.by_id.len())
-    }
-
-    /// How many blocks of an open file were found to differ from their checksums since it was opened.
-    #[must_use]
-    pub fn mismatches_of(&self, file: FileId) -> Option<u64> {
-        self.inner.files().by_id.get(&file).map(|file| file.mismatches.load(Ordering::Relaxed))
     }
 
     /// Closes an open file. The core must have forgotten it, with nothing under way. Its checksums are written back at

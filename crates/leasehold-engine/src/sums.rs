@@ -109,12 +109,45 @@ impl Sums {
         Ok(self.page(disk, block)?.page.get((block % BLOCKS_PER_PAGE) as usize))
     }
 
+    /// The same of many blocks, with one look-up for each of their pages.
+    pub(crate) fn states(
+        &mut self,
+        disk: &dyn Disk,
+        blocks: BlockRange,
+    ) -> Result<Vec<BlockState>, SumsError> {
+        let mut states = Vec::with_capacity(blocks.len() as usize);
+        let mut block = blocks.start();
+        while block < blocks.end() {
+            let page = &self.page(disk, block)?.page;
+            let end = blocks.end().min((block / BLOCKS_PER_PAGE + 1) * BLOCKS_PER_PAGE);
+            states.extend((block..end).map(|block| page.get((block % BLOCKS_PER_PAGE) as usize)));
+            block = end;
+        }
+        Ok(states)
+    }
+
     pub(crate) fn set(&mut self, disk: &dyn Disk, block: u64, state: BlockState) -> Result<(), SumsError> {
-        let cached = self.page(disk, block)?;
-        let index = (block % BLOCKS_PER_PAGE) as usize;
-        if cached.page.get(index) != state {
-            cached.page.set(index, state);
-            cached.dirty = true;
+        self.set_all(disk, block, std::iter::once(state))
+    }
+
+    /// Sets blocks from `first` on, with one look-up for each of their pages.
+    pub(crate) fn set_all(
+        &mut self,
+        disk: &dyn Disk,
+        first: u64,
+        states: impl Iterator<Item = BlockState>,
+    ) -> Result<(), SumsError> {
+        let (mut block, mut states) = (first, states.peekable());
+        while states.peek().is_some() {
+            let cached = self.page(disk, block)?;
+            let start = (block % BLOCKS_PER_PAGE) as usize;
+            for (index, state) in (start..BLOCKS_PER_PAGE as usize).zip(&mut states) {
+                if cached.page.get(index) != state {
+                    cached.page.set(index, state);
+                    cached.dirty = true;
+                }
+            }
+            block += (BLOCKS_PER_PAGE as usize - start) as u64;
         }
         Ok(())
     }

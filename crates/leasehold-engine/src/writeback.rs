@@ -77,20 +77,15 @@ pub(crate) fn fault_of(error: &io::Error) -> Fault {
 }
 
 impl Inner {
-    pub(crate) fn verify(&self, lease: LeaseId, file: FileId, range: ByteRange, run: Run, detail: &Detail) {
+    pub(crate) fn verify(&self, lease: LeaseId, range: ByteRange, run: Run, detail: &Detail) {
         let expected = match detail {
             Detail::Crc(expected) => *expected,
             Detail::None => None,
             other => panic!("{other:?} makes no sense for a verify"),
         };
         // SAFETY: the core verifies fenced frames only, and they are the lease's alone until it hears of it.
-        let sums = sum_range(range, unsafe { self.arena.bytes(run) });
-        let agrees = expected.is_none_or(|crc| crc == sums.whole);
-        if agrees {
-            self.verified().insert(file, range, run, sums.blocks);
-        } else {
-            self.verified().touch(run);
-        }
+        let whole = sum_range(range, run.first, unsafe { self.arena.bytes(run) }, self.arena.sums());
+        let agrees = expected.is_none_or(|crc| crc == whole);
         self.answer(Input::Verified { lease, agrees });
     }
 
@@ -124,7 +119,7 @@ impl Inner {
         size: u64,
         run: Run,
     ) -> Result<Option<Arc<PendingWrite>>, JudgeError> {
-        let crcs = self.block_sums(file.id, range, run);
+        let crcs = self.block_sums(run);
         let mut sums = file.sums();
         // Under the lock, so that a checkpoint does not take the file for clean in between.
         self.mark_dirty(file);
@@ -163,24 +158,15 @@ impl Inner {
         Ok((!owed).then_some(pending))
     }
 
-    /// CRCs of all the range's blocks as they stand in the frames: those at unaligned edges anew, since bytes were merged in.
-    fn block_sums(&self, file: FileId, range: ByteRange, run: Run) -> Vec<u32> {
-        let verified = self.verified().take(file, range, run);
+    /// The CRC of each frame.
+    fn block_sums(&self, run: Run) -> Vec<u32> {
         // SAFETY: the frames are the writeback's, fenced, and only read until it is over.
-        let frames = unsafe { self.arena.bytes(run) };
-        let blocks = frames.as_chunks::<PAGE>().0;
-        let Some(mut crcs) = verified else {
-            return blocks.iter().map(|block| crc32c(block)).collect();
-        };
-        if !range.start().is_multiple_of(BLOCK_BYTES) {
-            crcs[0] = crc32c(&blocks[0]);
-        }
-        if !range.end().is_multiple_of(BLOCK_BYTES)
-            && let (Some(last), Some(block)) = (crcs.last_mut(), blocks.last())
-        {
-            *last = crc32c(block);
-        }
-        crcs
+        let blocks = unsafe { self.arena.bytes(run) }.as_chunks::<PAGE>().0;
+        let known = |frame| self.arena.sums().get(frame);
+        (run.first.0 as usize..)
+            .zip(blocks)
+            .map(|(frame, block)| known(frame).unwrap_or_else(|| crc32c(block)))
+            .collect()
     }
 
     fn write_body(
@@ -197,17 +183,19 @@ impl Inner {
         let frames = unsafe { self.arena.bytes(run) }.as_chunks::<PAGE>().0;
         let mut body =
             WriteBody { first_block, size: 0, blocks: Vec::with_capacity(crcs.len()), images: Vec::new() };
-        for (index, new_crc) in crcs.into_iter().enumerate() {
+        let states = sums.states(&*self.disk, range.blocks())?;
+        for (index, (new_crc, state)) in crcs.into_iter().zip(states).enumerate() {
             let block = first_block + index as u64;
-            if sums.get(&*self.disk, block)? == BlockState::Unknown {
-                let old = disk::read(&*self.disk, &file.disk, block * BLOCK_BYTES, PAGE);
-                let old = old.map_err(crate::sums::SumsError::from)?;
-                file.judge(sums, &*self.disk, block, crc32c(&old))?;
-            }
-            let old = match sums.get(&*self.disk, block)? {
+            let old = match state {
                 BlockState::Hole => Old::Nothing,
                 BlockState::Known(crc) => Old::Known(crc),
-                BlockState::Torn | BlockState::Unknown => Old::Torn,
+                BlockState::Torn => Old::Torn,
+                BlockState::Unknown => {
+                    let old = disk::read(&*self.disk, &file.disk, block * BLOCK_BYTES, PAGE);
+                    let crc = crc32c(&old.map_err(crate::sums::SumsError::from)?);
+                    file.judge(sums, &*self.disk, block, crc)?;
+                    Old::Known(crc)
+                }
             };
             // Committed bytes of the block that the commit does not bring.
             let (from, to) = (block * BLOCK_BYTES, ((block + 1) * BLOCK_BYTES).min(sums.recorded_size));
@@ -347,10 +335,10 @@ impl Inner {
     /// Data and record are durable.
     fn written(self: &Arc<Inner>, pending: &Arc<PendingWrite>, blocks: BlockRange) {
         let mut sums = pending.file.sums();
-        let applied = (blocks.start()..blocks.end()).try_for_each(|block| {
-            let crc = pending.body.blocks[(block - pending.body.first_block) as usize].new_crc;
-            sums.set(&*self.disk, block, BlockState::Known(crc))
-        });
+        let skip = (blocks.start() - pending.body.first_block) as usize;
+        let written = pending.body.blocks.iter().skip(skip).take(blocks.len() as usize);
+        let states = written.map(|block| BlockState::Known(block.new_crc));
+        let applied = sums.set_all(&*self.disk, blocks.start(), states);
         sums.disk_size = sums.disk_size.max(blocks.end() * BLOCK_BYTES);
         let size = sums.header.size.max(pending.body.size.min(blocks.end() * BLOCK_BYTES));
         sums.set_size(size);

@@ -13,7 +13,6 @@
 mod config;
 mod connection;
 mod counters;
-mod crc;
 mod ddp;
 mod exposure;
 mod fence;

@@ -9,8 +9,10 @@
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod crc;
 pub mod iwarp;
 pub mod message;
+pub mod sums;
 
 use bytes::Bytes;
 use std::any::Any;
@@ -18,6 +20,7 @@ use std::net::SocketAddr;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
+use sums::BlockSums;
 
 /// The most private data that a user can show when connecting. Devices carry 56 bytes (the limit of RoCE), and the
 /// fabric puts 8 of its own in front.
@@ -171,6 +174,7 @@ pub struct Region {
     length: usize,
     /// Keeps the memory mapped; nobody asks it anything.
     _owner: Arc<dyn Any + Send + Sync>,
+    sums: Option<Arc<BlockSums>>,
 }
 
 // SAFETY: a region is an address with the owner that keeps it valid; the fabric accesses it through raw pointers only,
@@ -188,7 +192,13 @@ impl Region {
     /// reference to it or writes to it; and memory that is exposed for [`RemoteAccess::Write`] is exposed only once at
     /// a time.
     pub unsafe fn new(base: NonNull<u8>, length: usize, owner: Arc<dyn Any + Send + Sync>) -> Region {
-        Region { base, length, _owner: owner }
+        Region { base, length, _owner: owner, sums: None }
+    }
+
+    /// What is placed in it shall be summed up; it lies in the memory that `sums` is for.
+    #[must_use]
+    pub fn summed(self, sums: Arc<BlockSums>) -> Region {
+        Region { sums: Some(sums), ..self }
     }
 
     /// The first byte.

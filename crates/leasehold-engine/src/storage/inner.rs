@@ -14,7 +14,6 @@ use crate::ring::{Ring, View};
 use crate::storage::{Answers, Backend, OpenError, Opened, StorageConfig};
 use crate::store::{BTRFS, FORMAT, Store, at};
 use crate::threads::Threads;
-use crate::verified::Verified;
 use crate::workers::Workers;
 use crate::writeback::PendingWrite;
 use leasehold_core::ids::{FileId, WriteId};
@@ -26,8 +25,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const DISK_THREADS: usize = 8;
 
-/// Locks are taken in this order: names, admitting, files, a file's sums, writes, one write's progress, the log; `dirty` and
-/// `verified` last. The core's thread takes `files`: nobody waits for the disk, or for a file's sums, while holding it.
+/// Locks are taken in this order: names, admitting, files, a file's sums, writes, one write's progress, the log; `dirty`
+/// last. The core's thread takes `files`: nobody waits for the disk, or for a file's sums, while holding it.
 pub(crate) struct Inner {
     pub(crate) config: StorageConfig,
     pub(crate) arena: Arc<Arena>,
@@ -43,7 +42,6 @@ pub(crate) struct Inner {
     files: Mutex<Files>,
     /// A file is being admitted.
     pub(crate) admitting: Mutex<()>,
-    verified: Mutex<Verified>,
     pub(crate) writes: Mutex<HashMap<WriteId, Arc<PendingWrite>>>,
     /// Files with something to write back at the next checkpoint.
     dirty: Mutex<BTreeMap<Identity, Arc<StoreFile>>>,
@@ -120,7 +118,6 @@ impl Inner {
             log,
             files: Mutex::default(),
             admitting: Mutex::default(),
-            verified: Mutex::default(),
             writes: Mutex::default(),
             dirty: Mutex::default(),
             checkpointing: Mutex::default(),
@@ -204,10 +201,6 @@ impl Inner {
     pub(crate) fn file(&self, id: FileId) -> Arc<StoreFile> {
         let file = self.files().by_id.get(&id).cloned();
         file.unwrap_or_else(|| panic!("{id} is not open"))
-    }
-
-    pub(crate) fn verified(&self) -> MutexGuard<'_, Verified> {
-        self.verified.lock().expect("no panic while held")
     }
 
     pub(crate) fn dirty(&self) -> MutexGuard<'_, BTreeMap<Identity, Arc<StoreFile>>> {

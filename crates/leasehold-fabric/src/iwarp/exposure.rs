@@ -5,6 +5,8 @@
 
 use super::fence::{Held, Slot, Validity, prove};
 use super::tag::Generator;
+use crate::crc::BLOCK;
+use crate::sums::BlockSums;
 use crate::{ExposeError, Region, RemoteAccess, Tag, Unproven};
 use std::collections::HashMap;
 use std::ptr::NonNull;
@@ -18,6 +20,7 @@ pub(crate) struct Exposure {
     base: NonNull<u8>,
     length: u64,
     access: RemoteAccess,
+    sums: Option<Arc<BlockSums>>,
     validity: Validity,
     /// Operations of this end that use it and are not done.
     pub(crate) users: AtomicU32,
@@ -70,6 +73,28 @@ impl HeldExposure<'_> {
         );
         // SAFETY: just checked to be within the region, whose owner lives since the tag is held.
         unsafe { self.exposure.base.as_ptr().add(offset as usize) }
+    }
+
+    /// The address of `length` bytes at `offset`, which are about to change.
+    ///
+    /// # Panics
+    /// As [`HeldExposure::address`].
+    pub(crate) fn to_place(&self, offset: u64, length: usize) -> *mut u8 {
+        let address = self.address(offset, length);
+        if let Some(sums) = self.sums() {
+            let end = address.addr() + length;
+            sums.forget(sums.block_at(address.addr())..sums.block_at(end.next_multiple_of(BLOCK)));
+        }
+        address
+    }
+
+    pub(crate) fn tag(&self) -> Tag {
+        self.exposure.tag
+    }
+
+    /// What its blocks sum up to, if somebody wants to know.
+    pub(crate) fn sums(&self) -> Option<&BlockSums> {
+        self.exposure.sums.as_deref()
     }
 }
 
@@ -142,6 +167,7 @@ impl Exposures {
             base: region.base(),
             length: region.length() as u64,
             access,
+            sums: region.sums.clone(),
             validity: Validity::live(),
             users: AtomicU32::new(0),
         };

@@ -1,8 +1,8 @@
 //! One frame on its way out: a header of ours, payload that stays where it is, padding and a CRC.
 
-use super::crc::Crc;
 use super::ddp::Header;
 use super::frame;
+use crate::crc::Crc;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::net::SendFlags;
 use std::io;

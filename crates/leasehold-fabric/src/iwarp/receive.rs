@@ -10,9 +10,9 @@
 
 mod admit;
 mod segment;
+mod summer;
 
 use super::counters::{Counters, add};
-use super::crc::Crc;
 use super::ddp;
 use super::exposure::{Exposures, Recent};
 use super::frame;
@@ -22,8 +22,10 @@ use super::staging::Staging;
 use super::stream::Stream;
 use super::terminate::{self, Code, Offender, Violation};
 use crate::Tag;
+use crate::crc::Crc;
 use segment::{Destination, Segment};
 use std::io;
+use summer::Summer;
 
 /// From this payload on, a segment is read straight into memory.
 const DIRECT_MIN: usize = 8 << 10;
@@ -87,6 +89,7 @@ pub(crate) struct Receiver {
     control: Vec<u8>,
     response: Option<Response>,
     recent: Recent,
+    summer: Summer,
     /// The peer's messages are large: do not read ahead of the next header.
     large: bool,
     message_bytes: usize,
@@ -118,6 +121,7 @@ impl Receiver {
             control: Vec::new(),
             response: None,
             recent: Recent::default(),
+            summer: Summer::new(),
             large: false,
             message_bytes: 0,
             delivered: false,
@@ -273,7 +277,7 @@ impl Receiver {
         let memory = matches!(segment.to, Destination::Memory { .. } | Destination::Sink);
         if !staging.ready().is_empty() {
             let crc = self.crc && !self.strict;
-            segment.take(parts, staging, crc, &mut self.message, &mut self.control);
+            segment.take(parts, staging, crc, &mut self.summer, &mut self.message, &mut self.control);
             return Ok(());
         }
         if memory && (self.large || segment.left >= DIRECT_MIN) {
@@ -294,7 +298,7 @@ impl Receiver {
         let behind = frame::trailer(segment.length) + NEXT_HEADER;
         let wanted = if self.large { behind } else { usize::MAX };
         let (room, sink) = staging.room_and_sink(wanted);
-        let placed = segment.place(parts.exposures, stream, room, self.crc);
+        let placed = segment.place(parts.exposures, stream, room, self.crc, &mut self.summer);
         let (got, landed) = match placed {
             Some(placed) => placed,
             None => {

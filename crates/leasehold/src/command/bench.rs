@@ -122,6 +122,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("put", |context| Box::pin(put::against_the_bounds(context))),
     ("put-pwrite", |context| Box::pin(put::against_pwrite(context))),
     ("put-direct", |context| Box::pin(put::against_direct(context))),
+    ("put-frames", |context| Box::pin(put::against_frames(context))),
     ("rsync", |context| Box::pin(tools::rsync(context))),
     ("nc", |context| Box::pin(tools::netcat(context))),
     ("mounted", |context| Box::pin(tools::mounted(context))),

@@ -72,15 +72,15 @@ impl Scrub {
         } else {
             show::line(format_args!(
                 "{} in {}: {}",
-                count(blocks, "block"),
-                count(files, "file"),
+                show::count(blocks, "block"),
+                show::count(files, "file"),
                 verdict(mismatched + mismatched_adopted, failed)
             ))?;
             if mismatched_adopted > 0 {
-                show::line(format_args!("{} adopted", count(mismatched_adopted, "block")))?;
+                show::line(format_args!("{} adopted", show::count(mismatched_adopted, "block")))?;
             }
             if adopted > 0 {
-                show::line(format_args!("{} had no checksum and got one", count(adopted, "block")))?;
+                show::line(format_args!("{} had no checksum and got one", show::count(adopted, "block")))?;
             }
         }
         if mismatched > 0 {
@@ -99,10 +99,6 @@ impl Scrub {
         }
         Ok(())
     }
-}
-
-fn count(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn verdict(mismatched: u64, failed: u64) -> String {

@@ -81,6 +81,22 @@ pub(crate) fn text(table: &Table) -> String {
     lines.join("\n")
 }
 
+/// `1 file`, `2 files`, `2 directories`.
+pub(crate) fn count(number: u64, what: &str) -> String {
+    match what.strip_suffix('y') {
+        _ if number == 1 => format!("1 {what}"),
+        Some(stem) => format!("{number} {stem}ies"),
+        None => format!("{number} {what}s"),
+    }
+}
+
+/// What a tree has.
+pub(crate) fn tree(files: u64, directories: u64, links: u64) -> String {
+    let [files, directories, links] = [(files, "file"), (directories, "directory"), (links, "link")]
+        .map(|(number, what)| count(number, what));
+    format!("{files}, {directories} and {links}")
+}
+
 /// `0..4MiB`, as short as it can be while exact.
 pub(crate) fn range(range: ByteRange) -> String {
     match range.end() {

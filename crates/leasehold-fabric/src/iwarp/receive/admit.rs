@@ -1,12 +1,12 @@
 //! The checks of a header, all of them, before a byte of its payload is placed.
 
-use super::super::crc::Crc;
 use super::super::ddp::{self, Header, Tagged, Untagged};
 use super::super::rdmap::{ControlError, Opcode, READ_REQUEST_LENGTH};
 use super::super::terminate::Violation;
 use super::segment::{Destination, Segment};
 use super::{Parts, Receiver, Stop, violation};
 use crate::RemoteAccess;
+use crate::crc::Crc;
 
 impl Receiver {
     /// Checks a header: all that can be wrong with it is found here, before a byte of its payload is placed.

@@ -1,12 +1,13 @@
 //! A frame on its way in, and where its payload goes. The only place where received bytes enter exposed memory.
 
 use super::super::counters::{Counters, add};
-use super::super::crc::Crc;
 use super::super::exposure::{Exposure, Exposures};
 use super::super::rdmap::Opcode;
 use super::super::staging::Staging;
 use super::super::stream::Stream;
 use super::Parts;
+use super::summer::Summer;
+use crate::crc::Crc;
 use std::io;
 use std::sync::Arc;
 
@@ -42,19 +43,19 @@ impl Segment {
         stream: &mut impl Stream,
         room: &mut [u8],
         crc: bool,
+        summer: &mut Summer,
     ) -> Option<(io::Result<usize>, usize)> {
         let Destination::Memory { exposure, at } = &self.to else { return None };
         let held = exposures.hold_to_place(exposure)?;
-        let address = held.address(*at, self.left);
+        let address = held.to_place(*at, self.left);
         // SAFETY: the tag is held, so the region's owner lives; the address and length were just checked against the
         // region; and this thread alone writes there until it lets go.
         let got = unsafe { stream.read((address, self.left), room) };
         let landed = got.as_ref().map_or(0, |&got| got.min(self.left));
-        if crc {
-            // SAFETY: as above; the bytes were initialized by the read, and nobody changes them while the tag is held:
-            // the single writer of the region is this thread.
-            self.crc.update(unsafe { std::slice::from_raw_parts(address, landed) });
-        }
+        // SAFETY: as above; the bytes were initialized by the read, and nobody changes them while the tag is held:
+        // the single writer of the region is this thread.
+        let bytes = unsafe { std::slice::from_raw_parts(address, landed) };
+        summer.placed(&held, address.addr(), bytes, crc.then_some(&mut self.crc));
         Some((got, landed))
     }
 
@@ -83,14 +84,13 @@ impl Segment {
         parts: &Parts<'_>,
         staging: &mut Staging,
         crc: bool,
+        summer: &mut Summer,
         message: &mut Vec<u8>,
         control: &mut Vec<u8>,
     ) {
         let ready = staging.ready();
         let bytes = &ready[..ready.len().min(self.left)];
-        if crc {
-            self.crc.update(bytes);
-        }
+        let mut crc = crc.then_some(&mut self.crc);
         let is_over = match &self.to {
             Destination::Message => {
                 message.extend_from_slice(bytes);
@@ -104,15 +104,19 @@ impl Segment {
             Destination::Memory { exposure, at } => {
                 let held = parts.exposures.hold_to_place(exposure);
                 if let Some(held) = &held {
-                    let address = held.address(*at, bytes.len());
+                    let address = held.to_place(*at, bytes.len());
                     // SAFETY: the tag is held, so the region's owner lives; address and length were just checked
                     // against the region; this thread alone writes there until it lets go; and a staging buffer of
                     // the worker's is no part of what anybody exposes.
                     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address, bytes.len()) };
+                    summer.placed(held, address.addr(), bytes, crc.take());
                 }
                 held.is_none()
             }
         };
+        if let Some(crc) = crc {
+            crc.update(bytes);
+        }
         if is_over {
             self.to = Destination::Sink;
         }

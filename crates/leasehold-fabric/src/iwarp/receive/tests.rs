@@ -1,5 +1,7 @@
 use super::super::ddp::{Header, Tagged, Untagged};
 use super::*;
+use crate::crc::{BLOCK, crc32c};
+use crate::sums::BlockSums;
 use crate::{Region, RemoteAccess};
 use proptest::prelude::*;
 use std::ptr::NonNull;
@@ -39,8 +41,22 @@ struct Bench {
     exposures: Exposures,
     reads: Reads,
     counters: Counters,
-    memory: Arc<Vec<u8>>,
+    memory: Arc<Blocks>,
+    sums: Arc<BlockSums>,
     tag: Tag,
+}
+
+/// Memory whose blocks begin where blocks may.
+#[repr(align(4096))]
+struct Block(#[expect(dead_code, reason = "looked at as bytes")] [u8; BLOCK]);
+
+struct Blocks(Vec<Block>);
+
+impl Blocks {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: blocks are bytes, without gaps between them.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * BLOCK) }
+    }
 }
 
 fn bench() -> Bench {
@@ -48,13 +64,14 @@ fn bench() -> Bench {
 }
 
 fn bench_with(access: RemoteAccess) -> Bench {
-    let memory = Arc::new(vec![0; LENGTH]);
-    let base = NonNull::new(memory.as_ptr().cast_mut()).expect("an address");
+    let memory = Arc::new(Blocks((0..=LENGTH / BLOCK).map(|_| Block([0; BLOCK])).collect()));
+    let base = NonNull::new(memory.0.as_ptr().cast_mut()).expect("an address").cast();
+    let sums = Arc::new(BlockSums::new(base, memory.0.len()));
     // SAFETY: the owner keeps it; the tests look at it only when the receiver is done.
-    let region = unsafe { Region::new(base, LENGTH, memory.clone()) };
+    let region = unsafe { Region::new(base, LENGTH, memory.clone()) }.summed(sums.clone());
     let exposures = Exposures::new(8, 8);
     let tag = exposures.expose(region, access).expect("room");
-    Bench { exposures, reads: Reads::new(1), counters: Counters::default(), memory, tag }
+    Bench { exposures, reads: Reads::new(1), counters: Counters::default(), memory, sums, tag }
 }
 
 impl Bench {
@@ -144,7 +161,18 @@ proptest! {
         let (_events, stop, heard) = bench.receive(&mut receiver, &mut stream);
         prop_assert!(matches!(stop, Stop::Drained), "{stop:?}");
         prop_assert_eq!(heard, sent);
-        prop_assert!(*bench.memory == expected);
+        prop_assert!(bench.memory.bytes()[..LENGTH] == expected);
+        for (block, bytes) in bench.memory.bytes().as_chunks::<BLOCK>().0.iter().enumerate() {
+            let (start, end) = (block * BLOCK, (block + 1) * BLOCK);
+            let touched = |&&(is_write, length, offset): &&(bool, usize, usize)| {
+                is_write && length > 0 && offset < end && start < offset + length
+            };
+            let whole = |&(_, length, offset): &(bool, usize, usize)| offset <= start && end <= offset + length;
+            let last = steps.iter().rfind(touched);
+            let sum = bench.sums.get(block);
+            prop_assert!(sum.is_none_or(|sum| sum == crc32c(bytes)), "block {}", block);
+            prop_assert!(sum.is_some() || !last.is_some_and(whole), "block {} is not summed up", block);
+        }
     }
 
     /// Garbage, or frames with a bit flipped, or with headers of any kind: never a panic, never a byte outside.
@@ -200,8 +228,11 @@ fn a_wrong_frame_for_memory_that_is_checked_first_leaves_no_trace_however_it_is_
         let (_, stop, _) = bench.receive(&mut Receiver::new(true, false, 4096), &mut stream);
         let wrong = matches!(stop, Stop::Violation { violation: Violation::Crc, placed: false, .. });
         assert!(wrong, "{stop:?}");
-        assert!(bench.memory[..30_000].iter().all(|&byte| byte == 1), "what came before is there");
-        assert!(bench.memory[30_000..].iter().all(|&byte| byte == 0), "nothing of the wrong frame is");
+        assert!(bench.memory.bytes()[..30_000].iter().all(|&byte| byte == 1), "what came before is there");
+        assert!(
+            bench.memory.bytes()[30_000..].iter().all(|&byte| byte == 0),
+            "nothing of the wrong frame is"
+        );
     }
 }
 
@@ -219,6 +250,44 @@ fn a_tag_that_is_revoked_within_a_segment_takes_no_more_of_it() {
         let (events, stop, _) = bench.receive(&mut receiver, &mut stream);
         assert_eq!(events, [Event::First], "the frame is taken whole, and its CRC is right");
         assert!(matches!(stop, Stop::Drained));
-        assert_eq!(bench.memory.iter().filter(|&&byte| byte == 1).count(), cut - 16);
+        assert_eq!(bench.memory.bytes().iter().filter(|&&byte| byte == 1).count(), cut - 16);
     }
+}
+
+/// Receives all of the frames, and looks at the first block: is its sum right, if there is one?
+fn first_sum(bench: &Bench, receiver: &mut Receiver, frames: Vec<Vec<u8>>) -> Option<bool> {
+    let mut stream = Script { bytes: frames.concat(), at: 0, pieces: vec![usize::MAX], reads: 0 };
+    let (_, stop, _) = bench.receive(receiver, &mut stream);
+    assert!(matches!(stop, Stop::Drained), "{stop:?}");
+    bench.sums.get(0).map(|sum| sum == crc32c(&bench.memory.bytes()[..BLOCK]))
+}
+
+#[test]
+fn a_block_that_was_begun_is_not_finished_by_what_belongs_to_another_writing_of_it() {
+    let (bench, mut receiver) = (bench(), Receiver::new(true, false, 4096));
+    let part = |at: usize, end: usize, fill| write(bench.tag, at as u64, &vec![fill; end - at], true);
+    // Begun, written whole, and the rest of it again.
+    let frames = vec![part(0, 2000, 1), part(0, BLOCK, 2), part(2000, BLOCK, 3)];
+    assert_eq!(first_sum(&bench, &mut receiver, frames), None);
+    // Begun, its head written again, and the rest.
+    let frames = vec![part(0, 2000, 1), part(10, 20, 2), part(2000, BLOCK, 3)];
+    assert_eq!(first_sum(&bench, &mut receiver, frames), None);
+    let frames = vec![part(0, 2000, 1), part(2000, 3000, 2), part(3000, BLOCK, 3)];
+    assert_eq!(first_sum(&bench, &mut receiver, frames), Some(true));
+}
+
+#[test]
+fn a_block_that_was_begun_under_one_tag_is_not_finished_under_another() {
+    let (mut bench, mut receiver) = (bench(), Receiver::new(true, false, 4096));
+    let begun = vec![write(bench.tag, 0, &[1; 2000], true)];
+    assert_eq!(first_sum(&bench, &mut receiver, begun), None);
+    bench.exposures.fence(bench.tag, std::time::Duration::ZERO).expect("nobody places");
+    let base = NonNull::new(bench.memory.0.as_ptr().cast_mut()).expect("an address").cast::<u8>();
+    // SAFETY: fenced, and within the memory.
+    unsafe { base.write_bytes(9, 2000) };
+    // SAFETY: as in `bench_with`.
+    let region = unsafe { Region::new(base, LENGTH, bench.memory.clone()) }.summed(bench.sums.clone());
+    bench.tag = bench.exposures.expose(region, RemoteAccess::Write).expect("room");
+    let finished = vec![write(bench.tag, 2000, &[2; BLOCK - 2000], true)];
+    assert_eq!(first_sum(&bench, &mut receiver, finished), None);
 }

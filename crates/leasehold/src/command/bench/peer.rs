@@ -11,8 +11,8 @@ use crate::command::exit::Outcome;
 use crate::command::show;
 use anyhow::{Context as _, bail, ensure};
 use leasehold_engine::arena::{Arena, Pages};
-use leasehold_engine::bare::{BareFile, Flush, How};
-use leasehold_engine::checksum::crc32c;
+use leasehold_engine::bare::{BareFile, BareMemory, Flush, How};
+use leasehold_fabric::crc::{BLOCK, append, append_block, crc32c};
 use rustix::fs::{Advice, fadvise, sendfile};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -20,7 +20,6 @@ use std::net::{TcpListener, TcpStream};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -47,7 +46,7 @@ enum Role {
         #[arg(long)]
         along: bool,
     },
-    /// Takes bytes into a file: buffers, O_DIRECT by io_uring
+    /// Takes bytes into a file: heap buffers, O_DIRECT by io_uring
     Direct {
         address: String,
         directory: PathBuf,
@@ -57,6 +56,9 @@ enum Role {
         allocate: bool,
         #[arg(long)]
         piece: usize,
+        /// Not from the heap, but from frames such as ours
+        #[arg(long)]
+        frames: bool,
     },
     /// Gives a file, by sendfile, from disk
     Sendfile { address: String, file: PathBuf },
@@ -102,8 +104,11 @@ fn serve(role: &Role) -> Outcome {
     });
     let mut buffers = Buffers::new();
     // Made once, as a server would.
-    let arena = match role {
-        Role::Direct { .. } => Some(Arena::new((CHUNK * DEPTH) as u64, Pages::Auto)?),
+    let mut memory = match role {
+        Role::Direct { frames: true, .. } => {
+            Some(BareMemory::Arena(Arena::new((CHUNK * DEPTH) as u64, Pages::Auto)?))
+        }
+        Role::Direct { .. } => Some(BareMemory::heap(DEPTH, CHUNK)),
         _ => None,
     };
     loop {
@@ -130,8 +135,8 @@ fn serve(role: &Role) -> Outcome {
                     piece: *piece,
                 };
                 let path = directory.join(format!("direct-{}", std::process::id()));
-                let arena = arena.clone().expect("made above");
-                into_direct(&mut stream, length, &path, how, arena)?;
+                let lent = memory.take().expect("made above, and given back");
+                memory = Some(into_direct(&mut stream, length, &path, how, lent)?);
                 stream.write_all(&[1])?;
                 std::fs::remove_file(path)?;
                 continue;
@@ -163,15 +168,21 @@ impl Buffers {
     }
 }
 
-/// Takes one chunk; compares its CRC if there is one.
-fn take(stream: &mut TcpStream, checked: bool, into: &mut [u8]) -> anyhow::Result<()> {
+/// Takes one chunk. If it is checked, its blocks are summed up, and what they come to compared with the CRC behind it.
+fn take(stream: &mut TcpStream, checked: bool, into: &mut [u8]) -> anyhow::Result<Vec<u32>> {
     stream.read_exact(into)?;
+    let mut sums = Vec::new();
     if checked {
         let mut sent = [0; 4];
         stream.read_exact(&mut sent)?;
-        ensure!(crc32c(into) == u32::from_le_bytes(sent), "a chunk does not match its CRC");
+        let (blocks, tail) = into.as_chunks::<BLOCK>();
+        sums.extend(blocks.iter().map(|block| crc32c(block)));
+        let whole = sums.iter().fold(0, |whole, block| append_block(whole, *block));
+        sums.push(crc32c(tail));
+        let whole = append(whole, crc32c(tail), tail.len() as u64);
+        ensure!(whole == u32::from_le_bytes(sent), "a chunk does not match its CRC");
     }
-    Ok(())
+    Ok(sums)
 }
 
 /// The chunks of `length` bytes: where each begins, and how long it is.
@@ -197,6 +208,7 @@ fn into_page_cache(
     buffers: Buffers,
 ) -> anyhow::Result<Buffers> {
     let checked = is_checked(stream)?;
+    let mut sums = Vec::new();
     let (give_back, free) = mpsc::channel();
     for buffer in buffers.0 {
         give_back.send(buffer)?;
@@ -222,7 +234,7 @@ fn into_page_cache(
         let mut read = || -> anyhow::Result<()> {
             for (start, part) in chunks(length) {
                 let mut buffer = free.recv()?;
-                take(stream, checked, &mut buffer[..part])?;
+                sums.extend(take(stream, checked, &mut buffer[..part])?);
                 fill.send((start, part, buffer))?;
             }
             Ok(())
@@ -246,13 +258,14 @@ fn into_direct(
     length: u64,
     path: &Path,
     how: How,
-    arena: Arc<Arena>,
-) -> anyhow::Result<()> {
+    memory: BareMemory,
+) -> anyhow::Result<BareMemory> {
     let checked = is_checked(stream)?;
-    let mut file = BareFile::create(path, length, CHUNK, how, arena)?;
+    let mut file = BareFile::create(path, length, CHUNK, how, memory)?;
+    let mut sums = Vec::new();
     for (start, part) in chunks(length) {
         let slot = file.take()?;
-        take(stream, checked, &mut file.memory(slot)[..part])?;
+        sums.extend(take(stream, checked, &mut file.memory(slot)[..part])?);
         // The last block is written whole; every size here is one of whole blocks.
         file.write(slot, start, part.next_multiple_of(4096))?;
     }

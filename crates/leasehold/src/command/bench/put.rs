@@ -6,7 +6,7 @@ use super::{CHUNK, Context, DEPTH, GIB, patient, source, tcp};
 use bytes::Bytes;
 use leasehold_client::{Access, ByteRange, Client, Session, Want};
 use leasehold_engine::arena::{Arena, Pages};
-use leasehold_engine::bare::{BareFile, Flush, How};
+use leasehold_engine::bare::{BareFile, BareMemory, Flush, How};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -82,7 +82,7 @@ fn disk_once(directory: &Path, bytes: u64, how: How) -> anyhow::Result<f64> {
     let arena = Arena::new((CHUNK * DEPTH) as u64, Pages::Auto)?;
     let path = directory.join("bare");
     let began = Instant::now();
-    let mut file = BareFile::create(&path, bytes, CHUNK, how, arena)?;
+    let mut file = BareFile::create(&path, bytes, CHUNK, how, BareMemory::Arena(arena))?;
     for (start, part) in super::peer::chunks(bytes) {
         let slot = file.take()?;
         file.write(slot, start, part.next_multiple_of(4096))?;
@@ -184,7 +184,7 @@ struct ByHand {
     names: [&'static str; 2],
     whats: [&'static str; 2],
     against: &'static str,
-    cpu_bar: f64,
+    cpu_bar: Option<f64>,
     /// The arguments of the peer, each way.
     ways: Vec<Vec<String>>,
 }
@@ -202,7 +202,7 @@ pub(super) async fn against_pwrite(context: &Context) -> anyhow::Result<Vec<Row>
             "durable put, against heap buffers + pwrite + fdatasync",
         ],
         against: "pwrite",
-        cpu_bar: 0.6,
+        cpu_bar: Some(0.6),
         ways: vec![way(&[]), way(&["--along"])],
     };
     against_hand(context, by_hand).await
@@ -210,15 +210,6 @@ pub(super) async fn against_pwrite(context: &Context) -> anyhow::Result<Vec<Row>
 
 /// Against a server by hand: heap buffers, CRC, O_DIRECT.
 pub(super) async fn against_direct(context: &Context) -> anyhow::Result<Vec<Row>> {
-    let directory = context.scratch.display().to_string();
-    let way = |how: How| {
-        let mut way: Vec<String> =
-            ["direct", "127.0.0.1:0", &directory].iter().map(|s| (*s).to_owned()).collect();
-        way.extend(["--piece".to_owned(), how.piece.to_string()]);
-        way.extend((how.flush == Flush::Each).then(|| "--each".to_owned()));
-        way.extend(how.allocate.then(|| "--allocate".to_owned()));
-        way
-    };
     let by_hand = ByHand {
         names: ["put-direct-cpu", "put-direct"],
         whats: [
@@ -226,10 +217,40 @@ pub(super) async fn against_direct(context: &Context) -> anyhow::Result<Vec<Row>
             "durable put, against heap buffers + O_DIRECT",
         ],
         against: "O_DIRECT",
-        cpu_bar: 0.85,
-        ways: ways().into_iter().filter(|how| how.piece > 1 << 20).map(way).collect(),
+        cpu_bar: Some(0.85),
+        ways: direct_ways(context, false),
     };
     against_hand(context, by_hand).await
+}
+
+/// Against the same from memory such as ours: what the protocol and the store cost.
+pub(super) async fn against_frames(context: &Context) -> anyhow::Result<Vec<Row>> {
+    let by_hand = ByHand {
+        names: ["put-frames-cpu", "put-frames"],
+        whats: [
+            "server CPU of a durable put, against registered frames + O_DIRECT",
+            "durable put, against registered frames + O_DIRECT",
+        ],
+        against: "frames",
+        cpu_bar: None,
+        ways: direct_ways(context, true),
+    };
+    against_hand(context, by_hand).await
+}
+
+/// The arguments of a peer, each way that may be the fastest.
+fn direct_ways(context: &Context, frames: bool) -> Vec<Vec<String>> {
+    let directory = context.scratch.display().to_string();
+    let way = |how: How| {
+        let mut way: Vec<String> =
+            ["direct", "127.0.0.1:0", &directory].iter().map(|s| (*s).to_owned()).collect();
+        way.extend(["--piece".to_owned(), how.piece.to_string()]);
+        way.extend(frames.then(|| "--frames".to_owned()));
+        way.extend((how.flush == Flush::Each).then(|| "--each".to_owned()));
+        way.extend(how.allocate.then(|| "--allocate".to_owned()));
+        way
+    };
+    ways().into_iter().filter(|how| how.piece > 1 << 20).map(way).collect()
 }
 
 async fn against_hand(context: &Context, by_hand: ByHand) -> anyhow::Result<Vec<Row>> {
@@ -270,7 +291,8 @@ async fn against_hand(context: &Context, by_hand: ByHand) -> anyhow::Result<Vec<
     peer.stop().await?;
     served.stop().await?;
     let options: Vec<&str> = way.iter().skip(3).map(String::as_str).collect();
-    let note = Some(format!("one CRC32C a chunk at both ends; fastest way: {}", options.join(" ")));
+    let note =
+        Some(format!("one CRC32C at both ends, there of each block; fastest way: {}", options.join(" ")));
     let [cpu_name, name] = by_hand.names;
     let [cpu_what, what] = by_hand.whats;
     let cpu = Row {
@@ -278,7 +300,7 @@ async fn against_hand(context: &Context, by_hand: ByHand) -> anyhow::Result<Vec<
         what: cpu_what,
         unit: Unit::CpuPerGib,
         found: Found::pairs(by_hand.against, &cpus),
-        bar: Some(Bar::RatioAtMost(by_hand.cpu_bar)),
+        bar: by_hand.cpu_bar.map(Bar::RatioAtMost),
         note: note.clone(),
     };
     let rate = Row {
@@ -286,7 +308,7 @@ async fn against_hand(context: &Context, by_hand: ByHand) -> anyhow::Result<Vec<
         what,
         unit: Unit::GibPerSecond,
         found: Found::pairs(by_hand.against, &rates),
-        bar: Some(Bar::RatioAtLeast(1.0)),
+        bar: by_hand.cpu_bar.map(|_| Bar::RatioAtLeast(1.0)),
         note,
     };
     Ok(vec![cpu, rate])

@@ -2,7 +2,7 @@
 
 use super::peer::chunks;
 use super::{CHUNK, DEPTH, source};
-use leasehold_engine::checksum::crc32c;
+use leasehold_fabric::crc::crc32c;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};

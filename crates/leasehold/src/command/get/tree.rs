@@ -101,7 +101,8 @@ impl Get {
         }
         let part = if fetched == bytes { String::new() } else { format!(" ({} fetched)", rough(fetched)) };
         Ok(show::line(format_args!(
-            "got {files} files, {directories} directories and {links} links, {}{part}, of {path} in {}",
+            "got {}, {}{part}, of {path} in {}",
+            show::tree(files as u64, directories as u64, links),
             rough(bytes),
             show::duration(took),
         ))?)

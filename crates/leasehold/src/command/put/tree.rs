@@ -84,10 +84,8 @@ impl Put {
         let state = if durable { "durable" } else { "not yet durable" };
         let sent = if sent == bytes { String::new() } else { format!(" ({} sent)", rough(sent.get())) };
         Ok(show::line(format_args!(
-            "put {} files, {} directories and {} links, {}{sent}, into {root} in {}, {state}",
-            files.get(),
-            directories.get(),
-            links.get(),
+            "put {}, {}{sent}, into {root} in {}, {state}",
+            show::tree(files.get(), directories.get(), links.get()),
             rough(bytes.get()),
             show::duration(took),
         ))?)

@@ -1,0 +1,148 @@
+//! `Output::Reply`: who asked hears, by a call or on the data stream.
+
+use super::{Answer, Asker, Granted, Pending, State};
+use crate::session::{send_captured, send_committed};
+use crate::storage::Detail;
+use leasehold_core::ids::{RequestId, SessionId};
+use leasehold_core::input::{Fault, Input};
+use leasehold_core::output::{CommitError, Committed as Done, NoSuchLease, Reply};
+use leasehold_fabric::message::{Captured, Committed, Status};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+use tokio::sync::oneshot;
+
+impl State {
+    pub(super) fn reply(&mut self, request: RequestId, reply: Reply) {
+        let Some(pending) = self.replies.remove(&request) else { return };
+        if let Some(lease) = pending.summed {
+            self.crcs.remove(&lease);
+        }
+        let granted = self.note(&reply, pending.since);
+        match pending.asker {
+            Asker::Call(call) => {
+                if let Err(answer) = call.send(Answer { reply, granted }) {
+                    self.undo(request, answer);
+                }
+            }
+            Asker::Write { call, session, data } => match granted.first() {
+                Some(lease) => self.fill_and_commit(call, session, lease, &data),
+                None => drop(call.send(Answer { reply, granted })),
+            },
+            Asker::Peer { endpoint, request, .. } => {
+                let (Reply::Commit(result) | Reply::Capture(result)) = &reply else {
+                    unreachable!("peers ask for commits and captures: {reply:?}")
+                };
+                let (status, size, text) = outcome(result);
+                if matches!(reply, Reply::Commit(_)) {
+                    send_committed(&endpoint, Committed { request, status, size, text });
+                } else {
+                    send_captured(&endpoint, Captured { request, status, size, text });
+                }
+            }
+        }
+    }
+
+    /// The lease of a local write was granted in this very step, and nothing else has happened since.
+    fn fill_and_commit(
+        &mut self,
+        call: oneshot::Sender<Answer>,
+        session: SessionId,
+        granted: &Granted,
+        data: &[u8],
+    ) {
+        // SAFETY: the frames are leased to the call's own session, for which no key was made; they can be taken away
+        // only by a later output.
+        let frames = unsafe { self.parts.arena.bytes_mut(granted.run) };
+        frames[usize::from(granted.skip)..][..data.len()].copy_from_slice(data);
+        let (request, lease) = (self.driver.next_request(), granted.lease);
+        let asker = Asker::Call(call);
+        let pending = Pending { asker, detail: Detail::None, since: Instant::now(), summed: None };
+        self.replies.insert(request, pending);
+        self.inputs.push_back(Input::Commit { request, session, lease });
+    }
+
+    /// Gives back what was granted to a caller that has gone.
+    pub(super) fn undo(&mut self, request: RequestId, answer: Answer) {
+        match answer.reply {
+            Reply::Acquire(Ok(leases)) => {
+                for lease in leases {
+                    if let Some(session) = self.parts.core.lease(lease).map(|lease| lease.session) {
+                        let request = self.driver.next_request();
+                        self.inputs.push_back(Input::Release { request, session, lease });
+                    }
+                }
+            }
+            Reply::Read(Ok(Some(_))) => self.inputs.push_back(Input::ReadFinished { request }),
+            _ => {}
+        }
+    }
+
+    /// Counts and announces what a reply means. Returns the leases of a granted acquire.
+    fn note(&mut self, reply: &Reply, since: Instant) -> Vec<Granted> {
+        let counters = &self.parts.counters;
+        match reply {
+            Reply::Acquire(Ok(leases)) => {
+                counters.granted.fetch_add(leases.len() as u64, Ordering::Relaxed);
+                counters.acquire(since.elapsed());
+                let granted: Vec<Granted> = leases.iter().filter_map(|id| self.exposed.remove(id)).collect();
+                for lease in &granted {
+                    self.announce_granted(lease);
+                }
+                granted
+            }
+            Reply::Acquire(Err(_)) => {
+                counters.refused.fetch_add(1, Ordering::Relaxed);
+                Vec::new()
+            }
+            Reply::Commit(Ok(_)) => {
+                counters.committed.fetch_add(1, Ordering::Relaxed);
+                counters.commit(since.elapsed());
+                Vec::new()
+            }
+            Reply::Commit(Err(error)) => {
+                counters.commits_failed.fetch_add(1, Ordering::Relaxed);
+                if matches!(error, CommitError::Mismatch(_)) {
+                    counters.mismatched.fetch_add(1, Ordering::Relaxed);
+                }
+                Vec::new()
+            }
+            Reply::Change(_) => {
+                counters.change(since.elapsed());
+                Vec::new()
+            }
+            Reply::Sync(_) => {
+                counters.sync(since.elapsed());
+                Vec::new()
+            }
+            Reply::Capture(result) => {
+                let counter = if result.is_ok() { &counters.captured } else { &counters.captures_failed };
+                counter.fetch_add(1, Ordering::Relaxed);
+                counters.capture(since.elapsed());
+                Vec::new()
+            }
+            Reply::Release(_) | Reply::Read(_) => Vec::new(),
+        }
+    }
+}
+
+/// How a commit or a capture went, for the peer.
+fn outcome(result: &Result<Done, CommitError>) -> (Status, u64, String) {
+    let error = match result {
+        Ok(done) => return (Status::Ok, done.size, String::new()),
+        Err(error) => error,
+    };
+    let status = match error {
+        CommitError::NoLease(NoSuchLease(_)) => Status::NoLease,
+        CommitError::ReadOnly(_) | CommitError::NotPreloaded(_) => Status::WrongAccess,
+        CommitError::Revoked { .. } => Status::Revoked,
+        CommitError::Mismatch(_) => Status::Mismatch,
+        CommitError::Poisoned(_) => Status::Poisoned,
+        CommitError::Unproven(_) => Status::Unproven,
+        CommitError::Removed(_) => Status::Removed,
+        CommitError::OutOfLease { .. } => Status::OutOfBounds,
+        CommitError::ArenaFull(_) | CommitError::Limit { .. } => Status::Full,
+        CommitError::Fault(Fault::NoSpace) => Status::NoSpace,
+        CommitError::Fault(_) => Status::Io,
+    };
+    (status, 0, error.to_string())
+}
