@@ -83,10 +83,10 @@ fn config(directory: &Path) -> StorageConfig {
     }
 }
 
-fn recorded(directory: &Path, tape: &Arc<Tape>) -> Driver {
+fn recorded(config: StorageConfig, tape: &Arc<Tape>) -> Driver {
     let (disk, heard) = (Arc::clone(tape), Arc::clone(tape));
     let wrap: WrapDisk = Arc::new(move |real| disk.wrap(real));
-    let config = StorageConfig { wrap_disk: Some(wrap), ..config(directory) };
+    let config = StorageConfig { wrap_disk: Some(wrap), ..config };
     let answered = move |input: &Input| match input {
         Input::Written { write, result: Ok(()) } => heard.push(Event::Answered(write.0)),
         Input::Performed { request, result: Ok(_) } | Input::Flushed { request, result: Ok(()) } => {
@@ -104,7 +104,8 @@ fn record(seed: u64, steps: usize, lie: Lie) -> Vec<Event> {
     // Every other disk is now fast, now slow.
     let pace = (seed % 2 == 1).then(|| Random::new(!seed));
     let tape = Tape::new(place.path(), 1, placed, lie, pace);
-    let driver = recorded(place.path(), &tape);
+    let workers = 1 + (seed / 2 % 4) as usize;
+    let driver = recorded(StorageConfig { workers, ..config(place.path()) }, &tape);
     Workload::new(&driver, &tape, seed).run(steps);
     driver.kill();
     tape.take()
@@ -166,7 +167,7 @@ fn recover(image: &Volume) -> Result<Found, OpenError> {
 fn recover_recorded(image: &Volume) -> Vec<Event> {
     let place = workshop();
     let tape = Tape::new(place.path(), image.next_inode(), image.place(place.path()), Lie::Nothing, None);
-    recorded(place.path(), &tape).kill();
+    recorded(config(place.path()), &tape).kill();
     tape.take()
 }
 
