@@ -57,10 +57,11 @@ impl Inner {
 
     /// Takes the file's length for its size, unless it is one that we gave it ahead of what was needed.
     fn adopt_size(self: &Arc<Inner>, file: &Arc<StoreFile>) -> Result<(), ChangeFailed> {
-        let length = file.disk.file.metadata()?.len();
-        let (size, ours) = {
+        let (length, size, ours) = {
+            // With the sums locked: a checkpoint may be setting the file back to its size.
             let sums = file.sums();
-            (sums.header.size, length == sums.disk_size)
+            let length = file.disk.file.metadata()?.len();
+            (length, sums.header.size, length == sums.disk_size)
         };
         if ours && length > size {
             return Ok(());

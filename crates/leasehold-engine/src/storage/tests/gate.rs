@@ -3,10 +3,11 @@
 use super::*;
 use crate::disk::{DiskFile, Done, Transfer, Verb};
 use std::io;
+use std::sync::Condvar;
 use std::sync::mpsc::Sender;
 use std::thread;
 
-/// What is read from, or written to, files whose names begin with `closed` waits until it opens.
+/// What is done to files whose names begin with `closed` waits until it opens.
 struct Gate {
     disk: Arc<dyn Disk>,
     state: Arc<Mutex<State>>,
@@ -14,21 +15,38 @@ struct Gate {
 
 #[derive(Default)]
 struct State {
-    closed: Option<(Verb, &'static str)>,
+    closed: Option<(What, &'static str)>,
     held: Vec<(Transfer, Done)>,
-    /// Told of each transfer that is held.
+    /// Told of each that is held.
     arrived: Option<Sender<()>>,
+    opened: Arc<Condvar>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Read,
+    Write,
+    Truncate,
+}
+
+impl State {
+    /// Whether this is held.
+    fn holds(&self, what: What, file: &DiskFile) -> bool {
+        let holds = self.closed.is_some_and(|(closed, name)| closed == what && file.name.starts_with(name));
+        if holds {
+            // The test may have seen enough.
+            let _ = self.arrived.as_ref().expect("set with `closed`").send(());
+        }
+        holds
+    }
 }
 
 impl Disk for Gate {
     fn submit(&self, transfer: Transfer, done: Done) {
         let mut state = self.state.lock().unwrap();
-        let held = |(verb, name)| transfer.verb == verb && transfer.file.name.starts_with(name);
-        if state.closed.is_some_and(held) {
-            state.held.push((transfer, done));
-            // The test may have seen enough.
-            let _ = state.arrived.as_ref().expect("set with `closed`").send(());
-            return;
+        let what = if transfer.verb == Verb::Read { What::Read } else { What::Write };
+        if state.holds(what, &transfer.file) {
+            return state.held.push((transfer, done));
         }
         drop(state);
         self.disk.submit(transfer, done);
@@ -43,6 +61,13 @@ impl Disk for Gate {
     }
 
     fn truncate(&self, file: &DiskFile, size: u64) -> io::Result<()> {
+        let state = self.state.lock().unwrap();
+        if state.holds(What::Truncate, file) {
+            let opened = Arc::clone(&state.opened);
+            drop(opened.wait_while(state, |state| state.closed.is_some()).unwrap());
+        } else {
+            drop(state);
+        }
         self.disk.truncate(file, size)
     }
 
@@ -67,6 +92,7 @@ fn gated(directory: &Path, workers: usize) -> (Driver, Arc<Mutex<State>>, impl F
         let held = {
             let mut state = opens.lock().unwrap();
             state.closed = None;
+            state.opened.notify_all();
             std::mem::take(&mut state.held)
         };
         let disk = inside.lock().unwrap().clone().expect("the store is open");
@@ -75,10 +101,10 @@ fn gated(directory: &Path, workers: usize) -> (Driver, Arc<Mutex<State>>, impl F
     (driver, state, open)
 }
 
-fn close(state: &Mutex<State>, verb: Verb, name: &'static str) -> Receiver<()> {
+fn close(state: &Mutex<State>, what: What, name: &'static str) -> Receiver<()> {
     let (arrived, arrives) = channel();
     let mut state = state.lock().unwrap();
-    (state.closed, state.arrived) = (Some((verb, name)), Some(arrived));
+    (state.closed, state.arrived) = (Some((what, name)), Some(arrived));
     arrives
 }
 
@@ -103,7 +129,7 @@ fn looking_up_a_path_does_not_wait_for_a_sidecar_that_is_being_read() {
     driver.stop();
     let (driver, gate, open) = gated(directory.path(), 2);
     let a = driver.create("a");
-    let arrives = close(&gate, Verb::Read, ".leasehold/sums");
+    let arrives = close(&gate, What::Read, ".leasehold/sums");
     thread::scope(|scope| {
         let storage = driver.storage();
         let opening = scope.spawn(|| storage.open_file(&path("b")).unwrap());
@@ -122,7 +148,7 @@ fn looking_up_a_path_does_not_wait_for_a_rename_that_waits_for_a_file() {
     let file = driver.create("a");
     let other = driver.create("b");
     driver.write(file, 0, &pattern(1, 9000));
-    let arrives = close(&gate, Verb::Read, "files/a");
+    let arrives = close(&gate, What::Read, "files/a");
     let (lease, range) = (LeaseId(driver.number()), ByteRange::new(100, 200).unwrap());
     let run = driver.fill(0, range, &pattern(2, 100));
     let merge = Output::Merge { lease, file, range, size: 9000, run };
@@ -169,7 +195,7 @@ fn a_write_waits_for_its_record_if_a_truncate_in_line_before_it_admits_its_block
         let (driver, gate, open) = gated(directory.path(), 2);
         let file = driver.create("a");
         driver.write(file, 0, &pattern(1, 8192));
-        let arrives = close(&gate, Verb::Write, ".leasehold/log");
+        let arrives = close(&gate, What::Write, ".leasehold/log");
         let request = RequestId(driver.number());
         let truncate = Output::Perform { request, file, change: Change::Truncate { size: 1 << 20 } };
         // It keeps one of two workers busy.
@@ -195,7 +221,7 @@ fn a_write_past_the_end_waits_for_its_record_if_the_sidecar_does_not_show_a_coll
         let file = driver.create("a");
         driver.write(file, 0, &pattern(1, 8 * 4096));
         driver.collapse(file, 4096, 8192);
-        let arrives = close(&gate, Verb::Write, ".leasehold/log");
+        let arrives = close(&gate, What::Write, ".leasehold/log");
         let waits = waits_for_its_record(&driver, file, 7 * 4096);
         arrives.recv().unwrap();
         let length = std::fs::metadata(directory.path().join("files/a")).unwrap().len();
@@ -205,5 +231,31 @@ fn a_write_past_the_end_waits_for_its_record_if_the_sidecar_does_not_show_a_coll
         assert!(matches!(driver.answers.recv().unwrap(), Input::Recorded { result: Ok(()), .. }));
         driver.storage().checkpoint().unwrap();
         assert!(!waits_for_its_record(&driver, file, 9 * 4096), "the sidecar shows it by now");
+    }
+}
+
+/// A checkpoint was setting the file back to its size, from the length that it had ahead: that was taken for one that others
+/// had given it.
+#[test]
+fn an_adoption_takes_no_length_for_the_size_that_is_being_set_back() {
+    for (_, directory) in places() {
+        let (driver, gate, open) = gated(directory.path(), 1);
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 5000));
+        let arrives = close(&gate, What::Truncate, "files/a");
+        thread::scope(|scope| {
+            let storage = driver.storage();
+            let checkpoint = scope.spawn(|| storage.checkpoint().unwrap());
+            arrives.recv().unwrap();
+            let request = RequestId(driver.number());
+            let change = Change::Adopt { range: ByteRange::ALL };
+            storage.perform(Output::Perform { request, file, change }, Detail::None);
+            // The adoption gets as far as it can; the outcome does not depend on it.
+            (0..1000).for_each(|_| thread::yield_now());
+            open();
+            checkpoint.join().unwrap();
+            let answer = driver.answers.recv().unwrap();
+            assert_eq!(answer, Input::Performed { request, result: Ok(Some(5000)) });
+        });
     }
 }

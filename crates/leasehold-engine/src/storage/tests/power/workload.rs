@@ -493,10 +493,25 @@ impl<'a> Workload<'a> {
                     .insert(number, Step::Write { inode, file, range, run, size, size_before, number });
                 self.driver.storage().perform(next, Detail::None);
             }
-            Step::Change { inode }
-            | Step::Adopt { inode }
-            | Step::Clone { inode }
-            | Step::Remove { inode } => self.over(inode, number),
+            Step::Adopt { inode } => {
+                let file = self.files.iter().find(|file| file.inode == inode).expect("busy");
+                match answer {
+                    Input::Performed { result: Ok(None), .. } => {}
+                    Input::Performed { result: Ok(Some(size)), .. } => {
+                        assert_eq!(
+                            size,
+                            file.bytes.len() as u64,
+                            "{:?} was adopted with its size",
+                            file.names
+                        );
+                    }
+                    other => panic!("{other:?}"),
+                }
+                self.over(inode, number);
+            }
+            Step::Change { inode } | Step::Clone { inode } | Step::Remove { inode } => {
+                self.over(inode, number)
+            }
             Step::Flush => {}
         }
     }
