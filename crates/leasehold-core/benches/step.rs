@@ -11,7 +11,7 @@ use leasehold_core::range::{BLOCK_BYTES, ByteRange};
 use leasehold_core::{Config, Core, Limits};
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const NOW: Tick = Tick(0);
 const FILE: FileId = FileId(1);
@@ -19,21 +19,31 @@ const SESSIONS: u64 = 16;
 /// How many steps are timed together, with the clock read once.
 const BATCH: usize = 256;
 
-/// A core in which every other block of one file is under a lease.
+/// A core in which half of a file's blocks are under a lease, anywhere, and come and go.
 struct Busy {
     core: Core,
-    live: u64,
+    held: Vec<Held>,
+    /// Blocks without a lease.
+    free: Vec<u64>,
     requests: u64,
     dice: u64,
     out: Vec<Output>,
 }
 
+/// A lease of one block.
+struct Held {
+    session: SessionId,
+    lease: LeaseId,
+    block: u64,
+}
+
 impl Busy {
-    fn new(live: u64) -> Busy {
+    fn new(live: usize) -> Busy {
         let limits = Limits { leases_max: 1 << 21, leases_per_session_max: 1 << 20, ..Limits::default() };
-        let frames = u32::try_from(live + 8 * BATCH as u64).expect("an arena of some GiB");
+        let frames = u32::try_from(live + 8 * BATCH).expect("an arena of some GiB");
         let core = Core::new(Config { frames, limits, ..Config::default() });
-        let mut busy = Busy { core, live, requests: 0, dice: 1, out: Vec::new() };
+        let free = (0..2 * live as u64).collect();
+        let mut busy = Busy { core, held: Vec::new(), free, requests: 0, dice: 1, out: Vec::new() };
         for session in 1..=SESSIONS {
             let identity = Arc::new(Identity {
                 host: "node".into(),
@@ -45,12 +55,12 @@ impl Busy {
             busy.step(Input::SessionOpened { session: SessionId(session), identity });
         }
         busy.step(Input::FileOpened { file: FILE, size: 0 });
-        // In an order that has nothing to do with their places, as leases come and go in a server.
-        let places = (0..live).map(|at| 2 * (at.wrapping_mul(0x9e37_79b1) % live.next_power_of_two()));
-        for place in places {
-            let acquire = busy.acquire(place);
-            busy.step(acquire);
-            busy.expose();
+        while busy.held.len() < live {
+            let batch = busy.blocks(BATCH.min(live - busy.held.len()));
+            for acquire in busy.acquires(&batch) {
+                busy.step(acquire);
+            }
+            busy.grant(&batch);
         }
         busy
     }
@@ -59,43 +69,58 @@ impl Busy {
         self.core.step(NOW, input, &mut self.out);
     }
 
-    /// An acquire of one block.
-    fn acquire(&mut self, block: u64) -> Input {
-        self.requests += 1;
-        let range = ByteRange::at(block * BLOCK_BYTES, BLOCK_BYTES).expect("far from the end of all files");
-        Input::Acquire {
-            request: RequestId(self.requests),
-            session: SessionId(1 + self.requests % SESSIONS),
-            wants: vec![Want { file: FILE, range, access: Access::Overwrite }],
-            on_conflict: OnConflict::Wait,
-            deadline: Tick(1_000_000),
-        }
+    /// How many leases end and begin together.
+    fn batch(&self) -> usize {
+        BATCH.min(self.held.len() / 2)
     }
 
-    /// Acquires of blocks between leases, anywhere.
-    fn acquires(&mut self) -> Vec<Input> {
-        let acquire = |at: usize| {
-            self.dice = self.dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-            let stripe = self.live.div_ceil(BATCH as u64);
-            // One of each stripe, so that no two of a batch want the same.
-            self.acquire(1 + 2 * (at as u64 * stripe + (self.dice >> 33) % stripe))
+    fn any(&mut self, of: usize) -> usize {
+        self.dice = self.dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (((self.dice >> 32) * of as u64) >> 32) as usize
+    }
+
+    /// Some of the blocks without a lease, each for a session.
+    fn blocks(&mut self, count: usize) -> Vec<(SessionId, u64)> {
+        let block = |at: usize| {
+            let block = self.any(self.free.len());
+            (SessionId(1 + at as u64 % SESSIONS), self.free.swap_remove(block))
         };
-        (0..BATCH).map(acquire).collect()
+        (0..count).map(block).collect()
     }
 
-    /// The keys that were asked for are made; the leases, and whose they are.
-    fn expose(&mut self) -> Vec<(SessionId, LeaseId)> {
+    fn acquires(&mut self, blocks: &[(SessionId, u64)]) -> Vec<Input> {
+        let acquire = |&(session, block): &(SessionId, u64)| {
+            self.requests += 1;
+            let range =
+                ByteRange::at(block * BLOCK_BYTES, BLOCK_BYTES).expect("far from the end of all files");
+            Input::Acquire {
+                request: RequestId(self.requests),
+                session,
+                wants: vec![Want { file: FILE, range, access: Access::Overwrite }],
+                on_conflict: OnConflict::Wait,
+                deadline: Tick(1_000_000),
+            }
+        };
+        blocks.iter().map(acquire).collect()
+    }
+
+    /// The frames that were another session's are zeroed, and the keys are made.
+    fn grant(&mut self, blocks: &[(SessionId, u64)]) {
         let asked = self.out.drain(..).filter_map(|output| match output {
-            Output::Expose { lease, session, .. } => Some((session, lease)),
-            Output::Zero { .. } => panic!("each session's frames were its own: no step is timed that zeroes"),
+            Output::Expose { lease, .. } => Some((lease, false)),
+            Output::Zero { lease, .. } => Some((lease, true)),
             _ => None,
         });
-        let leases: Vec<(SessionId, LeaseId)> = asked.collect();
-        for &(_, lease) in &leases {
+        let leases: Vec<(LeaseId, bool)> = asked.collect();
+        assert_eq!(leases.len(), blocks.len(), "free blocks are leased at once");
+        for (&(session, block), (lease, zero)) in blocks.iter().zip(leases) {
+            if zero {
+                self.step(Input::LeaseLoaded { lease, result: Ok(()) });
+            }
             self.step(Input::Exposed { lease, result: Ok(()) });
+            self.held.push(Held { session, lease, block });
         }
         self.out.clear();
-        leases
     }
 
     fn timed(&mut self, inputs: Vec<Input>) -> Duration {
@@ -106,12 +131,23 @@ impl Busy {
         cpu_time() - started
     }
 
-    fn commits(&mut self, leases: &[(SessionId, LeaseId)]) -> Vec<Input> {
-        let commit = |&(session, lease): &(SessionId, LeaseId)| {
+    /// Commits of leases, anywhere, up to their answers.
+    fn commits(&mut self) -> Vec<Input> {
+        let ending: Vec<Held> = (0..self.batch())
+            .map(|_| {
+                let at = self.any(self.held.len());
+                self.held.swap_remove(at)
+            })
+            .collect();
+        let mut steps = Vec::new();
+        for &Held { session, lease, block } in &ending {
             self.requests += 1;
-            Input::Commit { request: RequestId(self.requests), session, lease }
-        };
-        leases.iter().map(commit).collect()
+            steps.push(Input::Commit { request: RequestId(self.requests), session, lease });
+            self.free.push(block);
+        }
+        steps.extend(ending.iter().map(|&Held { lease, .. }| Input::Fenced { lease }));
+        steps.extend(ending.iter().map(|&Held { lease, .. }| Input::Verified { lease, agrees: true }));
+        steps
     }
 
     /// The writebacks that have begun become durable.
@@ -124,17 +160,36 @@ impl Busy {
         self.out.clear();
     }
 
-    /// A batch of acquires and their commits: what the acquires took, and what the commits took up to their answers.
+    /// A batch of commits, and as many acquires elsewhere: what the acquires took, and what the commits took.
     fn round(&mut self) -> (Duration, Duration) {
-        let acquires = self.acquires();
-        let acquiring = self.timed(acquires);
-        let leases = self.expose();
-        let mut steps = self.commits(&leases);
-        steps.extend(leases.iter().map(|&(_, lease)| Input::Fenced { lease }));
-        steps.extend(leases.iter().map(|&(_, lease)| Input::Verified { lease, agrees: true }));
-        let committing = self.timed(steps);
+        let commits = self.commits();
+        let committing = self.timed(commits);
         self.write();
+        let blocks = self.blocks(self.batch());
+        let acquires = self.acquires(&blocks);
+        let acquiring = self.timed(acquires);
+        self.grant(&blocks);
         (acquiring, committing)
+    }
+
+    /// What each of many acquires took, sorted. By a clock that does not stop while others run: it is the one that can be
+    /// read before and after one step.
+    fn singles(&mut self, rounds: usize) -> Vec<Duration> {
+        let mut took = Vec::new();
+        for _ in 0..rounds {
+            let commits = self.commits();
+            self.timed(commits);
+            self.write();
+            let blocks = self.blocks(self.batch());
+            for acquire in self.acquires(&blocks) {
+                let started = Instant::now();
+                self.step(acquire);
+                took.push(started.elapsed());
+            }
+            self.grant(&blocks);
+        }
+        took.sort_unstable();
+        took
     }
 }
 
@@ -154,21 +209,27 @@ fn recorded(output: Output) -> Option<WriteId> {
 fn steps(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("step");
     group.sample_size(20).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
-    for live in [100, 100_000, 1_000_000] {
+    for live in [100, 10_000, 100_000, 1_000_000] {
         // Made when it is first measured.
         let mut busy = None;
         let mut measure = |name: &str, which: fn((Duration, Duration)) -> Duration| {
             group.bench_function(BenchmarkId::new(name, live), |bencher| {
                 let busy = busy.get_or_insert_with(|| Busy::new(live));
                 bencher.iter_custom(|times| {
-                    let rounds = usize::try_from(times).expect("few").div_ceil(BATCH);
+                    let batch = busy.batch();
+                    let rounds = usize::try_from(times).expect("few").div_ceil(batch);
                     let total: Duration = (0..rounds).map(|_| which(busy.round())).sum();
-                    total.mul_f64(times as f64 / (rounds * BATCH) as f64)
+                    total.mul_f64(times as f64 / (rounds * batch) as f64)
                 });
             });
         };
         measure("acquire", |(acquiring, _)| acquiring);
         measure("commit", |(_, committing)| committing);
+        if let Some(mut busy) = busy {
+            let took = busy.singles(100_000 / busy.batch());
+            let (median, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
+            println!("step/acquire/{live}: one by one, median {median:?}, 99th percentile {p99:?}");
+        }
     }
     group.finish();
 }

@@ -59,8 +59,11 @@ impl Core {
         let acquire =
             Acquire { session, wants, on_conflict, deadline, waits: false, blocker: None, group: None };
         self.insert_request(id, Kind::Acquire(acquire));
-        if on_conflict == OnConflict::Break {
-            self.break_leases_in_the_way(id, out);
+        match on_conflict {
+            // Nothing is in its way, or it would not have been admitted.
+            OnConflict::Refuse => return self.take_frames(id, out),
+            OnConflict::Break => self.break_leases_in_the_way(id, out),
+            OnConflict::Wait => {}
         }
         self.advance_acquire(id, out);
     }
@@ -113,7 +116,7 @@ impl Core {
     fn conflict(&self, blocker: Blocker, want: &Want) -> AcquireError {
         let holder = match blocker {
             Blocker::Lease(lease) => {
-                let state = &self.leases[&lease];
+                let state = &self.leases[lease];
                 // Nobody knows a capture by its own number.
                 Some((state.of.unwrap_or(lease), state.identity.clone()))
             }
@@ -230,6 +233,11 @@ impl Core {
             self.leave_frame_queue(id);
             return self.block_on(id, blocker);
         }
+        self.take_frames(id, out);
+    }
+
+    /// Turns an acquire that has nothing in its way into leases, if there are frames for all, else puts it in line.
+    fn take_frames(&mut self, id: RequestId, out: &mut Vec<Output>) {
         let after_others = self.frame_queue.first().is_some_and(|&first| first < id);
         match if after_others { None } else { self.allocate_for(id) } {
             Some(runs) => {

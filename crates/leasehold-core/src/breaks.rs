@@ -109,7 +109,7 @@ impl Core {
 
     /// Acquires that break leases break a new one as well, if it was granted to somebody before them in line.
     pub(crate) fn break_for_those_who_wait(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let (range, access, file) = (lease.range, lease.access, lease.file);
         let waiting: Vec<RequestId> = self.file(file).breakers.conflicting(range, access.writes()).collect();
         for request in waiting {
@@ -125,7 +125,7 @@ impl Core {
 
     /// The lease has just been granted: its holder hears of breaks that began before.
     pub(crate) fn tell_breaks(&self, id: LeaseId, out: &mut Vec<Output>) {
-        out.extend(self.leases[&id].breaks.iter().map(|broken| notice(&self.breaks[broken])));
+        out.extend(self.leases[id].breaks.iter().map(|broken| notice(&self.breaks[broken])));
     }
 
     /// The holder did not answer in time.

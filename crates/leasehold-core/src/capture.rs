@@ -27,6 +27,7 @@ use crate::phase::PhaseId;
 use crate::range::{ByteRange, Run};
 use crate::request::{Blocker, Kind};
 use crate::scheme::DataPath;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 /// A capture in line for frames.
@@ -54,7 +55,7 @@ impl Core {
         if let Err(error) = self.admit_capture(of, range) {
             return self.reply(id, Reply::Capture(Err(error)), out);
         }
-        let lease = &self.leases[&of];
+        let lease = &self.leases[of];
         let (session, file) = (lease.session, lease.file);
         if self.config.scheme.data_path == DataPath::FileFrames {
             // What the peer has placed is the file's already.
@@ -75,7 +76,7 @@ impl Core {
 
     /// Whether the capture may wait for frames at all.
     fn admit_capture(&self, of: LeaseId, range: ByteRange) -> Result<(), CommitError> {
-        let lease = &self.leases[&of];
+        let lease = &self.leases[of];
         match lease.access {
             Access::Read => return Err(CommitError::ReadOnly(of)),
             Access::Overwrite => return Err(CommitError::NotPreloaded(of)),
@@ -131,15 +132,15 @@ impl Core {
     fn queue_capture(&mut self, id: LeaseId, request: RequestId, of: LeaseId, range: ByteRange, run: Run) {
         // The lease's frames were loaded from the file.
         self.frames.mix_bytes(run);
-        let lease = &self.leases[&of];
+        let lease = &self.leases[of];
         let (session, file) = (lease.session, lease.file);
         let mut capture =
             Lease::new(session, lease.identity.clone(), file, range, lease.access, run, self.now);
         capture.state = State::Queued { request };
         capture.of = Some(of);
         self.file_mut(file).leases.insert(range, capture.access.writes(), id);
-        self.sessions.get_mut(&session).expect("a live lease has its session").leases.insert(id);
-        self.leases.insert(id, capture);
+        self.sessions.get_mut(&session).expect("a live lease has its session").leases.insert(id, ());
+        self.leases.insert(id, Box::new(capture));
         self.answers.insert(request, id);
         let queue = self.captures.entry(of).or_default();
         queue.push_back(id);
@@ -150,14 +151,14 @@ impl Core {
 
     /// All captures before it have taken effect.
     fn begin_capture(&mut self, id: LeaseId) {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let State::Queued { request } = lease.state else { return };
         self.enter_commit_phase(id, request);
     }
 
     /// Its blocks are quiet, so nothing but the copy is missing.
     pub(crate) fn copy_under_key(&mut self, id: LeaseId, of: LeaseId, phase: PhaseId, out: &mut Vec<Output>) {
-        let whole = &self.leases[&of];
+        let whole = &self.leases[of];
         let (first, leased) = (whole.run.first.0, whole.range.blocks());
         let lease = self.lease_mut(id);
         let State::Merging { request, .. } = lease.state else { return };
@@ -169,8 +170,7 @@ impl Core {
     }
 
     pub(crate) fn captured(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        if let Some(State::Merging { step: Step::Copying, .. }) =
-            self.leases.get(&id).map(|lease| lease.state)
+        if let Some(State::Merging { step: Step::Copying, .. }) = self.leases.get(id).map(|lease| lease.state)
         {
             self.complete_boundary(id, out);
         }

@@ -33,7 +33,7 @@ impl Core {
     }
 
     pub(crate) fn verified(&mut self, id: LeaseId, agrees: bool, out: &mut Vec<Output>) {
-        let Some(lease) = self.leases.get(&id) else { return };
+        let Some(lease) = self.leases.get(id) else { return };
         let State::Verifying { request } = lease.state else { return };
         if lease.poisoned {
             return self.commit_failed(id, CommitError::Poisoned(id), out);
@@ -46,14 +46,14 @@ impl Core {
 
     /// Puts the commit, or the capture, in line for its blocks.
     pub(crate) fn enter_commit_phase(&mut self, id: LeaseId, request: RequestId) {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let (file, range) = (lease.file, lease.range);
         let phase = self.enter_phase(file, range.blocks(), PhaseOwner::Commit(id), whole_blocks(range));
         self.lease_mut(id).state = State::Merging { request, phase, step: Step::InLine };
     }
 
     pub(crate) fn commit_phase_held(&mut self, id: LeaseId, phase: PhaseId, out: &mut Vec<Output>) {
-        match self.leases[&id].of {
+        match self.leases[id].of {
             Some(of) => self.copy_under_key(id, of, phase, out),
             None => self.complete_boundary(id, out),
         }
@@ -76,7 +76,7 @@ impl Core {
     }
 
     pub(crate) fn merged(&mut self, id: LeaseId, result: Result<(), Fault>, out: &mut Vec<Output>) {
-        let Some(lease) = self.leases.get(&id) else { return };
+        let Some(lease) = self.leases.get(id) else { return };
         let State::Merging { phase, step: Step::Merging, .. } = lease.state else { return };
         match result {
             Ok(()) => self.swap_in(id, out),
@@ -89,7 +89,7 @@ impl Core {
 
     /// The commit takes effect: its frames are the file's newest blocks.
     fn swap_in(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let State::Merging { request, phase, .. } = lease.state else { return };
         let (file, range, run) = (lease.file, lease.range, lease.run);
         if lease.poisoned {
@@ -109,7 +109,7 @@ impl Core {
 
     /// The lease is fenced, and holds no phase: nothing of it gets into the file.
     pub(crate) fn commit_failed(&mut self, id: LeaseId, error: CommitError, out: &mut Vec<Output>) {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let (State::Verifying { request } | State::Merging { request, .. }) = lease.state else { return };
         let run = lease.run;
         self.free_frames(run, Owner::Lease(id));
@@ -124,7 +124,7 @@ impl Core {
         result: Result<Committed, CommitError>,
         out: &mut Vec<Output>,
     ) {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let (session, captured) = (lease.session, lease.of.is_some());
         let outcome = if result.is_ok() { Outcome::Committed } else { Outcome::Released };
         if captured {

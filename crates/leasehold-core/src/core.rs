@@ -13,7 +13,9 @@ use crate::phase::PhaseId;
 use crate::request::Request;
 use crate::schemes;
 use crate::session::Session;
+use crate::sparse::SparseTable;
 use crate::writeback::Writeback;
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
@@ -53,7 +55,7 @@ pub struct Core {
     pub(crate) last_id: u64,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) files: BTreeMap<FileId, File>,
-    pub(crate) leases: BTreeMap<LeaseId, Lease>,
+    pub(crate) leases: SparseTable<LeaseId, Box<Lease>>,
     /// Captures that are leases by now, by the lease that they capture, as they came.
     pub(crate) captures: BTreeMap<LeaseId, VecDeque<LeaseId>>,
     pub(crate) requests: BTreeMap<RequestId, Request>,
@@ -108,7 +110,7 @@ impl Core {
             last_id: 0,
             sessions: BTreeMap::from([(SessionId::LOCAL, Session::local())]),
             files: BTreeMap::new(),
-            leases: BTreeMap::new(),
+            leases: SparseTable::default(),
             captures: BTreeMap::new(),
             requests: BTreeMap::new(),
             answers: BTreeMap::new(),

@@ -17,7 +17,7 @@ impl Core {
     /// The key is live: the pages are dirty from now on, since nobody will say when they become so.
     pub(crate) fn dirty_when_registered(&mut self, id: LeaseId, out: &mut Vec<Output>) {
         let scheme = self.config.scheme;
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         if scheme.data_path == DataPath::FileFrames && scheme.dirty.registered && lease.access.writes() {
             let (file, range, run) = (lease.file, lease.range, lease.run);
             let write = WriteId(self.next_id());
@@ -28,7 +28,7 @@ impl Core {
 
     /// The lease is fenced and gives its frames up, dirty if the scheme says so.
     pub(crate) fn return_file_frames(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let (file, range, run) = (lease.file, lease.range, lease.run);
         let dirty = self.config.scheme.dirty.released && lease.access.writes();
         if dirty && lease.detached {
@@ -54,7 +54,7 @@ impl Core {
 
     /// A commit says no more than that the holder is done.
     pub(crate) fn commit_file_frames(&mut self, id: LeaseId, request: RequestId, out: &mut Vec<Output>) {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let (session, file, range) = (lease.session, lease.file, lease.range);
         let removed = self.file(file).removed;
         if !removed {
@@ -71,7 +71,7 @@ impl Core {
 
     /// The lease's frames go into quarantine, and nothing may be written from there.
     pub(crate) fn drop_write_under_key(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        if let Some(write) = self.leases[&id].write {
+        if let Some(write) = self.leases[id].write {
             let file = self.forget_write(write, false).file;
             self.advance_syncs(file, out);
         }

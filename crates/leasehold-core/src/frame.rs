@@ -10,6 +10,7 @@
 
 use crate::ids::{FrameId, LeaseId, RequestId, SessionId, WriteId};
 use crate::range::Run;
+use crate::sparse::SparseTable;
 use crate::view::FrameStats;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -42,7 +43,7 @@ pub(crate) struct FrameTable {
     /// The same by (length, position), for the best fit.
     free_by_length: BTreeSet<(u32, u32)>,
     /// Owned runs by position.
-    owned: BTreeMap<u32, (u32, Owner)>,
+    owned: SparseTable<u64, (u32, Owner)>,
     /// Positions of the quarantined runs of each session.
     quarantine: BTreeMap<SessionId, Vec<u32>>,
     bytes: Vec<Bytes>,
@@ -55,7 +56,7 @@ impl FrameTable {
         let mut table = FrameTable {
             free: BTreeMap::new(),
             free_by_length: BTreeSet::new(),
-            owned: BTreeMap::new(),
+            owned: SparseTable::default(),
             quarantine: BTreeMap::new(),
             bytes: alloc::vec![Bytes::Fresh; frames as usize],
             stats: FrameStats::default(),
@@ -78,7 +79,7 @@ impl FrameTable {
         if length > frames {
             self.insert_free(first + frames, length - frames);
         }
-        self.owned.insert(first, (frames, owner));
+        self.owned.insert(first.into(), (frames, owner));
         self.stats.free -= frames;
         *self.count(owner) += frames;
         Some(Run { first: FrameId(first), frames })
@@ -107,7 +108,7 @@ impl FrameTable {
     /// The run changes hands.
     pub fn hand_over(&mut self, run: Run, from: Owner, to: Owner) {
         self.disown(run, from);
-        self.owned.insert(run.first.0, (run.frames, to));
+        self.owned.insert(run.first.0.into(), (run.frames, to));
         *self.count(to) += run.frames;
         if let Owner::Quarantine(session) = to {
             self.quarantine.entry(session).or_default().push(run.first.0);
@@ -121,7 +122,7 @@ impl FrameTable {
         let kept = Run { first: run.first, frames };
         self.disown(run, owner);
         for part in [kept, rest] {
-            self.owned.insert(part.first.0, (part.frames, owner));
+            self.owned.insert(part.first.0.into(), (part.frames, owner));
             *self.count(owner) += part.frames;
         }
         (kept, rest)
@@ -131,7 +132,7 @@ impl FrameTable {
     pub fn end_quarantine(&mut self, session: SessionId) -> bool {
         let Some(positions) = self.quarantine.remove(&session) else { return false };
         for first in positions {
-            let frames = self.owned[&first].0;
+            let (frames, _) = self.owned[u64::from(first)];
             self.release(Run { first: FrameId(first), frames }, Owner::Quarantine(session));
         }
         true
@@ -158,7 +159,7 @@ impl FrameTable {
 
     /// Whether exactly this run is owned by `owner`.
     pub fn owns(&self, owner: Owner, run: Run) -> bool {
-        self.owned.get(&run.first.0) == Some(&(run.frames, owner))
+        self.owned.get(run.first.0.into()) == Some(&(run.frames, owner))
     }
 
     /// How many runs are owned, those in quarantine excepted.
@@ -190,7 +191,7 @@ impl FrameTable {
                     free.next();
                     frames
                 }
-                (_, Some(&(&first, &(frames, _)))) if first == at => {
+                (_, Some(&(first, &(frames, _)))) if first == u64::from(at) => {
                     last_free = false;
                     owned.next();
                     frames
@@ -210,7 +211,7 @@ impl FrameTable {
     }
 
     fn disown(&mut self, run: Run, owner: Owner) {
-        let found = self.owned.remove(&run.first.0);
+        let found = self.owned.remove(run.first.0.into());
         assert_eq!(found, Some((run.frames, owner)), "{run:?} is not owned by the one who gives it away");
         *self.count(owner) -= run.frames;
     }

@@ -45,7 +45,7 @@ impl Core {
 
     /// Whether the session has been granted the lease, and it is not ending.
     pub(crate) fn is_usable(&self, session: SessionId, id: LeaseId) -> bool {
-        self.leases.get(&id).is_some_and(|lease| {
+        self.leases.get(id).is_some_and(|lease| {
             lease.session == session && lease.state == State::Live && lease.request.is_none()
         })
     }

@@ -4,11 +4,15 @@
 //! begin. One that overlaps a query begins less than its class's length before it, so each class is one short range
 //! scan. There are at most 65 classes, and files in practice use a few.
 //!
-//! Invariant: no class is empty.
+//! A class is a line of cells half as long as its longest interval. Two intervals that begin in one cell overlap, so a
+//! cell has one, unless there is a crowd: readers, or requests that wait for the same bytes.
+//!
+//! Invariant: no class is empty; a cell has the least of those that begin in it, the crowd the others.
 
 use crate::ids::{LeaseId, RequestId, WriteId};
 use crate::range::{BlockRange, ByteRange};
-use alloc::collections::BTreeMap;
+use crate::sparse::SparseTable;
+use alloc::collections::{BTreeMap, BTreeSet};
 
 /// What an interval belongs to.
 pub(crate) trait Key: Copy + Ord {
@@ -54,8 +58,17 @@ impl Span {
 /// Intervals, each with a key; see the module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct IntervalIndex<K> {
-    /// By class, then by (start, key): the end.
-    classes: BTreeMap<u8, BTreeMap<(u64, K), u64>>,
+    classes: BTreeMap<u8, Class<K>>,
+}
+
+/// Where an interval begins, what it belongs to, and where it ends.
+type Entry<K> = (u64, K, u64);
+
+/// The intervals of one size class.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Class<K> {
+    cells: SparseTable<u64, Entry<K>>,
+    crowd: BTreeSet<Entry<K>>,
 }
 
 impl<K> Default for IntervalIndex<K> {
@@ -71,16 +84,17 @@ impl<K: Key> IntervalIndex<K> {
 
     pub fn insert(&mut self, span: impl Into<Span>, key: K) {
         let span = span.into();
-        self.classes.entry(span.class()).or_default().insert((span.start, key), span.end);
+        let class = span.class();
+        self.classes.entry(class).or_default().insert(class, (span.start, key, span.end));
     }
 
     /// Removes what was inserted with the same arguments; whether it was there.
     pub fn remove(&mut self, span: impl Into<Span>, key: K) -> bool {
         let span = span.into();
         let class = span.class();
-        let Some(spans) = self.classes.get_mut(&class) else { return false };
-        let found = spans.remove(&(span.start, key)).is_some();
-        if spans.is_empty() {
+        let Some(intervals) = self.classes.get_mut(&class) else { return false };
+        let found = intervals.remove(class, (span.start, key, span.end));
+        if intervals.cells.is_empty() {
             self.classes.remove(&class);
         }
         found
@@ -89,15 +103,59 @@ impl<K: Key> IntervalIndex<K> {
     /// The keys of all intervals that share a point with `span`.
     pub fn overlapping(&self, span: impl Into<Span>) -> impl Iterator<Item = K> + '_ {
         let span = span.into();
-        self.classes.iter().flat_map(move |(&class, spans)| {
+        self.classes.iter().flat_map(move |(&class, intervals)| {
             let longest = 1_u64.checked_shl(u32::from(class)).unwrap_or(u64::MAX);
             let first = span.start.saturating_sub(longest - 1);
-            spans
-                .range((first, K::MIN)..(span.end, K::MIN))
-                .filter(move |&(_, &end)| end > span.start)
-                .map(|(&(_, key), _)| key)
+            let cells = intervals.cells.range(cell(first, class), cell(span.end - 1, class));
+            let crowd = intervals.crowd.range((first, K::MIN, 0)..(span.end, K::MIN, 0));
+            cells
+                .map(|(_, &entry)| entry)
+                .chain(crowd.copied())
+                .filter(move |&(start, _, end)| start < span.end && end > span.start)
+                .map(|(_, key, _)| key)
         })
     }
+}
+
+impl<K> Default for Class<K> {
+    fn default() -> Class<K> {
+        Class { cells: SparseTable::default(), crowd: BTreeSet::new() }
+    }
+}
+
+impl<K: Key> Class<K> {
+    fn insert(&mut self, class: u8, entry: Entry<K>) {
+        let cell = cell(entry.0, class);
+        if let Some(other) = self.cells.insert(cell, entry)
+            && other != entry
+        {
+            self.cells.insert(cell, other.min(entry));
+            self.crowd.insert(other.max(entry));
+        }
+    }
+
+    fn remove(&mut self, class: u8, entry: Entry<K>) -> bool {
+        let its_cell = cell(entry.0, class);
+        if self.cells.get(its_cell) != Some(&entry) {
+            return self.crowd.remove(&entry);
+        }
+        let next = self.crowd.range(entry..).next().copied();
+        match next.filter(|next| cell(next.0, class) == its_cell) {
+            Some(next) => {
+                self.crowd.remove(&next);
+                self.cells.insert(its_cell, next);
+            }
+            None => {
+                self.cells.remove(its_cell);
+            }
+        }
+        true
+    }
+}
+
+/// The cell in which an interval of a class is that begins at `start`.
+fn cell(start: u64, class: u8) -> u64 {
+    start >> class.saturating_sub(1)
 }
 
 /// Intervals that are held shared or exclusively: the question is which of them conflict with one more.

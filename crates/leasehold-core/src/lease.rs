@@ -19,6 +19,7 @@ use crate::output::{CommitError, Loader, NoSuchLease, Notice, Output, Reply, Rev
 use crate::phase::{PhaseId, PhaseOwner};
 use crate::range::{BLOCK_BYTES, ByteRange, Run};
 use crate::scheme::DataPath;
+use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -176,7 +177,7 @@ impl Lease {
 
 impl Core {
     pub(crate) fn lease_mut(&mut self, id: LeaseId) -> &mut Lease {
-        self.leases.get_mut(&id).expect("a lease that is referred to is not over")
+        self.leases.get_mut(id).expect("a lease that is referred to is not over")
     }
 
     /// A lease that has its frames: they are filled, and its key is made.
@@ -190,11 +191,11 @@ impl Core {
         out: &mut Vec<Output>,
     ) {
         let owner = self.sessions.get_mut(&session).expect("requests end with their session");
-        owner.leases.insert(id);
+        owner.leases.insert(id, ());
         let Want { file, range, access } = want;
         let mut lease = Lease::new(session, owner.identity.clone(), file, range, access, run, self.now);
         lease.request = Some(request);
-        self.leases.insert(id, lease);
+        self.leases.insert(id, Box::new(lease));
         self.file_mut(file).leases.insert(range, access.writes(), id);
         self.break_for_those_who_wait(id, out);
 
@@ -220,17 +221,17 @@ impl Core {
     }
 
     pub(crate) fn lease_loaded(&mut self, id: LeaseId, result: Result<(), Fault>, out: &mut Vec<Output>) {
-        let Some(lease) = self.leases.get(&id) else { return };
+        let Some(lease) = self.leases.get(id) else { return };
         match lease.state {
             State::Loading { phase, asked: true } => self.leave_phase(lease.file, phase),
             State::Zeroing => {}
             _ => return,
         }
         if result.is_err() {
-            let run = self.leases[&id].run;
+            let run = self.leases[id].run;
             self.frames.mix_bytes(run);
         }
-        match (self.leases[&id].abandoned, result) {
+        match (self.leases[id].abandoned, result) {
             (Some(outcome), _) => self.drop_without_key(id, outcome, out),
             (None, Err(fault)) => self.preparation_failed(id, fault, out),
             (None, Ok(())) => self.expose(id, out),
@@ -251,7 +252,7 @@ impl Core {
     }
 
     pub(crate) fn exposed(&mut self, id: LeaseId, result: Result<(), Fault>, out: &mut Vec<Output>) {
-        let Some(lease) = self.leases.get_mut(&id) else { return };
+        let Some(lease) = self.leases.get_mut(id) else { return };
         if lease.state != State::Exposing {
             return;
         }
@@ -272,7 +273,7 @@ impl Core {
 
     /// The lease has no key and never gets one; its acquire is refused.
     pub(crate) fn preparation_failed(&mut self, id: LeaseId, fault: Fault, out: &mut Vec<Output>) {
-        let request = self.leases[&id].request;
+        let request = self.leases[id].request;
         self.drop_without_key(id, Outcome::Released, out);
         if let Some(request) = request {
             self.acquire_failed(request, fault, out);
@@ -281,7 +282,7 @@ impl Core {
 
     /// Ends a lease that was not granted, as soon as nothing is outstanding for it.
     pub(crate) fn abandon(&mut self, id: LeaseId, outcome: Outcome, out: &mut Vec<Output>) {
-        let Some(lease) = self.leases.get_mut(&id) else { return };
+        let Some(lease) = self.leases.get_mut(id) else { return };
         lease.request = None;
         match lease.state {
             State::Loading { phase, asked: false } => {
@@ -304,7 +305,7 @@ impl Core {
 
     /// Ends a lease against its holder's will. One that is ending already goes its way, a commit in time included.
     pub(crate) fn revoke(&mut self, id: LeaseId, reason: RevokeReason, out: &mut Vec<Output>) {
-        if self.leases.get(&id).is_some_and(|lease| lease.state == State::Live) {
+        if self.leases.get(id).is_some_and(|lease| lease.state == State::Live) {
             self.fence(id, Ending::Revoke(reason), out);
         }
     }
@@ -324,7 +325,7 @@ impl Core {
 
     /// The fence is proven, or will never be. The lease ends when its captures are over.
     pub(crate) fn fence_answered(&mut self, id: LeaseId, proven: bool, out: &mut Vec<Output>) {
-        let Some(lease) = self.leases.get_mut(&id) else { return };
+        let Some(lease) = self.leases.get_mut(id) else { return };
         let State::Fencing(ending) = lease.state else { return };
         lease.state = State::Fenced { ending, proven };
         self.end_fenced(id, out);
@@ -332,7 +333,7 @@ impl Core {
 
     /// Ends the lease, if it is fenced and nothing is copied from its frames any more.
     pub(crate) fn end_fenced(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let State::Fenced { ending, proven } = lease.state else { return };
         if self.captures.contains_key(&id) {
             return;
@@ -352,7 +353,7 @@ impl Core {
     /// Bytes may still land in its frames, until nothing is left of the session's endpoint.
     fn quarantine(&mut self, id: LeaseId, out: &mut Vec<Output>) {
         self.drop_write_under_key(id, out);
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let (run, session) = (lease.run, lease.session);
         self.frames.hand_over(run, Owner::Lease(id), Owner::Quarantine(session));
         out.push(Output::Disconnect { session });
@@ -360,7 +361,7 @@ impl Core {
 
     /// The lease is over without a commit: tells its holder, and those who wait.
     fn tell_uncommitted(&mut self, id: LeaseId, ending: Ending, proven: bool, out: &mut Vec<Output>) {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let (session, file, range, by) = (lease.session, lease.file, lease.range, lease.by.clone());
         // Nobody writes under a key that nobody was given, or that only reads and was given back.
         let forgettable = match ending {
@@ -400,7 +401,7 @@ impl Core {
     }
 
     fn drop_without_key(&mut self, id: LeaseId, outcome: Outcome, out: &mut Vec<Output>) {
-        let run = self.leases[&id].run;
+        let run = self.leases[id].run;
         self.free_frames(run, Owner::Lease(id));
         self.lease_over(id, outcome, out);
     }
@@ -413,10 +414,10 @@ impl Core {
     /// Takes a lease whose frames are no longer its own out of all tables.
     pub(crate) fn lease_over(&mut self, id: LeaseId, outcome: Outcome, out: &mut Vec<Output>) {
         self.stop_grace(id);
-        let lease = self.leases.remove(&id).expect("a lease is over once");
+        let lease = self.leases.remove(id).expect("a lease is over once");
         self.file_mut(lease.file).leases.remove(lease.range, lease.access.writes(), id);
         if let Some(session) = self.sessions.get_mut(&lease.session) {
-            session.leases.remove(&id);
+            session.leases.remove(id);
         }
         for broken in lease.breaks {
             self.end_break(broken, outcome, out);

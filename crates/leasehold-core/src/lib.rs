@@ -54,6 +54,7 @@ mod request;
 pub mod scheme;
 pub mod schemes;
 mod session;
+mod sparse;
 mod sync;
 #[allow(missing_docs, reason = "the fields of a variant are named for their types and for its comment")]
 pub mod view;

@@ -85,7 +85,7 @@ impl Core {
     /// Has the request looked at again when `blocker` has gone.
     pub(crate) fn block_on(&mut self, id: RequestId, blocker: Blocker) {
         let watchers = match blocker {
-            Blocker::Lease(lease) => &mut self.leases.get_mut(&lease).expect("it is in the way").watchers,
+            Blocker::Lease(lease) => &mut self.leases.get_mut(lease).expect("it is in the way").watchers,
             Blocker::Request(other) => &mut self.requests.get_mut(&other).expect("it is in the way").watchers,
         };
         watchers.insert(id);
@@ -96,7 +96,7 @@ impl Core {
     pub(crate) fn unblock(&mut self, id: RequestId) {
         let Some(blocker) = self.blocker_mut(id).and_then(Option::take) else { return };
         let watchers = match blocker {
-            Blocker::Lease(lease) => self.leases.get_mut(&lease).map(|lease| &mut lease.watchers),
+            Blocker::Lease(lease) => self.leases.get_mut(lease).map(|lease| &mut lease.watchers),
             Blocker::Request(other) => self.requests.get_mut(&other).map(|other| &mut other.watchers),
         };
         if let Some(watchers) = watchers {

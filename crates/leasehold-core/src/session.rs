@@ -11,6 +11,7 @@ use crate::input::Access;
 use crate::lease::{Ending, State};
 use crate::output::{AcquireError, CommitError, NoSuchLease, Output, RevokeReason};
 use crate::request::Kind;
+use crate::sparse::SparseTable;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -21,7 +22,7 @@ use alloc::vec::Vec;
 pub(crate) struct Session {
     pub identity: Arc<Identity>,
     /// Its leases in any state.
-    pub leases: BTreeSet<LeaseId>,
+    pub leases: SparseTable<LeaseId, ()>,
     /// Leases that these will need.
     pub leases_wanted: usize,
     /// Its acquires that are owed an answer, and its captures that have no frames yet.
@@ -35,7 +36,7 @@ impl Session {
     fn new(identity: Arc<Identity>) -> Session {
         Session {
             identity,
-            leases: BTreeSet::new(),
+            leases: SparseTable::default(),
             leases_wanted: 0,
             requests: BTreeSet::new(),
             remembered: VecDeque::new(),
@@ -85,8 +86,8 @@ impl Core {
                 _ => self.refuse_acquire(request, AcquireError::NoSession, Outcome::SessionEnded, out),
             }
         }
-        for lease in leases {
-            if let Some(state) = self.leases.get_mut(&lease) {
+        for (lease, ()) in leases.iter() {
+            if let Some(state) = self.leases.get_mut(lease) {
                 state.by = state.by.take().or_else(|| by.clone());
                 self.revoke(lease, RevokeReason::SessionEnded, out);
             }
@@ -102,12 +103,12 @@ impl Core {
     /// The session's data stream has failed a checksum: whatever it wrote and has not committed cannot be trusted.
     pub(crate) fn poison_session(&mut self, id: SessionId, out: &mut Vec<Output>) {
         let leases: Vec<LeaseId> = match self.sessions.get(&id) {
-            Some(session) => session.leases.iter().copied().collect(),
+            Some(session) => session.leases.iter().map(|(id, ())| id).collect(),
             // It has ended, but what it had sent in time is on its way.
-            None => self.leases.iter().filter(|(_, lease)| lease.session == id).map(|(&id, _)| id).collect(),
+            None => self.leases.iter().filter(|(_, lease)| lease.session == id).map(|(id, _)| id).collect(),
         };
         for lease in leases {
-            let Some(state) = self.leases.get_mut(&lease) else { continue };
+            let Some(state) = self.leases.get_mut(lease) else { continue };
             if state.access == Access::Read {
                 continue;
             }
@@ -143,7 +144,7 @@ impl Core {
         lease: LeaseId,
         out: &mut Vec<Output>,
     ) -> CommitError {
-        if let Some(state) = self.leases.get(&lease)
+        if let Some(state) = self.leases.get(lease)
             && state.session == id
             && let State::Fencing(Ending::Revoke(reason))
             | State::Fenced { ending: Ending::Revoke(reason), .. } = state.state

@@ -156,13 +156,13 @@ pub struct FrameStats {
 impl Core {
     /// Every lease, in order of its id.
     pub fn leases(&self) -> impl Iterator<Item = LeaseView> + '_ {
-        self.leases.iter().map(|(&id, lease)| lease.view(id))
+        self.leases.iter().map(|(id, lease)| lease.view(id))
     }
 
     /// One lease.
     #[must_use]
     pub fn lease(&self, id: LeaseId) -> Option<LeaseView> {
-        self.leases.get(&id).map(|lease| lease.view(id))
+        self.leases.get(id).map(|lease| lease.view(id))
     }
 
     /// The file's committed size, durable or not; `None` if it is not open, or removed.
@@ -235,7 +235,7 @@ impl Core {
                 wait(*file, WaitKind::Sync, None, None, on)
             }
             Kind::Capture(capture) => {
-                let lease = self.leases.get(&capture.of)?;
+                let lease = self.leases.get(capture.of)?;
                 let what = WaitKind::Capture(capture.of, capture.range);
                 let (who, until) = (lease.identity.clone(), capture.deadline);
                 wait(lease.file, what, Some(who), Some(until), alloc::vec![WaitOn::Frames])
@@ -271,7 +271,7 @@ impl Core {
     }
 
     fn preparation_waits_on(&self, id: LeaseId) -> Option<WaitOn> {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         match lease.state {
             State::Loading { phase, asked: false } => Some(self.phase_waits_on(lease.file, phase)),
             State::Loading { .. } | State::Zeroing | State::Exposing => Some(WaitOn::Disk),
@@ -294,7 +294,7 @@ impl Core {
     }
 
     fn lease_in_the_way(&self, id: LeaseId) -> WaitOn {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         match lease.state {
             State::Fencing(_) => WaitOn::Fence(id),
             State::Fenced { .. } => match self.captures.get(&id).and_then(VecDeque::front) {
@@ -322,7 +322,7 @@ impl Core {
 
     /// A commit or release that goes on.
     fn ending(&self, request: RequestId, id: LeaseId) -> Wait {
-        let lease = &self.leases[&id];
+        let lease = &self.leases[id];
         let what = match (lease.of, lease.state) {
             (Some(of), _) => WaitKind::Capture(of, lease.range),
             (_, State::Fencing(Ending::Release(_)) | State::Fenced { ending: Ending::Release(_), .. }) => {

@@ -72,7 +72,7 @@ impl Core {
         for (&write, state) in &self.writes {
             if let Some(lease) = state.holder
                 && state.is_in_flight()
-                && self.leases[&lease].has_key()
+                && self.leases[lease].has_key()
             {
                 return Err(Violation::UnstableWriteback { write, lease });
             }
@@ -80,7 +80,7 @@ impl Core {
         if let Some(lease) = self.disowned {
             return Err(Violation::DisownedDirty { lease });
         }
-        for (&lease, state) in &self.leases {
+        for (lease, state) in self.leases.iter() {
             if state.detached && state.has_key() {
                 return Err(Violation::StrayKey { lease });
             }
@@ -106,7 +106,7 @@ impl Core {
             return Ok(());
         }
         let mut writers = self.file(file).leases.conflicting(ByteRange::ALL, false);
-        match writers.find(|lease| self.leases[lease].has_key()) {
+        match writers.find(|lease| self.leases[*lease].has_key()) {
             Some(lease) => Err(Violation::MovingClone { request, lease }),
             None => Ok(()),
         }
@@ -123,7 +123,7 @@ impl Core {
         // A truncate that turned out to shrink began its breaks later than it came.
         let latest = self.now.max(since).after_ms(self.config.grace_ms);
         for lease in self.file(file).leases.conflicting(takes, true) {
-            let state = &self.leases[&lease];
+            let state = &self.leases[lease];
             if !state.is_ending() && state.deadline.is_none_or(|deadline| deadline > latest) {
                 return Err(Violation::UnboundedWait { request, lease });
             }
@@ -138,7 +138,7 @@ impl Core {
             owners += 1;
             if self.frames.owns(owner, run) { Ok(()) } else { Err(format!("{owner:?} does not own {run:?}")) }
         };
-        for (&id, lease) in &self.leases {
+        for (id, lease) in self.leases.iter() {
             owns(Owner::Lease(id), lease.run)?;
         }
         for (&id, write) in self.writes.iter().filter(|(_, write)| write.holder.is_none()) {
@@ -166,18 +166,21 @@ impl Core {
     fn check_tables(&self) -> Result<(), String> {
         let sound = |sound: bool, what: &str| if sound { Ok(()) } else { Err(String::from(what)) };
         sound(self.work.is_empty(), "work is left between steps")?;
-        for (id, lease) in &self.leases {
-            let found = self.file(lease.file).leases.conflicting(lease.range, true).any(|other| other == *id);
+        for (id, lease) in self.leases.iter() {
+            let found = self.file(lease.file).leases.conflicting(lease.range, true).any(|other| other == id);
             sound(found, "a lease is not in its file's index")?;
             let session = self.sessions.get(&lease.session);
-            sound(session.is_none_or(|session| session.leases.contains(id)), "a lease is not its session's")?;
+            sound(
+                session.is_none_or(|session| session.leases.contains_key(id)),
+                "a lease is not its session's",
+            )?;
             if let Some(deadline) = lease.deadline {
                 sound(deadline > self.now || self.config.grace_ms == 0, "a grace period is over unnoticed")?;
-                sound(self.timers.contains(&(deadline, Timer::Grace(*id))), "a deadline has no timer")?;
+                sound(self.timers.contains(&(deadline, Timer::Grace(id))), "a deadline has no timer")?;
             }
             sound(lease.breaks.iter().all(|id| self.breaks.contains_key(id)), "a break is not recorded")?;
         }
-        let breaks: usize = self.leases.values().map(|lease| lease.breaks.len()).sum();
+        let breaks: usize = self.leases.iter().map(|(_, lease)| lease.breaks.len()).sum();
         sound(breaks == self.breaks.len(), "a break has outlived its lease")?;
         let wanted: usize = self.sessions.values().map(|session| session.leases_wanted).sum();
         sound(wanted == self.leases_wanted, "wanted leases are miscounted")?;
@@ -193,18 +196,18 @@ impl Core {
         }
         let files: usize = self.files.values().map(|file| file.writes.len()).sum();
         sound(files == self.writes.len(), "a file's writebacks are miscounted")?;
-        sound(self.answers.values().all(|lease| self.leases.contains_key(lease)), "an answer is lost")?;
+        sound(self.answers.values().all(|lease| self.leases.contains_key(*lease)), "an answer is lost")?;
         for (of, captures) in &self.captures {
-            let lease = self.leases.get(of).map(|lease| lease.state);
+            let lease = self.leases.get(*of).map(|lease| lease.state);
             let there = matches!(lease, Some(State::Live | State::Fencing(_) | State::Fenced { .. }));
             sound(there && !captures.is_empty(), "captures have outlived their lease")?;
             for (at, id) in captures.iter().enumerate() {
-                let queued = matches!(self.leases[id].state, State::Queued { .. });
-                sound(self.leases[id].of == Some(*of) && queued == (at > 0), "a capture is out of line")?;
+                let queued = matches!(self.leases[*id].state, State::Queued { .. });
+                sound(self.leases[*id].of == Some(*of) && queued == (at > 0), "a capture is out of line")?;
             }
         }
         let captures: usize = self.captures.values().map(VecDeque::len).sum();
-        let leases = self.leases.values().filter(|lease| lease.of.is_some()).count();
+        let leases = self.leases.iter().filter(|(_, lease)| lease.of.is_some()).count();
         sound(captures == leases, "a capture is in no line")?;
         for id in &self.frame_queue {
             sound(self.requests.contains_key(id), "a request that is gone is in line for frames")?;

@@ -72,6 +72,10 @@ impl Inner {
             .collect();
         let result = self.judge_all(file, blocks.start(), &sums);
         frames[within..].fill(0);
+        // Of an update lease, most blocks are committed as they were loaded.
+        for (frame, sum) in (into.first.0 as usize..).zip(&sums[..within / PAGE]) {
+            self.arena.sums().set(frame, *sum);
+        }
         result
     }
 
