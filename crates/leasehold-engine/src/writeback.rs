@@ -124,6 +124,7 @@ impl Inner {
         // Under the lock, so that a checkpoint does not take the file for clean in between.
         self.mark_dirty(file);
         let body = self.write_body(file, &mut sums, range, size, run, crcs)?;
+        // Recovery would see nothing of what it has no record of past the size.
         let unseen = sums.marked == self.log.epoch() && sums.shifted.is_none();
         let beyond = body.first_block * BLOCK_BYTES >= sums.recorded_size;
         let free = unseen && beyond && body.blocks.iter().all(|block| block.old == Old::Nothing);
