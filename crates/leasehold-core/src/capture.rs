@@ -113,6 +113,11 @@ impl Core {
             let error = self.late_commit(session, of, out);
             return self.refuse_capture(id, error, out);
         }
+        let max = self.config.limits.captures_per_lease_max;
+        if self.captures.get(&of).is_some_and(|line| line.len() >= max) {
+            let error = CommitError::Limit { limit: "captures_per_lease_max", max: max as u64 };
+            return self.refuse_capture(id, error, out);
+        }
         let lease = LeaseId(self.next_id());
         let frames = u32::try_from(range.blocks().len()).expect("no larger than the arena");
         let after_others = self.frame_queue.first().is_some_and(|&first| first < id);

@@ -65,6 +65,8 @@ pub struct Limits {
     pub lease_bytes_max: u64,
     /// Break records of one lease. A breaker beyond them waits like the others, but the holder hears no more of it.
     pub breaks_per_lease_max: usize,
+    /// Captures of one lease that have their frames: a breaker waits for each of them, whatever the holder does.
+    pub captures_per_lease_max: usize,
     /// Leases of one session that ended without a commit, and whose reason and key are remembered so that a late
     /// commit gets a good answer and late bytes are swallowed.
     pub remembered_per_session_max: usize,
@@ -81,6 +83,7 @@ impl Default for Limits {
             acquire_ranges_max: 1_024,
             lease_bytes_max: 1 << 30,
             breaks_per_lease_max: 8,
+            captures_per_lease_max: 64,
             remembered_per_session_max: 64,
         }
     }

@@ -1598,6 +1598,28 @@ fn every_limit_is_an_ordinary_answer() {
     full.wind_down();
 }
 
+/// Each of them waits for the one before it to be durable, and a breaker for all of them: a holder could have had thousands in
+/// line when its grace was over.
+#[test]
+fn a_holder_has_no_more_captures_in_front_of_a_breaker_than_the_limit() {
+    let mut world = with_limits(Limits { captures_per_lease_max: 2, ..Limits::default() });
+    world.fill(1, kib(0, 4), 5);
+    let lease = world.lease(1, 1, kib(0, 4), Update);
+    let change = world.ask_change(1, truncate(0));
+    let captures = [(); 3].map(|()| world.ask_capture(1, lease, kib(0, 1), 1000));
+    let refused = CommitError::Limit { limit: "captures_per_lease_max", max: 2 };
+    assert_eq!(world.capture_reply(captures[2]), Some(Err(refused)));
+    world.pass(GRACE_MS);
+    world.run();
+    assert!(captures[..2].iter().all(|capture| matches!(world.capture_reply(*capture), Some(Ok(_)))));
+    assert_eq!(world.change_reply(change), Some(Ok(())));
+    let lease = world.lease(1, 1, kib(0, 4), Update);
+    let again = world.ask_capture(1, lease, kib(0, 1), 1000);
+    world.run();
+    assert!(matches!(world.capture_reply(again), Some(Ok(_))));
+    world.wind_down();
+}
+
 #[test]
 fn breakers_beyond_the_limit_wait_like_the_others() {
     let mut world = with_limits(Limits { breaks_per_lease_max: 1, ..Limits::default() });

@@ -64,12 +64,16 @@ impl Inner {
             return self.names.changed(opened);
         }
         let identity = self.disk.identify(opened.as_fd()).ok();
-        let open = identity.and_then(|identity| self.files().by_identity.get(&identity).cloned());
-        match open {
-            Some(file) => file.unsynced.store(true, Ordering::Release),
-            None => rustix::fs::fsync(&opened)?,
+        {
+            let files = self.files();
+            if let Some(file) = identity.and_then(|identity| files.by_identity.get(&identity)) {
+                file.unsynced.store(true, Ordering::Release);
+                // If it is closed before its flush, it is known until a checkpoint has flushed it.
+                self.mark_dirty(file);
+                return Ok(());
+            }
         }
-        Ok(())
+        rustix::fs::fsync(&opened)
     }
 
     pub(crate) fn xattrs(&self, path: &StorePath) -> Result<Xattrs, NamespaceError> {

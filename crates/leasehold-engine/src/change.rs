@@ -142,7 +142,8 @@ impl Inner {
         range: ByteRange,
         allocated: bool,
     ) -> Result<(), ChangeFailed> {
-        let size = file.sums().header.size;
+        // What is recorded counts: a write that failed, which the core has given up, may have left some of its bytes there.
+        let size = file.sums().recorded_size;
         let Some(range) = ByteRange::new(range.start(), range.end().min(size)) else { return Ok(()) };
         // The file's last block is whole if all that it holds goes.
         let end = if range.end() == size { size.div_ceil(BLOCK_BYTES) } else { range.end() / BLOCK_BYTES };

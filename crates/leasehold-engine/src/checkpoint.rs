@@ -82,6 +82,7 @@ impl Inner {
             sums.still_dirty(pages.iter().map(|(number, _)| *number));
             return Err(error);
         }
+        sums.written_back(pages.iter().map(|(number, _)| *number));
         // Collapses and checkpoints do not overlap.
         sums.shifted = None;
         let clean = !busy && sums.writes == 0 && !sums.is_dirty() && sums.disk_size == sums.header.size;

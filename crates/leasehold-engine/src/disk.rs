@@ -59,6 +59,13 @@ impl Memory {
             Memory::Own(buffer) => buffer.len(),
         }
     }
+
+    /// Zeroes what a read has not filled.
+    fn zero_from(&self, count: usize) {
+        let rest = self.len().checked_sub(count).expect("no more is read than there is room for");
+        // SAFETY: the rest lies within the memory, which is the operation's alone until it is given back.
+        unsafe { self.address().add(count).write_bytes(0, rest) };
+    }
 }
 
 /// What to do.
@@ -285,8 +292,8 @@ pub(crate) fn write(disk: &dyn Disk, file: &Arc<DiskFile>, offset: u64, buffer: 
     wait(disk, Transfer { verb: Verb::Write, file: Arc::clone(file), offset, memory }).0.map(drop)
 }
 
-/// Transfers frames in pieces. `done` hears once: the number of bytes from the start that were transferred without a
-/// gap, or the first error.
+/// Transfers frames in pieces; what lies past the end of file is read as zeros. `done` hears once: all is well, or the first
+/// error.
 pub(crate) fn transfer_frames(
     disk: &dyn Disk,
     verb: Verb,
@@ -294,7 +301,7 @@ pub(crate) fn transfer_frames(
     offset: u64,
     frames: (NonNull<u8>, usize),
     arena_offset: u64,
-    done: impl FnOnce(io::Result<usize>) + Send + 'static,
+    done: impl FnOnce(io::Result<()>) + Send + 'static,
 ) {
     let (address, length) = frames;
     let first = (PIECE_BYTES - (arena_offset as usize % PIECE_BYTES)).min(length);
@@ -302,51 +309,44 @@ pub(crate) fn transfer_frames(
     while *cuts.last().expect("not empty") < length {
         cuts.push((cuts.last().expect("not empty") + PIECE_BYTES).min(length));
     }
-    let pieces = cuts.len() - 1;
-    let gathered = Arc::new(Mutex::new(Gathered {
-        left: pieces,
-        counts: vec![0; pieces],
-        error: None,
-        done: Some(Box::new(done)),
-    }));
-    for (index, cut) in cuts.windows(2).enumerate() {
+    let gathered =
+        Arc::new(Mutex::new(Gathered { left: cuts.len() - 1, error: None, done: Some(Box::new(done)) }));
+    for cut in cuts.windows(2) {
         // SAFETY: the cut lies within the frames.
         let memory = Memory::Frames { address: unsafe { address.add(cut[0]) }, length: cut[1] - cut[0] };
         let gathered = Arc::clone(&gathered);
-        let sizes = cut[1] - cut[0];
         disk.submit(
             Transfer { verb, file: Arc::clone(file), offset: offset + cut[0] as u64, memory },
-            Box::new(move |result, _| Gathered::piece(&gathered, index, sizes, result)),
+            Box::new(move |result, memory| {
+                // Here, and not once all are there: the file may end elsewhere by the time of the next piece.
+                if let (Verb::Read, Ok(count)) = (verb, &result) {
+                    memory.zero_from(*count);
+                }
+                Gathered::piece(&gathered, result);
+            }),
         );
     }
 }
 
-type DoneFrames = Box<dyn FnOnce(io::Result<usize>) + Send>;
+type DoneFrames = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 struct Gathered {
     left: usize,
-    /// Bytes transferred of each piece, `usize::MAX` for all of it.
-    counts: Vec<usize>,
     error: Option<io::Error>,
     done: Option<DoneFrames>,
 }
 
 impl Gathered {
-    fn piece(gathered: &Mutex<Gathered>, index: usize, size: usize, result: io::Result<usize>) {
+    fn piece(gathered: &Mutex<Gathered>, result: io::Result<usize>) {
         let mut all = gathered.lock().expect("no panic while held");
-        match result {
-            Ok(count) => all.counts[index] = count,
-            Err(error) => all.error = all.error.take().or(Some(error)),
+        if let Err(error) = result {
+            all.error.get_or_insert(error);
         }
-        debug_assert!(all.counts[index] <= size);
         all.left -= 1;
         if all.left > 0 {
             return;
         }
-        let result = match all.error.take() {
-            Some(error) => Err(error),
-            None => Ok(all.counts.iter().sum()),
-        };
+        let result = all.error.take().map_or(Ok(()), Err);
         let done = all.done.take().expect("the last piece comes once");
         drop(all);
         done(result);

@@ -71,5 +71,6 @@ mod sums;
 mod threads;
 mod workers;
 mod writeback;
+mod writes;
 
 pub use engine::{Config, Engine};

@@ -32,7 +32,7 @@ impl Inner {
         self.arena.forget_sums(into);
         let (inner, disk_file) = (Arc::clone(self), Arc::clone(&file.disk));
         let frames = (self.arena.disk(into), into.bytes() as usize);
-        let done = move |result: io::Result<usize>| {
+        let done = move |result: io::Result<()>| {
             // Checksums, and sidecar pages that may have to be read: not for the disk's thread.
             inner.work(move |inner| {
                 let result = inner.loaded(&file, blocks, size, into, result);
@@ -52,17 +52,16 @@ impl Inner {
         blocks: BlockRange,
         size: u64,
         into: Run,
-        result: io::Result<usize>,
+        result: io::Result<()>,
     ) -> Result<(), Fault> {
         let start = blocks.start() * BLOCK_BYTES;
-        let count = result.map_err(|error| {
+        result.map_err(|error| {
             let range = format_args!("{start}..{}", blocks.end() * BLOCK_BYTES);
             tracing::error!(path = %file.path(), range = %range, %error, "cannot read");
             Fault::Io
         })?;
         // SAFETY: as in `zero`; the read into the frames is over.
         let frames = unsafe { self.arena.bytes_mut(into) };
-        frames[count..].fill(0);
         let within = size.saturating_sub(start).min(frames.len() as u64) as usize;
         let sums: Vec<u32> = frames[..within.next_multiple_of(PAGE)]
             .as_chunks::<PAGE>()
@@ -86,8 +85,9 @@ impl Inner {
         first: u64,
         found: &[u32],
     ) -> Result<(), Fault> {
-        let mut result = Ok(());
+        let (mut result, mut judged) = (Ok(()), false);
         let mut sums = file.sums();
+        let pages = sums.pages_in_memory();
         // What is right is nothing to tell of, unless it was wrong before. A damaged page is told of block by block.
         let states = BlockRange::new(first, first + found.len() as u64)
             .filter(|_| !file.has_troubles())
@@ -97,6 +97,7 @@ impl Inner {
             if states.get(index) == Some(&BlockState::Known(*crc)) {
                 continue;
             }
+            judged = true;
             match self.judge(file, &mut sums, block, *crc) {
                 Ok(()) => {}
                 Err(JudgeError::Mismatch(_)) => result = Err(Fault::Checksum),
@@ -106,7 +107,13 @@ impl Inner {
                 }
             }
         }
-        let adopted = sums.is_dirty();
+        let adopted = judged && sums.is_dirty();
+        // Where there is nothing to write back, no checkpoint comes to forget what reads have brought in.
+        if sums.pages_in_memory() > pages
+            && sums.pages_in_memory() as u64 * PAGE as u64 > self.config.sidecar_bytes_max
+        {
+            sums.evict_clean();
+        }
         drop(sums);
         if adopted {
             self.mark_dirty(file);

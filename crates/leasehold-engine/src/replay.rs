@@ -67,10 +67,8 @@ impl<'a> Judge<'a> {
     }
 
     pub(crate) fn replay(mut self, steps: &[Step]) -> Result<(), SumsError> {
-        for (index, step) in steps.iter().enumerate() {
+        for ((index, step), moved) in steps.iter().enumerate().zip(moved_later(steps)) {
             let later = &steps[index + 1..];
-            // A collapse that the sums show already has moved, or taken out, what was behind.
-            let moved = later.iter().filter_map(Step::moved_from).min().unwrap_or(u64::MAX);
             match &step.what {
                 What::Write(write) => self.replay_write(index, write, step, moved),
                 What::Change(change) => {
@@ -311,6 +309,19 @@ impl ChangeBody {
         let images = self.images.iter().filter(|(block, ..)| *block < end).cloned().collect();
         ChangeBody { hole, images, ..*self }
     }
+}
+
+/// From which block on a collapse after each step, one that the sums show already, has moved or taken out what was there.
+fn moved_later(steps: &[Step]) -> Vec<u64> {
+    let mut from = u64::MAX;
+    let before = |step: &Step| {
+        let later = from;
+        from = from.min(step.moved_from().unwrap_or(u64::MAX));
+        later
+    };
+    let mut moved: Vec<u64> = steps.iter().rev().map(before).collect();
+    moved.reverse();
+    moved
 }
 
 /// Whether a later step touches what a change touches: it began after the change was durable.

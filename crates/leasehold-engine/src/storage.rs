@@ -26,7 +26,7 @@ use crate::file::JudgeError;
 use crate::namespace::Damaged;
 use crate::path::StorePath;
 use leasehold_core::ids::FileId;
-use leasehold_core::input::{Fault, Input};
+use leasehold_core::input::{Change, Fault, Input};
 use leasehold_core::output::Output;
 use leasehold_core::range::{BlockRange, ByteRange};
 use std::path::PathBuf;
@@ -210,6 +210,9 @@ impl Storage {
                 inner.work(move |inner| inner.record(write, file, range, size, run));
             }
             Output::Write { write, file: _, blocks, size: _, run } => inner.write(write, blocks, run),
+            Output::Perform { request, file, change: change @ Change::Clone } => {
+                inner.work_on_clone(move |inner| inner.change(request, file, change, &detail));
+            }
             Output::Perform { request, file, change } => {
                 inner.work(move |inner| inner.change(request, file, change, &detail));
             }

@@ -49,6 +49,18 @@ pub(crate) struct Sums {
 struct Cached {
     page: Page,
     dirty: bool,
+    /// A checkpoint is writing it back: until that is over, the sidecar has an older one.
+    leaving: bool,
+}
+
+impl Cached {
+    fn clean(page: Page) -> Cached {
+        Cached { page, dirty: false, leaving: false }
+    }
+
+    fn dirty(page: Page) -> Cached {
+        Cached { page, dirty: true, leaving: false }
+    }
 }
 
 /// Pages that were written, by number.
@@ -92,7 +104,7 @@ impl Sums {
         let number = u32::try_from(block / BLOCKS_PER_PAGE).map_err(|_| SumsError::TooFar { block })?;
         if !self.pages.contains_key(&number) {
             let page = self.read_page(disk, number)?;
-            self.pages.insert(number, Cached { page, dirty: false });
+            self.pages.insert(number, Cached::clean(page));
         }
         Ok(self.pages.get_mut(&number).expect("inserted above"))
     }
@@ -176,7 +188,7 @@ impl Sums {
         let numbers = first as u32..=(last - 1) as u32;
         // Not dropped: a checkpoint may be about to write an older copy in place.
         for (number, cached) in self.pages.range_mut(numbers) {
-            *cached = Cached { page: Page::holes(*number, &self.header), dirty: true };
+            *cached = Cached::dirty(Page::holes(*number, &self.header));
         }
         // Below this, a page that was never written stands for blocks that others brought.
         let adopted = self.header.adopted_blocks.div_ceil(BLOCKS_PER_PAGE).clamp(first, last);
@@ -241,7 +253,7 @@ impl Sums {
                 };
                 page.set((block % BLOCKS_PER_PAGE) as usize, old.get((from % BLOCKS_PER_PAGE) as usize));
             }
-            shifted.insert(number as u32, Cached { page, dirty: true });
+            shifted.insert(number as u32, Cached::dirty(page));
         }
         self.pages.extend(shifted);
         let adopted = self.header.adopted_blocks;
@@ -391,7 +403,8 @@ impl Sums {
         !self.removed && (self.header_dirty || self.pages.values().any(|cached| cached.dirty))
     }
 
-    /// Copies of what is to be written back, the header as `None`; taken for clean from now on.
+    /// Copies of what is to be written back, the header as `None`; taken for clean from now on, and kept until
+    /// [`Sums::written_back`] or [`Sums::still_dirty`].
     pub(crate) fn take_dirty(&mut self) -> Vec<(Option<u32>, [u8; PAGE])> {
         let mut dirty = Vec::new();
         if std::mem::take(&mut self.header_dirty) {
@@ -399,10 +412,20 @@ impl Sums {
         }
         for (number, cached) in &mut self.pages {
             if std::mem::take(&mut cached.dirty) {
+                cached.leaving = true;
                 dirty.push((Some(*number), cached.page.encode()));
             }
         }
         dirty
+    }
+
+    /// The copies are in the sidecar.
+    pub(crate) fn written_back(&mut self, numbers: impl Iterator<Item = Option<u32>>) {
+        for number in numbers.flatten() {
+            if let Some(cached) = self.pages.get_mut(&number) {
+                cached.leaving = false;
+            }
+        }
     }
 
     /// The copies could not be written back after all.
@@ -413,7 +436,7 @@ impl Sums {
                 // A page may have gone with a truncate in the meantime.
                 Some(number) => {
                     if let Some(cached) = self.pages.get_mut(&number) {
-                        cached.dirty = true;
+                        (cached.dirty, cached.leaving) = (true, false);
                     }
                 }
             }
@@ -422,13 +445,13 @@ impl Sums {
 
     /// Takes a page as the record has it.
     pub(crate) fn install(&mut self, number: u32, page: Page) {
-        self.pages.insert(number, Cached { page, dirty: true });
+        self.pages.insert(number, Cached::dirty(page));
     }
 
     /// Drops pages that are as on disk. How many they were.
     pub(crate) fn evict_clean(&mut self) -> usize {
         let before = self.pages.len();
-        self.pages.retain(|_, cached| cached.dirty);
+        self.pages.retain(|_, cached| cached.dirty || cached.leaving);
         before - self.pages.len()
     }
 

@@ -62,7 +62,15 @@ impl PendingWrite {
         self.progress.lock().expect("no panic while held")
     }
 
-    fn blocks(&self) -> BlockRange {
+    pub(crate) fn id(&self) -> WriteId {
+        self.id
+    }
+
+    pub(crate) fn file(&self) -> FileId {
+        self.file.id
+    }
+
+    pub(crate) fn blocks(&self) -> BlockRange {
         let first = self.body.first_block;
         BlockRange::new(first, first + self.body.blocks.len() as u64).expect("a write has blocks")
     }
@@ -143,7 +151,7 @@ impl Inner {
         let pending =
             Arc::new(PendingWrite { id, file: Arc::clone(file), body, progress: Mutex::new(progress) });
         let superseded = self.take_overlapping(file, pending.blocks());
-        self.writes.lock().expect("no panic while held").insert(id, Arc::clone(&pending));
+        self.writes().insert(Arc::clone(&pending));
         let epoch = self.append_record(&pending, &sums);
         // Only now, when the new record is in line: no moment may be without one.
         for previous in superseded {
@@ -213,11 +221,12 @@ impl Inner {
     /// Makes the file longer than is needed yet. It may fail: then the write itself makes it so.
     fn extend_ahead(&self, file: &StoreFile, sums: &mut Sums, end_block: u64) {
         let needed = end_block * BLOCK_BYTES;
-        if needed <= sums.disk_size || needed > i64::MAX.cast_unsigned() {
+        if needed <= sums.disk_size || needed > self.store.file_bytes_max {
             return;
         }
         let step = needed.min(AHEAD_STEP_BYTES_MAX).next_power_of_two().max(AHEAD_STEP_BYTES);
-        let ahead = needed.next_multiple_of(step);
+        // Past the longest file there may be a signal that ends the process (a limit of its own, SIGXFSZ).
+        let ahead = needed.next_multiple_of(step).min(self.store.file_bytes_max);
         match self.disk.truncate(&file.disk, ahead) {
             Ok(()) => sums.disk_size = ahead,
             Err(error) => tracing::debug!(path = %file.path(), %error, "cannot extend the file ahead"),
@@ -286,7 +295,7 @@ impl Inner {
     }
 
     pub(crate) fn write(self: &Arc<Inner>, id: WriteId, blocks: BlockRange, run: Run) {
-        let pending = self.writes.lock().expect("no panic while held").get(&id).cloned();
+        let pending = self.writes().get(id);
         let pending = pending.unwrap_or_else(|| panic!("{id} was never recorded"));
         if matches!(pending.progress().record, RecordState::Failed(_)) {
             let again = Arc::clone(&pending);
@@ -299,7 +308,7 @@ impl Inner {
         let inner = Arc::clone(self);
         let frames = (self.arena.disk(run), run.bytes() as usize);
         let file = Arc::clone(&pending.file.disk);
-        let done = move |result: io::Result<usize>| {
+        let done = move |result: io::Result<()>| {
             // The sums may have to be read from disk, which this thread must be free for.
             inner.work(move |inner| inner.data_landed(&pending, blocks, result));
         };
@@ -311,7 +320,7 @@ impl Inner {
         self: &Arc<Inner>,
         pending: &Arc<PendingWrite>,
         blocks: BlockRange,
-        result: io::Result<usize>,
+        result: io::Result<()>,
     ) {
         if let Err(error) = result {
             let range =
@@ -354,15 +363,15 @@ impl Inner {
 
     /// Writes of the file that failed, and are tried again, whole or in parts, under this or another id.
     fn take_overlapping(&self, file: &StoreFile, blocks: BlockRange) -> Vec<Arc<PendingWrite>> {
-        let mut writes = self.writes.lock().expect("no panic while held");
-        let overlapping =
-            |pending: &PendingWrite| pending.file.id == file.id && pending.blocks().overlaps(blocks);
-        writes.extract_if(|_, pending| overlapping(pending)).map(|(_, pending)| pending).collect()
+        let mut writes = self.writes();
+        let overlapping = writes.overlapping(file.id, blocks);
+        overlapping.iter().for_each(|pending| drop(writes.remove(pending.id)));
+        overlapping
     }
 
     /// Nothing will be written under this id any more.
     fn drop_write(&self, id: WriteId, close: impl FnOnce(&Arc<Log>, u64)) {
-        let Some(pending) = self.writes.lock().expect("no panic while held").remove(&id) else { return };
+        let Some(pending) = self.writes().remove(id) else { return };
         close(&self.log, pending.progress().sequence);
         let mut sums = pending.file.sums();
         sums.write_over();
@@ -370,15 +379,12 @@ impl Inner {
 
     /// Drops the file's writes that lie wholly within the blocks: they were removed.
     pub(crate) fn drop_writes(&self, file: &StoreFile, within: BlockRange) {
-        let writes = self.writes.lock().expect("no panic while held");
-        let dropped = writes.values().filter(|pending| {
+        let overlapping = self.writes().overlapping(file.id, within);
+        for pending in overlapping {
             let blocks = pending.blocks();
-            pending.file.id == file.id && within.start() <= blocks.start() && blocks.end() <= within.end()
-        });
-        let dropped: Vec<_> = dropped.map(|pending| pending.id).collect();
-        drop(writes);
-        for id in dropped {
-            self.drop_write(id, |log, sequence| log.cancel(file.identity, sequence));
+            if within.start() <= blocks.start() && blocks.end() <= within.end() {
+                self.drop_write(pending.id, |log, sequence| log.cancel(file.identity, sequence));
+            }
         }
     }
 }

@@ -15,15 +15,16 @@ use crate::storage::{Answers, Backend, OpenError, Opened, StorageConfig};
 use crate::store::{BTRFS, FORMAT, Store, at};
 use crate::threads::Threads;
 use crate::workers::Workers;
-use crate::writeback::PendingWrite;
-use leasehold_core::ids::{FileId, WriteId};
+use crate::writes::Writes;
+use leasehold_core::ids::FileId;
 use leasehold_core::input::Input;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const DISK_THREADS: usize = 8;
+const CLONERS: usize = 2;
 
 /// Locks are taken in this order: names, admitting, files, a file's sums, writes, one write's progress, the log; `dirty`
 /// last. The core's thread takes `files`: nobody waits for the disk, or for a file's sums, while holding it.
@@ -39,10 +40,12 @@ pub(crate) struct Inner {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) log: Arc<Log>,
     workers: Workers,
+    /// For clones, which may copy a whole file: nobody else's work waits behind them.
+    cloners: Workers,
     files: Mutex<Files>,
     /// A file is being admitted.
     pub(crate) admitting: Mutex<()>,
-    pub(crate) writes: Mutex<HashMap<WriteId, Arc<PendingWrite>>>,
+    writes: Mutex<Writes>,
     /// Files with something to write back at the next checkpoint.
     dirty: Mutex<BTreeMap<Identity, Arc<StoreFile>>>,
     pub(crate) checkpointing: Mutex<()>,
@@ -106,6 +109,7 @@ impl Inner {
         let log = Log::new(Arc::clone(&disk), segments, start);
         let inner = Arc::new(Inner {
             workers: Workers::start(config.workers).map_err(at("start threads for", &directory))?,
+            cloners: Workers::start(CLONERS).map_err(at("start threads for", &directory))?,
             checkpointer: Workers::start(1).map_err(at("start threads for", &directory))?,
             config,
             arena,
@@ -191,6 +195,12 @@ impl Inner {
         self.workers.run(move || job(&inner));
     }
 
+    /// Does the clone on a thread for such.
+    pub(crate) fn work_on_clone(self: &Arc<Inner>, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
+        let inner = Arc::clone(self);
+        self.cloners.run(move || job(&inner));
+    }
+
     pub(crate) fn files(&self) -> MutexGuard<'_, Files> {
         self.files.lock().expect("no panic while held")
     }
@@ -201,6 +211,10 @@ impl Inner {
     pub(crate) fn file(&self, id: FileId) -> Arc<StoreFile> {
         let file = self.files().by_id.get(&id).cloned();
         file.unwrap_or_else(|| panic!("{id} is not open"))
+    }
+
+    pub(crate) fn writes(&self) -> MutexGuard<'_, Writes> {
+        self.writes.lock().expect("no panic while held")
     }
 
     pub(crate) fn dirty(&self) -> MutexGuard<'_, BTreeMap<Identity, Arc<StoreFile>>> {
@@ -235,7 +249,7 @@ impl Inner {
         self.names.sync()?;
         self.checkpoint()?;
         // Writes that failed and were not retried keep their records, for the next open.
-        if self.dirty().is_empty() && self.writes.lock().expect("no panic while held").is_empty() {
+        if self.dirty().is_empty() && self.writes().is_empty() {
             self.log.retire_all()?;
         }
         Ok(())
@@ -246,6 +260,8 @@ impl Inner {
         self.checkpointer.finish();
         self.workers.finish();
         self.disk.finish();
+        // Now, so that nobody waits until all of a large file is copied: it cannot go on.
+        self.cloners.finish();
     }
 }
 

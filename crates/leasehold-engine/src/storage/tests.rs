@@ -21,7 +21,6 @@ use super::*;
 use crate::arena::Pages;
 use crate::checksum::crc32c;
 use leasehold_core::ids::{FrameId, LeaseId, RequestId, WriteId};
-use leasehold_core::input::Change;
 use leasehold_core::output::Loader;
 use leasehold_core::range::{ByteRange, Run};
 use std::path::Path;

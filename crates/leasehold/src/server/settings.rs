@@ -89,6 +89,7 @@ pub struct LimitSettings {
     pub acquire_ranges_max: usize,
     pub lease_bytes_max: Size,
     pub breaks_per_lease_max: usize,
+    pub captures_per_lease_max: usize,
     pub remembered_per_session_max: usize,
 }
 
@@ -104,6 +105,7 @@ impl Default for Settings {
             acquire_ranges_max,
             lease_bytes_max,
             breaks_per_lease_max,
+            captures_per_lease_max,
             remembered_per_session_max,
         } = engine.limits;
         Settings {
@@ -132,6 +134,7 @@ impl Default for Settings {
                 acquire_ranges_max,
                 lease_bytes_max: Size(lease_bytes_max),
                 breaks_per_lease_max,
+                captures_per_lease_max,
                 remembered_per_session_max,
             },
         }
@@ -239,6 +242,7 @@ impl Settings {
                 acquire_ranges_max: limits.acquire_ranges_max,
                 lease_bytes_max: limits.lease_bytes_max.0,
                 breaks_per_lease_max: limits.breaks_per_lease_max,
+                captures_per_lease_max: limits.captures_per_lease_max,
                 remembered_per_session_max: limits.remembered_per_session_max,
             },
             ..engine::Config::new(directory)

@@ -20,6 +20,9 @@ struct State {
     /// Told of each that is held.
     arrived: Option<Sender<()>>,
     opened: Arc<Condvar>,
+    /// Files that were flushed.
+    synced: Vec<String>,
+    disk: Option<Arc<dyn Disk>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -57,6 +60,7 @@ impl Disk for Gate {
     }
 
     fn sync(&self, file: &DiskFile) -> io::Result<()> {
+        self.state.lock().unwrap().synced.push(file.name.clone());
         self.disk.sync(file)
     }
 
@@ -79,23 +83,20 @@ impl Disk for Gate {
 /// A store with a gate, and how to open it.
 fn gated(directory: &Path, workers: usize) -> (Driver, Arc<Mutex<State>>, impl FnOnce()) {
     let state = Arc::<Mutex<State>>::default();
-    let inside = Arc::<Mutex<Option<Arc<dyn Disk>>>>::default();
-    let (shared, disk_inside) = (Arc::clone(&state), Arc::clone(&inside));
+    let shared = Arc::clone(&state);
     let wrap: WrapDisk = Arc::new(move |disk| {
-        *disk_inside.lock().unwrap() = Some(Arc::clone(&disk));
+        shared.lock().unwrap().disk = Some(Arc::clone(&disk));
         Arc::new(Gate { disk, state: Arc::clone(&shared) })
     });
     let config = StorageConfig { wrap_disk: Some(wrap), workers, ..StorageConfig::new(directory) };
     let driver = Driver::open_with(config);
     let opens = Arc::clone(&state);
     let open = move || {
-        let held = {
-            let mut state = opens.lock().unwrap();
-            state.closed = None;
-            state.opened.notify_all();
-            std::mem::take(&mut state.held)
-        };
-        let disk = inside.lock().unwrap().clone().expect("the store is open");
+        let mut state = opens.lock().unwrap();
+        state.closed = None;
+        state.opened.notify_all();
+        let (held, disk) = (std::mem::take(&mut state.held), state.disk.clone().expect("the store is open"));
+        drop(state);
         held.into_iter().for_each(|(transfer, done)| disk.submit(transfer, done));
     };
     (driver, state, open)
@@ -258,4 +259,126 @@ fn an_adoption_takes_no_length_for_the_size_that_is_being_set_back() {
             assert_eq!(answer, Input::Performed { request, result: Ok(Some(5000)) });
         });
     }
+}
+
+/// The states of blocks were read from the sidecar again, where they were older, and a good block failed to read.
+#[test]
+fn what_a_checkpoint_is_writing_back_is_not_forgotten_meanwhile() {
+    let (_, directory) = places().remove(0);
+    let (driver, gate, open) = gated(directory.path(), 2);
+    let file = driver.create("a");
+    driver.write(file, 0, &pattern(1, 4096));
+    driver.storage().checkpoint().unwrap();
+    driver.write(file, 0, &pattern(2, 4096));
+    let arrives = close(&gate, What::Write, ".leasehold/sums");
+    thread::scope(|scope| {
+        let storage = driver.storage();
+        let checkpoint = scope.spawn(|| storage.checkpoint());
+        arrives.recv().unwrap();
+        storage.inner.file(file).sums().evict_clean();
+        let read = driver.try_read(file, 0, 4096);
+        open();
+        checkpoint.join().unwrap().unwrap();
+        assert!(read == Ok(pattern(2, 4096)), "{:?}", read.err());
+    });
+}
+
+/// A copy of a large file took a worker for as long as it lasted; two of them, and no commit of any file went on.
+#[test]
+fn clones_that_are_copies_keep_nobody_waiting_but_their_sources() {
+    let Some((_, directory)) = places().into_iter().find(|(name, _)| *name == "tmpfs") else {
+        return eprintln!("SKIPPED: a clone that is a copy needs tmpfs");
+    };
+    let (driver, gate, open) = gated(directory.path(), 2);
+    let quick = driver.create("quick");
+    let slow: Vec<FileId> = (0..4).map(|number| driver.create(&format!("slow{number}"))).collect();
+    for file in &slow {
+        driver.write(*file, 0, &pattern(1, 4096));
+    }
+    let arrives = close(&gate, What::Read, "files/slow");
+    for file in &slow {
+        let (request, staged) = (RequestId(driver.number()), driver.storage().stage());
+        let output = Output::Perform { request, file: *file, change: Change::Clone };
+        driver.storage().perform(output, Detail::Clone { staged });
+    }
+    arrives.recv().unwrap();
+    arrives.recv().unwrap();
+    let (lease, range) = (LeaseId(driver.number()), ByteRange::new(0, 4096).unwrap());
+    let run = driver.fill(0, range, &pattern(2, 4096));
+    driver.storage().perform(Output::Verify { lease, file: quick, range, run }, Detail::Crc(None));
+    let answer = driver.answers.recv_timeout(Duration::from_secs(5));
+    open();
+    assert_eq!(answer, Ok(Input::Verified { lease, agrees: true }));
+    for _ in slow {
+        let answer = driver.answers.recv().unwrap();
+        assert!(matches!(answer, Input::Performed { result: Ok(None), .. }), "{answer:?}");
+    }
+}
+
+/// A read of several pieces met a file that another write made longer between two of them: what the first had not brought
+/// was taken for brought, and a hole failed to read.
+#[test]
+fn a_file_that_grows_while_it_is_read_has_zeros_where_it_had_nothing() {
+    for (_, directory) in places() {
+        let (driver, gate, open) = gated(directory.path(), 2);
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 4096));
+        driver.flush(file);
+        let arrives = close(&gate, What::Read, "files/a");
+        let size = (6 << 20) + 4096;
+        let (blocks, into) = (BlockRange::new(0, 1024).unwrap(), Run { first: FrameId(0), frames: 1024 });
+        // SAFETY: no operation is under way on these frames.
+        unsafe { driver.arena.bytes_mut(into) }.fill(0xDD);
+        let by = Loader::Read(RequestId(driver.number()));
+        driver.storage().perform(Output::Load { by, file, blocks, size, into }, Detail::None);
+        arrives.recv().unwrap();
+        arrives.recv().unwrap();
+        let (first, disk) = {
+            let mut state = gate.lock().unwrap();
+            (state.held.remove(0), state.disk.clone().unwrap())
+        };
+        let (landed, lands) = channel();
+        let (transfer, done) = first;
+        let tell: Done = Box::new(move |result, memory| {
+            done(result, memory);
+            landed.send(()).unwrap();
+        });
+        disk.submit(transfer, tell);
+        lands.recv().unwrap();
+        // A commit far behind, which is visible and makes the file longer ahead.
+        let bytes = pattern(2, 4096);
+        let range = ByteRange::at(6 << 20, 4096).unwrap();
+        let run = driver.fill(1100, range, &bytes);
+        let write = WriteId(driver.number());
+        let answer = driver.ask(Output::Record { write, file, range, size, run }, Detail::None);
+        assert_eq!(answer, Input::Recorded { write, result: Ok(()) });
+        let long = std::fs::metadata(directory.path().join("files/a")).unwrap().len();
+        assert!(long >= 4 << 20, "{long}");
+        open();
+        let answer = driver.answers.recv().unwrap();
+        assert!(matches!(answer, Input::ReadLoaded { result: Ok(()), .. }), "{answer:?}");
+        // SAFETY: the load is over.
+        let frames = unsafe { driver.arena.bytes(into) };
+        assert!(frames[..4096] == pattern(1, 4096) && frames[4096..].iter().all(|byte| *byte == 0));
+        let output = Output::Write { write, file, blocks: range.blocks(), size, run };
+        assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Ok(()) });
+    }
+}
+
+/// The server forgot, with the file, that its attributes were to be flushed.
+#[test]
+fn attributes_of_a_file_that_is_closed_before_its_flush_are_flushed_all_the_same() {
+    let (_, directory) = places().remove(0);
+    let (driver, gate, _) = gated(directory.path(), 2);
+    let file = driver.create("a");
+    driver.write(file, 0, &pattern(1, 4096));
+    driver.flush(file);
+    driver.storage().checkpoint().unwrap();
+    gate.lock().unwrap().synced.clear();
+    let attributes = Attributes { mode: Some(0o640), ..Attributes::default() };
+    driver.storage().set_attributes(&path("a"), &attributes).unwrap();
+    driver.storage().forget(file);
+    let file = driver.open_file("a");
+    driver.flush(file);
+    assert!(gate.lock().unwrap().synced.contains(&"files/a".to_owned()));
 }

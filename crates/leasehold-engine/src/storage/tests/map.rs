@@ -68,3 +68,24 @@ fn an_evicted_file_leaves_nothing_in_memory_and_is_read_as_before() {
         assert!(driver.read(file, 4096, 4096) == bytes[4096..8192]);
     }
 }
+
+/// Only checkpoints forgot anything, and there is none while nothing is written.
+#[test]
+fn reads_of_a_large_file_do_not_fill_the_memory_with_its_checksums() {
+    let (_, directory) = places().remove(0);
+    let pages_max = 4;
+    let driver = Driver::open_with(StorageConfig {
+        sidecar_bytes_max: pages_max * 4096,
+        ..StorageConfig::new(directory.path())
+    });
+    let file = driver.create("a");
+    let firsts: Vec<u64> = (0..20).map(|page| page * 960 * 4096).collect();
+    firsts.iter().for_each(|first| driver.write(file, *first, &pattern(1, 4096)));
+    driver.flush(file);
+    driver.storage().evict(file).unwrap();
+    for first in firsts {
+        assert!(driver.read(file, first, 4096) == pattern(1, 4096));
+        let pages = driver.storage().inner.file(file).sums().pages_in_memory();
+        assert!(pages <= pages_max as usize, "{pages} pages");
+    }
+}

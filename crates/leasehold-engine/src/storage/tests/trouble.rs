@@ -236,3 +236,68 @@ fn sums_of_a_commit_that_failed_are_not_taken_for_those_of_a_later_one() {
         assert!(driver.content(file) == bytes);
     }
 }
+
+/// The engine knew only of what was durable, so it kept the record of a write that the core had given up: the file's bytes
+/// came back after a crash, and until then failed to read.
+#[test]
+fn a_failed_write_past_the_durable_size_is_gone_once_its_blocks_are_punched() {
+    for zero in [false, true] {
+        let Some(disk) = SmallDisk::mount() else { return };
+        let root = disk.0.path().join("store");
+        let driver = Driver::open(&root);
+        let file = driver.create("a");
+        let ballast = root.join("files/ballast");
+        std::fs::write(&ballast, vec![1; 6 << 20]).unwrap();
+        let (failing, behind) = (pattern(1, 4 << 20), pattern(2, 4096));
+        let size = (8 << 20) + 4096;
+        let (write, run, range) = driver.record(file, 0, 0, &failing, size);
+        let output = Output::Write { write, file, blocks: range.blocks(), size: range.end(), run };
+        assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Err(Fault::NoSpace) });
+        std::fs::remove_file(ballast).unwrap();
+        let (write, run, range) = driver.record(file, 1100, 8 << 20, &behind, size);
+        if zero {
+            driver.zero(file, 0, 4 << 20)
+        } else {
+            driver.punch(file, 0, 4 << 20)
+        }
+        let output = Output::Write { write, file, blocks: range.blocks(), size, run };
+        assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Ok(()) });
+        let check = |driver: &Driver, file| {
+            assert_eq!(driver.size(file), size);
+            assert!(driver.try_read(file, 0, 4 << 20).map(|bytes| bytes == vec![0; 4 << 20]) == Ok(true));
+            assert!(driver.read(file, 8 << 20, 4096) == behind);
+        };
+        check(&driver, file);
+        driver.kill();
+        let driver = Driver::open(&root);
+        let file = driver.open_file("a");
+        check(&driver, file);
+        driver.stop();
+        assert!(!Driver::open(&root).opened.recovered, "no record was left open");
+    }
+}
+
+const LIMITED: &str = "LEASEHOLD_TEST_LIMITED_STORE";
+
+/// The server sets a file's length ahead of what is needed; past the process's limit, the kernel ends the process.
+#[test]
+fn a_file_is_not_made_longer_ahead_than_the_process_may_make_files() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    if let Some(directory) = std::env::var_os(LIMITED) {
+        let limit = Rlimit { current: Some(100 << 20), maximum: None };
+        setrlimit(Resource::Fsize, limit).unwrap();
+        let driver = Driver::open(Path::new(&directory));
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 4096));
+        driver.write(file, 70 << 20, &pattern(2, 4096));
+        return driver.stop();
+    }
+    let (_, directory) = places().remove(0);
+    let name = "storage::tests::trouble::a_file_is_not_made_longer_ahead_than_the_process_may_make_files";
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(LIMITED, directory.path())
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{child:?}");
+}
