@@ -157,6 +157,13 @@ impl Core {
             return self.finish_change(id, Err(error), out);
         }
         self.change_mut(id).performing = true;
+        // Whoever performs it knows only what is durable of the size, so it is told.
+        let change = match change {
+            Change::Adopt { range } if range.end() > size => {
+                Change::Adopt { range: ByteRange::from(range.start()) }
+            }
+            change => change,
+        };
         out.push(Output::Perform { request: id, file, change });
     }
 

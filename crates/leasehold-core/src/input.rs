@@ -142,8 +142,8 @@ pub enum Change {
     /// Take a copy of the file: all that is committed, at one moment. It takes nothing from leases.
     Clone,
     /// Take the bytes on disk for what was committed, whoever wrote them; a range that reaches past the end of file, the
-    /// size too, and so has all blocks to itself. It takes nothing from leases: one that was loaded before has the bytes
-    /// of then.
+    /// size too, and so has all blocks to itself. It is performed as a range without an end then, and no other is. It takes
+    /// nothing from leases: one that was loaded before has the bytes of then.
     Adopt { range: ByteRange },
     /// The last name goes: an unlink, or a rename over it.
     Remove,

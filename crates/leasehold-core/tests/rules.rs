@@ -1093,6 +1093,8 @@ fn an_adoption_past_the_end_takes_the_size_while_no_commit_is_on_its_way() {
     let commit = world.ask_commit(2, far);
     world.answer_all(|output| is_fence(output) || is_verify(output));
     assert_eq!(world.commit_reply(commit), None, "the size that is found would not count it");
+    let endless = |output: &Output| matches!(output, Output::Perform { change, .. } if *change == adopt(ByteRange::from(8 * SECTOR)));
+    assert!(world.is_pending(endless), "whoever performs it is told");
     world.answer_one(is_perform, true);
     assert_eq!(world.change_reply(change), Some(Ok(())));
     world.run();

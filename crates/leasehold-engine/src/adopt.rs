@@ -20,14 +20,15 @@ const READ_BLOCKS: u64 = 512;
 const RECORD_BLOCKS: u64 = 1 << 14;
 
 impl Inner {
-    /// The size, if the range reaches past the end of file.
+    /// The size, if the range has no end. Of any other, the core knows that it lies within the file, of which what is durable
+    /// may be shorter: writes elsewhere go on.
     pub(crate) fn adopt(
         self: &Arc<Inner>,
         file: &Arc<StoreFile>,
         range: ByteRange,
     ) -> Result<Option<u64>, ChangeFailed> {
         self.disk.sync(&file.disk)?;
-        let past_end = range.end() > file.sums().header.size;
+        let past_end = range.end() == u64::MAX;
         if past_end {
             self.adopt_size(file)?;
         }
@@ -56,10 +57,11 @@ impl Inner {
 
     /// Takes the file's length for its size, unless it is one that we gave it ahead of what was needed.
     fn adopt_size(self: &Arc<Inner>, file: &Arc<StoreFile>) -> Result<(), ChangeFailed> {
-        let length = file.disk.file.metadata()?.len();
-        let (size, ours) = {
+        let (length, size, ours) = {
+            // With the sums locked: a checkpoint may be setting the file back to its size.
             let sums = file.sums();
-            (sums.header.size, length == sums.disk_size)
+            let length = file.disk.file.metadata()?.len();
+            (length, sums.header.size, length == sums.disk_size)
         };
         if ours && length > size {
             return Ok(());

@@ -6,7 +6,8 @@
 //! ```
 //! To shift is not idempotent, so recovery must know whether it was done: to the sums, by "shifted" (before it the sidecar is
 //! as it was before the collapse, after it the record has all that changed); to the file, by its length, since a filesystem
-//! sets that last. No checkpoint runs meanwhile, so each page in the record is from before the collapse or from after it.
+//! sets that last; so until the sidecar shows the collapse, nothing makes the file longer before its own record is durable
+//! (`writeback.rs`). No checkpoint runs meanwhile, so each page in the record is from before the collapse or from after it.
 //!
 //! ext4 and XFS move extents one by one, each in a transaction of its own. So a power loss may leave the old length, the first
 //! extents moved, and a hole before the others. Recovery goes on from there: up to where the blocks fit the shifted sums.

@@ -95,7 +95,12 @@ impl Inner {
                 |record| if let Body::Cancel { sequence } = record.body { Some(sequence) } else { None },
             )
             .collect();
+        let mut seen = BTreeSet::new();
         for record in scans.into_iter().flat_map(|scan| scan.records) {
+            // A segment begins with what was open then, and so may be in the one before, too. Notes have no sequence.
+            if record.sequence > 0 && !seen.insert(record.sequence) {
+                continue;
+            }
             let replay = replays.entry(record.identity).or_default();
             // A cancelled write may be on disk in part.
             let cancelled = cancelled.contains(&record.sequence);

@@ -56,14 +56,14 @@ pub(crate) struct Judge<'a> {
     pub(crate) inner: &'a Inner,
     pub(crate) file: &'a Arc<StoreFile>,
     candidates: BTreeMap<u64, Candidate>,
-    /// For each write that is not wholly on disk: the end of the last block that is.
-    unfinished: BTreeMap<usize, u64>,
+    /// For each write: the end of the last block that is, or was, on disk as it wrote it.
+    on_disk: BTreeMap<usize, u64>,
     damage: &'a mut Vec<Damage>,
 }
 
 impl<'a> Judge<'a> {
     pub(crate) fn new(inner: &'a Inner, file: &'a Arc<StoreFile>, damage: &'a mut Vec<Damage>) -> Judge<'a> {
-        Judge { inner, file, candidates: BTreeMap::new(), unfinished: BTreeMap::new(), damage }
+        Judge { inner, file, candidates: BTreeMap::new(), on_disk: BTreeMap::new(), damage }
     }
 
     pub(crate) fn replay(mut self, steps: &[Step]) -> Result<(), SumsError> {
@@ -101,15 +101,35 @@ impl<'a> Judge<'a> {
             };
             let block = write.first_block + offset as u64;
             if block < moved {
-                self.candidates.insert(block, candidate);
+                self.insert(block, candidate);
             }
         }
+    }
+
+    fn insert(&mut self, block: u64, candidate: Candidate) {
+        if let Some(before) = self.candidates.insert(block, candidate) {
+            self.superseded(block, &before);
+        }
+    }
+
+    /// Something later overwrote or removed the block: it was on disk by then, unless its write had failed.
+    fn superseded(&mut self, block: u64, before: &Candidate) {
+        if !before.cancelled {
+            self.found_on_disk(block, before.step);
+        }
+    }
+
+    fn found_on_disk(&mut self, block: u64, step: usize) {
+        let end = self.on_disk.entry(step).or_insert(0);
+        *end = (*end).max((block + 1) * BLOCK_BYTES);
     }
 
     fn replay_change(&mut self, index: usize, change: &ChangeBody, again: bool) -> Result<(), SumsError> {
         let disk = &*self.inner.disk;
         if let Some(hole) = change.hole {
-            self.candidates.extract_if(hole.start()..hole.end(), |_, _| true).for_each(drop);
+            let gone = self.candidates.extract_if(hole.start()..hole.end(), |_, _| true);
+            let gone: Vec<(u64, Candidate)> = gone.collect();
+            gone.iter().for_each(|(block, before)| self.superseded(*block, before));
             self.mend(hole.start())?;
             let length = self.file.disk.file.metadata()?.len();
             let end = hole.end().min(length.div_ceil(BLOCK_BYTES));
@@ -129,7 +149,7 @@ impl<'a> Judge<'a> {
                 durable: !again,
                 cancelled: false,
             };
-            self.candidates.insert(*block, candidate);
+            self.insert(*block, candidate);
         }
         Ok(())
     }
@@ -158,6 +178,7 @@ impl<'a> Judge<'a> {
         for (block, candidate) in std::mem::take(&mut self.candidates) {
             self.mend(block)?;
             if candidate.durable {
+                self.found_on_disk(block, candidate.step);
                 self.file.sums().set(disk, block, BlockState::Known(candidate.new_crc))?;
             } else {
                 doubtful.push((block, candidate));
@@ -202,9 +223,8 @@ impl<'a> Judge<'a> {
                 Old::Known(_) | Old::Torn => BlockState::Torn,
             }
         };
-        let done = self.unfinished.entry(candidate.step).or_insert(0);
         if state == BlockState::Known(new) {
-            *done = (*done).max((block + 1) * BLOCK_BYTES);
+            self.found_on_disk(block, candidate.step);
         }
         Ok(state)
     }
@@ -244,8 +264,8 @@ impl<'a> Judge<'a> {
                 What::Change(change) => size = change.size,
                 What::Collapse { body, .. } => size = body.size_after(),
                 What::Write(write) => {
-                    // What no candidate was left of was overwritten or removed later, so it had been on disk.
-                    let on_disk = self.unfinished.get(&index).copied().unwrap_or(u64::MAX);
+                    // The file is as long as the last block that came makes it.
+                    let on_disk = self.on_disk.get(&index).copied().unwrap_or(0);
                     size = size.max(write.size.min(on_disk));
                 }
             }

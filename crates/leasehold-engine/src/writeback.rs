@@ -7,7 +7,8 @@
 //! ```
 //! A block may be written before its record is durable only if recovery would remove it anyway: it lies past the size
 //! that the durable records admit, in a file that is marked. All others wait, which costs one flush that all chunks in
-//! flight share.
+//! flight share. So do all of a file of whose collapse the sidecar does not know: recovery tells by the file's length
+//! whether that was over, and so nothing may make it longer that the record does not name.
 //!
 //! Blocks past the file's length on disk: a write that grows a file takes its lock and a journal commit, so the length is
 //! set ahead, in steps, and set back by the next flush, checkpoint or stop. (Measured: see the decision record
@@ -131,11 +132,13 @@ impl Inner {
         // Under the lock, so that a checkpoint does not take the file for clean in between.
         self.mark_dirty(file);
         let body = self.write_body(file, &mut sums, range, size, run, crcs)?;
-        let beyond = body.first_block * BLOCK_BYTES >= sums.recorded_size && sums.marked == self.log.epoch();
-        let free = beyond && body.blocks.iter().all(|block| block.old == Old::Nothing);
+        // Recovery would see nothing of what it has no record of past the size.
+        let unseen = sums.marked == self.log.epoch() && sums.shifted.is_none();
+        let beyond = body.first_block * BLOCK_BYTES >= sums.recorded_size;
+        let free = unseen && beyond && body.blocks.iter().all(|block| block.old == Old::Nothing);
         sums.recorded_size = sums.recorded_size.max(body.size);
         sums.writes += 1;
-        if sums.marked == self.log.epoch() {
+        if unseen {
             self.extend_ahead(file, &mut sums, body.first_block + body.blocks.len() as u64);
         }
         let progress = Progress {

@@ -139,3 +139,25 @@ fn a_huge_sparse_file_is_adopted_as_quickly_as_there_is_data() {
         assert!(driver.read(file, 1 << 39, 10_000) == [5; 10_000]);
     }
 }
+
+/// A write elsewhere was making the file longer. What is durable of the size was taken for the end of file, and recorded
+/// behind that write: after a crash, what it had brought was cut off. The power-loss test found it.
+#[test]
+fn an_adoption_within_the_file_leaves_the_size_to_the_writes_beside_it() {
+    for (_, directory) in places() {
+        let driver = Driver::open(directory.path());
+        let file = driver.create("a");
+        let mut expected = pattern(1, 6 * 4096);
+        expected[8192..16384].fill(0);
+        driver.write(file, 0, &expected[..8192]);
+        let (write, run, range) = driver.record(file, 0, 4 * 4096, &expected[16384..], 6 * 4096);
+        let size = driver.adopt(file, 4096, 3 * 4096);
+        let output = Output::Write { write, file, blocks: range.blocks(), size: 6 * 4096, run };
+        assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Ok(()) });
+        driver.kill();
+        let driver = Driver::open(directory.path());
+        let file = driver.open_file("a");
+        assert!(driver.content(file) == expected);
+        assert_eq!(size, None);
+    }
+}

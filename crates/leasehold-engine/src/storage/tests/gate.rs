@@ -3,10 +3,11 @@
 use super::*;
 use crate::disk::{DiskFile, Done, Transfer, Verb};
 use std::io;
+use std::sync::Condvar;
 use std::sync::mpsc::Sender;
 use std::thread;
 
-/// Reads, or writes, of files whose names begin with `closed` wait until it opens.
+/// What is done to files whose names begin with `closed` waits until it opens.
 struct Gate {
     disk: Arc<dyn Disk>,
     state: Arc<Mutex<State>>,
@@ -14,24 +15,41 @@ struct Gate {
 
 #[derive(Default)]
 struct State {
-    closed: Option<(Verb, &'static str)>,
+    closed: Option<(What, &'static str)>,
     held: Vec<(Transfer, Done)>,
-    /// Told of each transfer that is held.
+    /// Told of each that is held.
     arrived: Option<Sender<()>>,
+    opened: Arc<Condvar>,
     /// Files that were flushed.
     synced: Vec<String>,
     disk: Option<Arc<dyn Disk>>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Read,
+    Write,
+    Truncate,
+}
+
+impl State {
+    /// Whether this is held.
+    fn holds(&self, what: What, file: &DiskFile) -> bool {
+        let holds = self.closed.is_some_and(|(closed, name)| closed == what && file.name.starts_with(name));
+        if holds {
+            // The test may have seen enough.
+            let _ = self.arrived.as_ref().expect("set with `closed`").send(());
+        }
+        holds
+    }
+}
+
 impl Disk for Gate {
     fn submit(&self, transfer: Transfer, done: Done) {
         let mut state = self.state.lock().unwrap();
-        let held = |(verb, name)| transfer.verb == verb && transfer.file.name.starts_with(name);
-        if state.closed.is_some_and(held) {
-            state.held.push((transfer, done));
-            // The test may have seen enough.
-            let _ = state.arrived.as_ref().expect("set with `closed`").send(());
-            return;
+        let what = if transfer.verb == Verb::Read { What::Read } else { What::Write };
+        if state.holds(what, &transfer.file) {
+            return state.held.push((transfer, done));
         }
         drop(state);
         self.disk.submit(transfer, done);
@@ -47,6 +65,13 @@ impl Disk for Gate {
     }
 
     fn truncate(&self, file: &DiskFile, size: u64) -> io::Result<()> {
+        let state = self.state.lock().unwrap();
+        if state.holds(What::Truncate, file) {
+            let opened = Arc::clone(&state.opened);
+            drop(opened.wait_while(state, |state| state.closed.is_some()).unwrap());
+        } else {
+            drop(state);
+        }
         self.disk.truncate(file, size)
     }
 
@@ -56,18 +81,20 @@ impl Disk for Gate {
 }
 
 /// A store with a gate, and how to open it.
-fn gated(directory: &Path) -> (Driver, Arc<Mutex<State>>, impl FnOnce()) {
+fn gated(directory: &Path, workers: usize) -> (Driver, Arc<Mutex<State>>, impl FnOnce()) {
     let state = Arc::<Mutex<State>>::default();
     let shared = Arc::clone(&state);
     let wrap: WrapDisk = Arc::new(move |disk| {
         shared.lock().unwrap().disk = Some(Arc::clone(&disk));
         Arc::new(Gate { disk, state: Arc::clone(&shared) })
     });
-    let driver = Driver::open_with(StorageConfig { wrap_disk: Some(wrap), ..StorageConfig::new(directory) });
+    let config = StorageConfig { wrap_disk: Some(wrap), workers, ..StorageConfig::new(directory) };
+    let driver = Driver::open_with(config);
     let opens = Arc::clone(&state);
     let open = move || {
         let mut state = opens.lock().unwrap();
         state.closed = None;
+        state.opened.notify_all();
         let (held, disk) = (std::mem::take(&mut state.held), state.disk.clone().expect("the store is open"));
         drop(state);
         held.into_iter().for_each(|(transfer, done)| disk.submit(transfer, done));
@@ -75,10 +102,10 @@ fn gated(directory: &Path) -> (Driver, Arc<Mutex<State>>, impl FnOnce()) {
     (driver, state, open)
 }
 
-fn close(state: &Mutex<State>, verb: Verb, name: &'static str) -> Receiver<()> {
+fn close(state: &Mutex<State>, what: What, name: &'static str) -> Receiver<()> {
     let (arrived, arrives) = channel();
     let mut state = state.lock().unwrap();
-    (state.closed, state.arrived) = (Some((verb, name)), Some(arrived));
+    (state.closed, state.arrived) = (Some((what, name)), Some(arrived));
     arrives
 }
 
@@ -101,9 +128,9 @@ fn looking_up_a_path_does_not_wait_for_a_sidecar_that_is_being_read() {
     let file = driver.create("b");
     driver.write(file, 0, &pattern(1, 9000));
     driver.stop();
-    let (driver, gate, open) = gated(directory.path());
+    let (driver, gate, open) = gated(directory.path(), 2);
     let a = driver.create("a");
-    let arrives = close(&gate, Verb::Read, ".leasehold/sums");
+    let arrives = close(&gate, What::Read, ".leasehold/sums");
     thread::scope(|scope| {
         let storage = driver.storage();
         let opening = scope.spawn(|| storage.open_file(&path("b")).unwrap());
@@ -118,11 +145,11 @@ fn looking_up_a_path_does_not_wait_for_a_sidecar_that_is_being_read() {
 #[test]
 fn looking_up_a_path_does_not_wait_for_a_rename_that_waits_for_a_file() {
     let (_, directory) = places().remove(0);
-    let (driver, gate, open) = gated(directory.path());
+    let (driver, gate, open) = gated(directory.path(), 2);
     let file = driver.create("a");
     let other = driver.create("b");
     driver.write(file, 0, &pattern(1, 9000));
-    let arrives = close(&gate, Verb::Read, "files/a");
+    let arrives = close(&gate, What::Read, "files/a");
     let (lease, range) = (LeaseId(driver.number()), ByteRange::new(100, 200).unwrap());
     let run = driver.fill(0, range, &pattern(2, 100));
     let merge = Output::Merge { lease, file, range, size: 9000, run };
@@ -144,16 +171,106 @@ fn looking_up_a_path_does_not_wait_for_a_rename_that_waits_for_a_file() {
     assert_eq!(driver.storage().path_of(file), Some(path("c")));
 }
 
+/// Asks for `Record` of whole new blocks at `offset`, and then for something else of the only worker that is left. Whether
+/// the record was waited for: if not, it was answered first.
+fn waits_for_its_record(driver: &Driver, file: FileId, offset: u64) -> bool {
+    let bytes = pattern(7, 8192);
+    let range = ByteRange::at(offset, 8192).unwrap();
+    let run = driver.fill(8, range, &bytes);
+    let write = WriteId(driver.number());
+    let record = Output::Record { write, file, range, size: range.end(), run };
+    driver.storage().perform(record, Detail::None);
+    let lease = LeaseId(driver.number());
+    match driver.ask(Output::Verify { lease, file, range, run }, Detail::Crc(None)) {
+        Input::Verified { .. } => true,
+        Input::Recorded { .. } => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A write past the recorded size went to the disk at once, although a truncate was in line with a size that covers it: had
+/// the power failed when the truncate was recorded and the write was not, its bytes would have been in the file.
+#[test]
+fn a_write_waits_for_its_record_if_a_truncate_in_line_before_it_admits_its_blocks() {
+    for (_, directory) in places() {
+        let (driver, gate, open) = gated(directory.path(), 2);
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 8192));
+        let arrives = close(&gate, What::Write, ".leasehold/log");
+        let request = RequestId(driver.number());
+        let truncate = Output::Perform { request, file, change: Change::Truncate { size: 1 << 20 } };
+        // It keeps one of two workers busy.
+        driver.storage().perform(truncate, Detail::None);
+        arrives.recv().unwrap();
+        let waits = waits_for_its_record(&driver, file, 8192);
+        open();
+        assert!(waits);
+        let answers = [driver.answers.recv().unwrap(), driver.answers.recv().unwrap()];
+        assert!(answers.contains(&Input::Performed { request, result: Ok(None) }), "{answers:?}");
+    }
+}
+
+/// It went to the disk at once, and made the file longer: had the power failed then, recovery would have taken the collapse
+/// before it for one that was not over, by the file's length, and made it again.
+#[test]
+fn a_write_past_the_end_waits_for_its_record_if_the_sidecar_does_not_show_a_collapse_before_it() {
+    for (place, directory) in places() {
+        let (driver, gate, open) = gated(directory.path(), 1);
+        if !driver.collapses(place) {
+            continue;
+        }
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 8 * 4096));
+        driver.collapse(file, 4096, 8192);
+        let arrives = close(&gate, What::Write, ".leasehold/log");
+        let waits = waits_for_its_record(&driver, file, 7 * 4096);
+        arrives.recv().unwrap();
+        let length = std::fs::metadata(directory.path().join("files/a")).unwrap().len();
+        open();
+        assert!(waits);
+        assert_eq!(length, 7 * 4096);
+        assert!(matches!(driver.answers.recv().unwrap(), Input::Recorded { result: Ok(()), .. }));
+        driver.storage().checkpoint().unwrap();
+        assert!(!waits_for_its_record(&driver, file, 9 * 4096), "the sidecar shows it by now");
+    }
+}
+
+/// A checkpoint was setting the file back to its size, from the length that it had ahead: that was taken for one that others
+/// had given it.
+#[test]
+fn an_adoption_takes_no_length_for_the_size_that_is_being_set_back() {
+    for (_, directory) in places() {
+        let (driver, gate, open) = gated(directory.path(), 1);
+        let file = driver.create("a");
+        driver.write(file, 0, &pattern(1, 5000));
+        let arrives = close(&gate, What::Truncate, "files/a");
+        thread::scope(|scope| {
+            let storage = driver.storage();
+            let checkpoint = scope.spawn(|| storage.checkpoint().unwrap());
+            arrives.recv().unwrap();
+            let request = RequestId(driver.number());
+            let change = Change::Adopt { range: ByteRange::ALL };
+            storage.perform(Output::Perform { request, file, change }, Detail::None);
+            // The adoption gets as far as it can; the outcome does not depend on it.
+            (0..1000).for_each(|_| thread::yield_now());
+            open();
+            checkpoint.join().unwrap();
+            let answer = driver.answers.recv().unwrap();
+            assert_eq!(answer, Input::Performed { request, result: Ok(Some(5000)) });
+        });
+    }
+}
+
 /// The states of blocks were read from the sidecar again, where they were older, and a good block failed to read.
 #[test]
 fn what_a_checkpoint_is_writing_back_is_not_forgotten_meanwhile() {
     let (_, directory) = places().remove(0);
-    let (driver, gate, open) = gated(directory.path());
+    let (driver, gate, open) = gated(directory.path(), 2);
     let file = driver.create("a");
     driver.write(file, 0, &pattern(1, 4096));
     driver.storage().checkpoint().unwrap();
     driver.write(file, 0, &pattern(2, 4096));
-    let arrives = close(&gate, Verb::Write, ".leasehold/sums");
+    let arrives = close(&gate, What::Write, ".leasehold/sums");
     thread::scope(|scope| {
         let storage = driver.storage();
         let checkpoint = scope.spawn(|| storage.checkpoint());
@@ -172,13 +289,13 @@ fn clones_that_are_copies_keep_nobody_waiting_but_their_sources() {
     let Some((_, directory)) = places().into_iter().find(|(name, _)| *name == "tmpfs") else {
         return eprintln!("SKIPPED: a clone that is a copy needs tmpfs");
     };
-    let (driver, gate, open) = gated(directory.path());
+    let (driver, gate, open) = gated(directory.path(), 2);
     let quick = driver.create("quick");
     let slow: Vec<FileId> = (0..4).map(|number| driver.create(&format!("slow{number}"))).collect();
     for file in &slow {
         driver.write(*file, 0, &pattern(1, 4096));
     }
-    let arrives = close(&gate, Verb::Read, "files/slow");
+    let arrives = close(&gate, What::Read, "files/slow");
     for file in &slow {
         let (request, staged) = (RequestId(driver.number()), driver.storage().stage());
         let output = Output::Perform { request, file: *file, change: Change::Clone };
@@ -203,11 +320,11 @@ fn clones_that_are_copies_keep_nobody_waiting_but_their_sources() {
 #[test]
 fn a_file_that_grows_while_it_is_read_has_zeros_where_it_had_nothing() {
     for (_, directory) in places() {
-        let (driver, gate, open) = gated(directory.path());
+        let (driver, gate, open) = gated(directory.path(), 2);
         let file = driver.create("a");
         driver.write(file, 0, &pattern(1, 4096));
         driver.flush(file);
-        let arrives = close(&gate, Verb::Read, "files/a");
+        let arrives = close(&gate, What::Read, "files/a");
         let size = (6 << 20) + 4096;
         let (blocks, into) = (BlockRange::new(0, 1024).unwrap(), Run { first: FrameId(0), frames: 1024 });
         // SAFETY: no operation is under way on these frames.
@@ -252,7 +369,7 @@ fn a_file_that_grows_while_it_is_read_has_zeros_where_it_had_nothing() {
 #[test]
 fn attributes_of_a_file_that_is_closed_before_its_flush_are_flushed_all_the_same() {
     let (_, directory) = places().remove(0);
-    let (driver, gate, _) = gated(directory.path());
+    let (driver, gate, _) = gated(directory.path(), 2);
     let file = driver.create("a");
     driver.write(file, 0, &pattern(1, 4096));
     driver.flush(file);

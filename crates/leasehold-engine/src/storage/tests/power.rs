@@ -5,7 +5,10 @@
 //! with what had been acknowledged until then ([`expect`]). Images have inodes of their own, so their disk says which
 //! recorded file each stands for (`Disk::identify`).
 //!
-//! `LEASEHOLD_POWER_SEEDS` sets how many recordings are tried (10 if not set).
+//! Every other recording is of a disk that is now fast, now slow, so that threads overtake each other. Two of the same seed
+//! differ all the same, in what came first.
+//!
+//! `LEASEHOLD_POWER_SEEDS` sets which recordings are tried: so many, or `FIRST..END` (10 if not set).
 
 mod expect;
 mod recorder;
@@ -51,6 +54,10 @@ impl Random {
 /// What a store holds after recovery.
 struct Found {
     files: BTreeMap<String, FoundFile>,
+    /// Symbolic links, and what they say.
+    symlinks: BTreeMap<String, String>,
+    /// How many files are staged.
+    staged: usize,
     damage: Vec<Damage>,
 }
 
@@ -76,10 +83,10 @@ fn config(directory: &Path) -> StorageConfig {
     }
 }
 
-fn recorded(directory: &Path, tape: &Arc<Tape>) -> Driver {
+fn recorded(config: StorageConfig, tape: &Arc<Tape>) -> Driver {
     let (disk, heard) = (Arc::clone(tape), Arc::clone(tape));
     let wrap: WrapDisk = Arc::new(move |real| disk.wrap(real));
-    let config = StorageConfig { wrap_disk: Some(wrap), ..config(directory) };
+    let config = StorageConfig { wrap_disk: Some(wrap), ..config };
     let answered = move |input: &Input| match input {
         Input::Written { write, result: Ok(()) } => heard.push(Event::Answered(write.0)),
         Input::Performed { request, result: Ok(_) } | Input::Flushed { request, result: Ok(()) } => {
@@ -94,15 +101,34 @@ fn recorded(directory: &Path, tape: &Arc<Tape>) -> Driver {
 fn record(seed: u64, steps: usize, lie: Lie) -> Vec<Event> {
     let place = workshop();
     let placed = Volume::empty().place(place.path());
-    let tape = Tape::new(place.path(), 1, placed, lie);
-    let driver = recorded(place.path(), &tape);
+    // Every other disk is now fast, now slow.
+    let pace = (seed % 2 == 1).then(|| Random::new(!seed));
+    let tape = Tape::new(place.path(), 1, placed, lie, pace);
+    let workers = 1 + (seed / 2 % 4) as usize;
+    let driver = recorded(StorageConfig { workers, ..config(place.path()) }, &tape);
     Workload::new(&driver, &tape, seed).run(steps);
     driver.kill();
     tape.take()
 }
 
-/// Opens the store and reads all of it.
-fn look(driver: &Driver) -> Found {
+/// Symbolic links below a directory.
+fn symlinks(driver: &Driver, below: &StorePath) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for entry in driver.storage().list(below).unwrap() {
+        let path = below.join(&entry.name).unwrap();
+        match entry.kind {
+            Kind::Directory => found.extend(symlinks(driver, &path)),
+            Kind::Link => {
+                found.insert(path.as_str().to_owned(), driver.storage().read_link(&path).unwrap());
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Reads all of the store in `place`.
+fn look(driver: &Driver, place: &Path) -> Found {
     let mut paths = Vec::new();
     let all = &mut |path: &StorePath| {
         paths.push(path.clone());
@@ -117,7 +143,12 @@ fn look(driver: &Driver) -> Found {
         let survey = driver.storage().survey(file, BlockRange::new(0, u64::MAX).unwrap()).unwrap();
         (path.as_str().to_owned(), FoundFile { size, blocks, unknown: survey.unknown, torn: survey.torn })
     };
-    Found { files: paths.iter().map(file).collect(), damage: driver.opened.damage.clone() }
+    Found {
+        files: paths.iter().map(file).collect(),
+        symlinks: symlinks(driver, &StorePath::ROOT),
+        staged: std::fs::read_dir(place.join(".leasehold/staging")).unwrap().count(),
+        damage: driver.opened.damage.clone(),
+    }
 }
 
 /// What recovery makes of the image.
@@ -127,7 +158,7 @@ fn recover(image: &Volume) -> Result<Found, OpenError> {
     let wrap: WrapDisk =
         Arc::new(move |disk: Arc<dyn Disk>| Arc::new(Image { disk, identities: identities.clone() }));
     let driver = Driver::try_open_with(StorageConfig { wrap_disk: Some(wrap), ..config(place.path()) })?;
-    let found = look(&driver);
+    let found = look(&driver, place.path());
     driver.kill();
     Ok(found)
 }
@@ -135,8 +166,8 @@ fn recover(image: &Volume) -> Result<Found, OpenError> {
 /// What recovery makes of the image, and what it does to the disk for that.
 fn recover_recorded(image: &Volume) -> Vec<Event> {
     let place = workshop();
-    let tape = Tape::new(place.path(), image.next_inode(), image.place(place.path()), Lie::Nothing);
-    recorded(place.path(), &tape).kill();
+    let tape = Tape::new(place.path(), image.next_inode(), image.place(place.path()), Lie::Nothing, None);
+    recorded(config(place.path()), &tape).kill();
     tape.take()
 }
 
@@ -200,6 +231,12 @@ fn history(events: &[Event]) -> String {
         Event::Asked(ask, Asked::Write { inode, range, size, .. }) => {
             format!("{number}: asked ({ask}) to write {range} of inode {inode}, size {size}")
         }
+        Event::Asked(ask, Asked::Adopt { inode, range, foreign }) => {
+            let blocks: Vec<&u64> = foreign.keys().collect();
+            format!(
+                "{number}: asked ({ask}) to adopt {range} of inode {inode}, others wrote blocks {blocks:?}"
+            )
+        }
         other => format!("{number}: {other:?}"),
     };
     events.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
@@ -232,11 +269,17 @@ fn lose_power_again(
     }
 }
 
+fn seeds() -> std::ops::Range<u64> {
+    let Ok(text) = std::env::var("LEASEHOLD_POWER_SEEDS") else { return 0..10 };
+    let (first, end) = text.split_once("..").unwrap_or(("0", &text));
+    let number = |text: &str| text.parse().expect("LEASEHOLD_POWER_SEEDS is a number, or FIRST..END");
+    number(first)..number(end)
+}
+
 #[test]
 fn whenever_the_power_fails_what_was_acknowledged_is_there_and_the_rest_is_old_or_new() {
-    let seeds = std::env::var("LEASEHOLD_POWER_SEEDS").map_or(10, |seeds| seeds.parse().expect("a number"));
     let mut torn = 0;
-    for seed in 0..seeds {
+    for seed in seeds() {
         let events = record(seed, 60, Lie::Nothing);
         let began = std::time::Instant::now();
         let tried = try_all(&events, seed, Effort { singles: 2, random: 3, second: 200 });
@@ -256,6 +299,7 @@ fn a_disk_that_lies_about_what_is_durable_is_found_out() {
         Lie::Writes("files/"),
         Lie::Writes(".leasehold/log"),
         Lie::Writes(".leasehold/sums"),
+        Lie::Writes(".leasehold/staging"),
     ];
     for lie in lies {
         let effort = Effort { singles: 1, random: 2, second: u64::MAX };

@@ -170,6 +170,66 @@ fn a_size_that_the_filesystem_lost_or_padded_is_put_right() {
     }
 }
 
+/// A write that had made the file longer was taken for one whose last block had not come, since that block was not its own
+/// any more: what was acknowledged was cut off. The power-loss test found it on disks that are now fast, now slow.
+#[test]
+fn a_file_stays_as_long_as_a_write_made_it_whose_last_block_is_being_changed() {
+    let zero = Change::Zero { range: ByteRange::new(19 * 4096, 20 * 4096).unwrap() };
+    let punch = Change::Punch { range: ByteRange::new(19 * 4096 + 10, 20 * 4096).unwrap() };
+    for (_, directory) in places() {
+        for (number, last) in [None, Some(zero), Some(punch)].into_iter().enumerate() {
+            let root = directory.path().join(number.to_string());
+            let (driver, file, mut expected) = with_a_file(&root);
+            // A record that stays open, so that nothing after it counts as durable by itself.
+            let elsewhere = driver.create("b");
+            driver.record(elsewhere, 100, 0, &[1; 4096], 4096);
+            let new = pattern(3, 3 * 4096 + 1000);
+            expected.extend(&new);
+            driver.write(file, 16 * 4096, &new);
+            match last {
+                None => drop(driver.record(file, 0, 19 * 4096, &pattern(5, 4096), 20 * 4096)),
+                Some(change) => {
+                    driver.change_with(file, change, Detail::None).unwrap();
+                    let start = if change == zero { 19 * 4096 } else { 19 * 4096 + 10 };
+                    expected[start..].fill(0);
+                }
+            }
+            driver.kill();
+            let (driver, file) = reopened(&root);
+            assert_eq!(driver.opened.damage, []);
+            assert_eq!(driver.size(file), expected.len() as u64, "{last:?}");
+            assert!(driver.content(file) == expected, "{last:?}");
+        }
+    }
+}
+
+/// The next segment repeats what is open. A write that was found in both was taken for two, of which the first was over.
+#[test]
+fn a_write_that_never_came_does_not_make_the_file_longer_wherever_a_checkpoint_was_cut_short() {
+    for (_, directory) in places() {
+        for count in 0.. {
+            let root = directory.path().join(count.to_string());
+            let (driver, left) = crash::stopping(&root, i64::MAX, false);
+            let driver = driver.expect("the disk works");
+            let file = driver.create("a");
+            let old = pattern(1, 4096);
+            driver.write(file, 0, &old);
+            driver.record(file, 0, 4096, &pattern(2, 8192), 3 * 4096);
+            left.store(count, Ordering::SeqCst);
+            let over = driver.storage().checkpoint().is_ok();
+            driver.kill();
+            let (driver, file) = reopened(&root);
+            assert_eq!(driver.opened.damage, []);
+            assert_eq!(driver.size(file), 4096, "cut short after {count}");
+            assert!(driver.content(file) == old);
+            if over {
+                assert!(count > 3, "nothing was tried");
+                break;
+            }
+        }
+    }
+}
+
 #[test]
 fn a_recorded_truncate_or_punch_that_was_not_made_is_made() {
     for (_, directory) in places() {

@@ -1,6 +1,7 @@
 //! What must be there: all that was acknowledged; and of what was not, each block's old or new bytes, a change wholly or
 //! not at all.
 
+use super::super::StorePath;
 use super::Found;
 use super::FoundFile;
 use super::recorder::Event;
@@ -24,6 +25,14 @@ pub(super) enum Asked {
         inode: InodeId,
         change: Change,
     },
+    /// What is on disk counts, where others are writing these blocks.
+    Adopt {
+        inode: InodeId,
+        range: ByteRange,
+        foreign: BTreeMap<u64, Arc<[u8]>>,
+    },
+    /// A copy without a name yet, which changes nothing.
+    Clone,
     /// The last name goes.
     Remove {
         inode: InodeId,
@@ -68,6 +77,15 @@ impl Committed {
         self.held.extend(range.blocks().start()..range.blocks().end());
     }
 
+    fn adopt(&mut self, range: ByteRange, foreign: &BTreeMap<u64, Arc<[u8]>>) {
+        for (block, bytes) in foreign {
+            self.bytes[*block as usize * BLOCK..][..BLOCK].copy_from_slice(bytes);
+        }
+        // Zeros that take space are no hole.
+        let blocks = range.blocks();
+        self.held.extend(blocks.start()..blocks.end().min(self.size.div_ceil(BLOCK_BYTES)));
+    }
+
     fn change(&mut self, change: Change) {
         match change {
             Change::Truncate { size } => {
@@ -107,6 +125,7 @@ impl Expected {
                 | Meta::MakeDirectory { path, .. }
                 | Meta::Rename { to: path, .. }
                 | Meta::Link { to: path, .. }
+                | Meta::Symlink { path, .. }
                 | Meta::Remove { path },
                 _,
             ) if path.starts_with("files/") => self.names = metas,
@@ -121,11 +140,29 @@ impl Expected {
                     self.files.entry(inode).or_default().write(range, &blocks, size);
                 }
                 Asked::Change { inode, change } => self.files.entry(inode).or_default().change(change),
+                Asked::Adopt { inode, range, foreign } => {
+                    self.files.entry(inode).or_default().adopt(range, &foreign);
+                }
+                Asked::Clone => {}
                 Asked::Remove { inode } => drop(self.removed.insert(inode)),
                 Asked::Flush => self.names_due = self.names_due.max(self.flushes[number]),
             },
+            Event::Cloned { from, to } => {
+                let clone = self.files.get(from).cloned().unwrap_or_default();
+                self.files.insert(*to, clone);
+            }
+            Event::Placed => self.names_due = self.names_due.max(self.names),
             _ => {}
         }
+    }
+
+    /// Blocks that others write, to be adopted.
+    fn foreign(&self, inode: InodeId) -> BTreeMap<u64, &Arc<[u8]>> {
+        let adopted = self.under_way.values().filter_map(|asked| match asked {
+            Asked::Adopt { inode: of, foreign, .. } if *of == inode => Some(foreign),
+            _ => None,
+        });
+        adopted.flatten().map(|(block, bytes)| (*block, bytes)).collect()
     }
 
     /// `first`: nothing came between the power loss and this recovery, which therefore names what is torn.
@@ -134,6 +171,13 @@ impl Expected {
         if !names.keys().eq(found.files.keys()) {
             let found: Vec<&String> = found.files.keys().collect();
             return Err(format!("the disk has the names {names:?}, and the store shows {found:?}"));
+        }
+        if image.symlinks() != found.symlinks {
+            let (disk, found) = (image.symlinks(), &found.symlinks);
+            return Err(format!("the disk has the symbolic links {disk:?}, and the store shows {found:?}"));
+        }
+        if found.staged > 0 {
+            return Err(format!("{} files are staged, and nobody wants them", found.staged));
         }
         if let Some(gone) = names.iter().find(|(_, inode)| self.removed.contains(inode)) {
             return Err(format!("{gone:?} was removed, acknowledged, and is there"));
@@ -144,12 +188,14 @@ impl Expected {
             if file.unknown > 0 {
                 return Err(format!("{path}: {} blocks have lost their checksums", file.unknown));
             }
-            let bad: BTreeSet<u64> =
-                (0..).zip(&file.blocks).filter(|(_, b)| b.is_err()).map(|(n, _)| n).collect();
-            let damage = found
-                .damage
-                .iter()
-                .filter(|damage| damage.path.as_ref().is_some_and(|damaged| damaged.as_str() == path));
+            // A block that others write differs, and is not torn.
+            let foreign = self.foreign(*inode);
+            let bad = (0..).zip(&file.blocks).filter(|(_, bytes)| bytes.is_err()).map(|(block, _)| block);
+            let bad: BTreeSet<u64> = bad.filter(|block| !foreign.contains_key(block)).collect();
+            let damage = found.damage.iter().filter(|damage| {
+                let path = damage.path.as_ref().map(StorePath::as_str);
+                path.and_then(|path| names.get(path)) == Some(inode)
+            });
             let named: BTreeSet<u64> = damage
                 .flat_map(|damage| damage.blocks.into_iter().flat_map(|blocks| blocks.start()..blocks.end()))
                 .collect();
@@ -210,6 +256,8 @@ impl Expected {
         if !sizes.contains(&found.size) {
             return Err(format!("its size is {}, and must be one of {sizes:?}", found.size));
         }
+        let last = found.blocks.len().wrapping_sub(1) as u64;
+        let foreign = self.foreign(inode);
         for (block, bytes) in (0..).zip(&found.blocks) {
             let write = writes
                 .iter()
@@ -218,6 +266,8 @@ impl Expected {
                 &blocks[(block - range.blocks().start()) as usize * BLOCK..][..BLOCK]
             });
             match bytes {
+                Ok(bytes) if foreign.get(&block).is_some_and(|new| bytes[..] == new[..]) => {}
+                Err(Fault::Checksum) if foreign.contains_key(&block) => {}
                 Ok(bytes) => {
                     let old = base.block(block);
                     let is_new = new.is_some_and(|new| new[..bytes.len()] == bytes[..]);
@@ -225,6 +275,9 @@ impl Expected {
                         return Err(format!(
                             "block {block} is not what was acknowledged, nor what is under way"
                         ));
+                    }
+                    if block == last && found.size > base.size && !is_new {
+                        return Err(format!("it ends in block {block}, which is not what made it longer"));
                     }
                 }
                 Err(Fault::Checksum) => {

@@ -1,5 +1,6 @@
 //! A disk that does what it is asked, and remembers it: what was begun, what was durable when, who was told what.
 
+use super::Random;
 use super::expect::Asked;
 use super::volume::{InodeId, Meta, Placed};
 use crate::disk::{Disk, DiskFile, Done, Identity, NameChange, Transfer, Verb};
@@ -10,6 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
 
 /// What happened, in this order.
 #[derive(Clone, Debug)]
@@ -26,6 +29,10 @@ pub(super) enum Event {
     Asked(u64, Asked),
     /// It has answered.
     Answered(u64),
+    /// The clone of a file is there, whole, and has no name yet.
+    Cloned { from: InodeId, to: InodeId },
+    /// The clone has a name by now; that and all names that were changed before are durable.
+    Placed,
 }
 
 /// What a disk says is durable and is not.
@@ -45,6 +52,8 @@ pub(super) struct Tape {
     root: PathBuf,
     lie: Lie,
     state: Mutex<State>,
+    /// Makes the disk fast at one moment and slow at the next, so that threads overtake each other.
+    pace: Option<Mutex<Random>>,
 }
 
 struct State {
@@ -52,12 +61,35 @@ struct State {
     writes: u64,
     next_inode: InodeId,
     placed: Placed,
+    /// Writes past the store that no flush of their file has covered.
+    foreign: Vec<(InodeId, u64)>,
 }
 
 impl Tape {
-    pub(super) fn new(root: &Path, next_inode: InodeId, placed: Placed, lie: Lie) -> Arc<Tape> {
-        let state = State { events: Vec::new(), writes: 0, next_inode, placed };
-        Arc::new(Tape { root: root.to_owned(), lie, state: Mutex::new(state) })
+    /// `pace`: see [`Tape`]; the disk is as fast as it can be without.
+    pub(super) fn new(
+        root: &Path,
+        next_inode: InodeId,
+        placed: Placed,
+        lie: Lie,
+        pace: Option<Random>,
+    ) -> Arc<Tape> {
+        let state = State { events: Vec::new(), writes: 0, next_inode, placed, foreign: Vec::new() };
+        Arc::new(Tape { root: root.to_owned(), lie, state: Mutex::new(state), pace: pace.map(Mutex::new) })
+    }
+
+    /// Lets others go first, or not.
+    pub(super) fn dawdle(&self) {
+        let Some(pace) = &self.pace else { return };
+        let (kind, length) = {
+            let mut random = pace.lock().unwrap();
+            (random.below(8), random.below(1000))
+        };
+        match kind {
+            0 => thread::sleep(Duration::from_micros(length)),
+            1 | 2 => (0..length / 100).for_each(|_| thread::yield_now()),
+            _ => {}
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -78,6 +110,16 @@ impl Tape {
         self.state().placed.inodes[&number]
     }
 
+    /// Writes past the storage. Durable once the file is flushed.
+    pub(super) fn write_foreign(&self, path: &str, offset: u64, bytes: &Arc<[u8]>) {
+        let file = fs::OpenOptions::new().write(true).open(self.root.join(path)).unwrap();
+        let mut state = self.state();
+        let inode = state.inode(&file).expect("created before our eyes");
+        let write = state.begin(inode, offset, Arc::clone(bytes));
+        state.foreign.push((inode, write));
+        file.write_all_at(bytes, offset).unwrap();
+    }
+
     pub(super) fn wrap(self: &Arc<Tape>, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
         Arc::new(Recorder { disk, tape: Arc::clone(self) })
     }
@@ -87,6 +129,13 @@ impl State {
     fn inode(&self, file: impl AsFd) -> Option<InodeId> {
         let number = rustix::fs::fstat(file).unwrap().st_ino;
         self.placed.inodes.get(&number).copied()
+    }
+
+    fn begin(&mut self, inode: InodeId, offset: u64, bytes: Arc<[u8]>) -> u64 {
+        let write = self.writes;
+        self.writes += 1;
+        self.events.push(Event::Begun { write, inode, offset, bytes });
+        write
     }
 
     fn inode_of(&self, file: &DiskFile) -> InodeId {
@@ -107,12 +156,19 @@ impl Recorder {
         told: bool,
         flush: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
-        let before = self.tape.state().events.len();
+        let (before, foreign) = {
+            let mut state = self.tape.state();
+            let foreign: Vec<_> = state.foreign.extract_if(.., |(of, _)| Some(*of) == inode).collect();
+            (state.events.len(), foreign)
+        };
+        self.tape.dawdle();
         flush()?;
+        self.tape.dawdle();
         if let Some(inode) = inode
             && told
         {
             self.tape.push(Event::Flushed { inode, before });
+            foreign.into_iter().for_each(|(_, write)| self.tape.push(Event::Landed { write }));
         }
         Ok(())
     }
@@ -128,18 +184,19 @@ impl Disk for Recorder {
         let bytes = unsafe { std::slice::from_raw_parts(from.as_ptr(), length) };
         let lies = matches!(self.tape.lie, Lie::Writes(name) if transfer.file.name.starts_with(name));
         let mut state = self.tape.state();
-        let write = state.writes;
-        state.writes += 1;
         let inode = state.inode_of(&transfer.file);
-        state.events.push(Event::Begun { write, inode, offset: transfer.offset, bytes: bytes.into() });
+        let write = state.begin(inode, transfer.offset, bytes.into());
         drop(state);
+        self.tape.dawdle();
         let tape = Arc::clone(&self.tape);
         self.disk.submit(
             transfer,
             Box::new(move |result, memory| {
+                tape.dawdle();
                 if result.is_ok() && !lies {
                     tape.push(Event::Landed { write });
                 }
+                tape.dawdle();
                 done(result, memory);
             }),
         );
@@ -204,7 +261,7 @@ impl Disk for Recorder {
         let created = |state: &mut State, path: &str| {
             let inode = state.next_inode;
             state.next_inode += 1;
-            let number = fs::metadata(root.join(path)).unwrap().ino();
+            let number = fs::symlink_metadata(root.join(path)).unwrap().ino();
             state.placed.inodes.insert(number, inode);
             inode
         };
@@ -228,7 +285,12 @@ impl Disk for Recorder {
                 let concerns = vec![directory(&state, to)];
                 Event::Meta(Meta::Link { from: from.to_owned(), to: to.to_owned() }, concerns)
             }
-            NameChange::Symlink { .. } => unreachable!("the workload makes none"),
+            NameChange::Symlink { target, at } => {
+                let concerns = vec![directory(&state, at)];
+                let inode = created(&mut state, at);
+                let (path, target) = (at.to_owned(), target.to_owned());
+                Event::Meta(Meta::Symlink { path, inode, target }, concerns)
+            }
             NameChange::Remove(path) => {
                 let concerns = vec![directory(&state, path)];
                 Event::Meta(Meta::Remove { path: path.to_owned() }, concerns)

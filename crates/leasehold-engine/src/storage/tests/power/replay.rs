@@ -36,7 +36,7 @@ pub(super) struct Moment<'a> {
 #[derive(Clone)]
 pub(super) struct Variant {
     metas: usize,
-    /// The last of these, if it is a hole or a collapse, is there in part.
+    /// The last of these, if it is a hole or a collapse, is there in part. It is not durable then.
     in_part: bool,
     /// Sectors of writes under way; none of those that are missing here.
     writes: BTreeMap<u64, Vec<bool>>,
@@ -95,7 +95,7 @@ impl<'a> Moment<'a> {
                 let covered = changes.filter(|(event, _)| event < before).map(|(_, place)| place + 1).max();
                 self.metas_durable = self.metas_durable.max(covered.unwrap_or(0));
             }
-            Event::Asked(..) | Event::Answered(_) => {}
+            Event::Asked(..) | Event::Answered(_) | Event::Cloned { .. } | Event::Placed => {}
         }
         self.at += 1;
         self.settle();
@@ -209,8 +209,10 @@ impl<'a> Moment<'a> {
                         }
                     }
                 }
-                let in_part = random.below(4) == 0;
-                variants.push(Variant { in_part, ..variant(metas(random), &writes) });
+                let metas = metas(random);
+                // What a flush has covered is there wholly.
+                let in_part = metas > durable && random.below(4) == 0;
+                variants.push(Variant { in_part, ..variant(metas, &writes) });
             }
         }
         variants

@@ -19,6 +19,7 @@ pub(super) const ROOT: InodeId = 0;
 enum Inode {
     File { identity: Identity, size: u64, blocks: BTreeMap<u64, Arc<[u8; BLOCK]>> },
     Directory,
+    Symlink { target: String },
 }
 
 /// What changes sizes, holes and names.
@@ -28,6 +29,7 @@ pub(super) enum Meta {
     MakeDirectory { path: String, inode: InodeId },
     Rename { from: String, to: String },
     Link { from: String, to: String },
+    Symlink { path: String, inode: InodeId, target: String },
     Remove { path: String },
     Size { inode: InodeId, size: u64 },
     Punch { inode: InodeId, offset: u64, length: u64 },
@@ -68,6 +70,16 @@ impl Volume {
         named.collect()
     }
 
+    /// Symbolic links below `files/`, and what they say.
+    pub(super) fn symlinks(&self) -> BTreeMap<String, String> {
+        let links = self.names.iter().filter_map(|(path, inode)| {
+            let path = path.strip_prefix("files/")?;
+            let Inode::Symlink { target } = &self.inodes[inode] else { return None };
+            Some((path.to_owned(), target.clone()))
+        });
+        links.collect()
+    }
+
     pub(super) fn apply(&mut self, meta: &Meta) {
         match meta {
             Meta::Create { path, inode, identity } => {
@@ -91,6 +103,10 @@ impl Volume {
             Meta::Link { from, to } => {
                 let inode = self.names[from];
                 self.names.insert(to.clone(), inode);
+            }
+            Meta::Symlink { path, inode, target } => {
+                self.inodes.insert(*inode, Inode::Symlink { target: target.clone() });
+                self.names.insert(path.clone(), *inode);
             }
             Meta::Remove { path } => {
                 self.names.remove(path);
@@ -166,8 +182,10 @@ impl Volume {
         let mut hasher = DefaultHasher::new();
         for (path, inode) in &self.names {
             (path, inode).hash(&mut hasher);
-            if let Inode::File { size, blocks, .. } = &self.inodes[inode] {
-                (size, blocks).hash(&mut hasher);
+            match &self.inodes[inode] {
+                Inode::File { size, blocks, .. } => (size, blocks).hash(&mut hasher),
+                Inode::Symlink { target } => target.hash(&mut hasher),
+                Inode::Directory => {}
             }
         }
         hasher.finish()
@@ -175,7 +193,7 @@ impl Volume {
 
     /// Puts it into an empty directory.
     pub(super) fn place(&self, directory: &Path) -> Placed {
-        let number = |path: &Path| fs::metadata(path).unwrap().ino();
+        let number = |path: &Path| fs::symlink_metadata(path).unwrap().ino();
         let mut inodes = HashMap::from([(number(directory), ROOT)]);
         let mut identities = HashMap::new();
         let mut first_names: HashMap<InodeId, PathBuf> = HashMap::new();
@@ -189,6 +207,7 @@ impl Volume {
             first_names.insert(*inode, path.clone());
             match &self.inodes[inode] {
                 Inode::Directory => fs::create_dir(&path).unwrap(),
+                Inode::Symlink { target } => std::os::unix::fs::symlink(target, &path).unwrap(),
                 Inode::File { identity, size, blocks } => {
                     let file = File::create_new(&path).unwrap();
                     for (block, bytes) in blocks {

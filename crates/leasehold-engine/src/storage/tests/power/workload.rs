@@ -13,6 +13,8 @@ const SLOT_FRAMES: u32 = 8;
 const SLOTS: u32 = 4;
 const SPAN: u64 = 30 * BLOCK_BYTES;
 const FILES: usize = 4;
+const NAMES: usize = 3;
+const SYMLINKS: usize = 3;
 
 pub(super) struct Workload<'a> {
     driver: &'a Driver,
@@ -23,11 +25,12 @@ pub(super) struct Workload<'a> {
     slots: Vec<u32>,
     next_name: u32,
     directories: Vec<String>,
+    symlinks: Vec<String>,
 }
 
 /// A file as whoever reads it would see it.
 struct Worked {
-    path: String,
+    names: Vec<String>,
     id: FileId,
     inode: InodeId,
     bytes: Vec<u8>,
@@ -48,11 +51,28 @@ enum Step {
     Change {
         inode: InodeId,
     },
+    Adopt {
+        inode: InodeId,
+    },
+    Clone {
+        inode: InodeId,
+    },
     Remove {
         inode: InodeId,
-        heir: Option<(InodeId, String)>,
     },
     Flush,
+}
+
+/// Who takes a name.
+enum Heir {
+    Nobody,
+    /// Another file, by this name of its.
+    Named(InodeId, String),
+    Staged(Staged),
+}
+
+fn all_blocks() -> BlockRange {
+    BlockRange::new(0, u64::MAX).unwrap()
 }
 
 impl<'a> Workload<'a> {
@@ -66,6 +86,7 @@ impl<'a> Workload<'a> {
             slots: (0..SLOTS).collect(),
             next_name: 0,
             directories: vec![String::new()],
+            symlinks: Vec::new(),
         }
     }
 
@@ -87,16 +108,20 @@ impl<'a> Workload<'a> {
             return self.create();
         }
         let file = self.random.below(self.files.len() as u64) as usize;
-        match self.random.below(24) {
-            0..12 => self.write(file),
-            12..14 => self.truncate(file),
-            14..16 => self.punch(file),
-            16 => self.collapse(file),
-            17..19 => self.flush(file),
-            19 => self.remove(file),
-            20 => self.rename(file),
-            21 => self.reopen(file),
-            22 => self.directory(),
+        match self.random.below(31) {
+            0..13 => self.write(file),
+            13..15 => self.truncate(file),
+            15..17 => self.punch(file),
+            17 => self.collapse(file),
+            18..20 => self.flush(file),
+            20..22 => self.remove(file),
+            22 => self.rename(file),
+            23 => self.reopen(file),
+            24 => self.directory(),
+            25 => self.link(file),
+            26 => self.symlink(),
+            27 => self.clone_file(file),
+            28..30 => self.adopt(file),
             _ => self.driver.storage().checkpoint().unwrap(),
         }
     }
@@ -111,7 +136,31 @@ impl<'a> Workload<'a> {
         let path = self.fresh_path();
         let id = self.driver.create(&path);
         let inode = self.tape.inode_at(&format!("files/{path}"));
-        self.files.push(Worked { path, id, inode, bytes: Vec::new(), busy: BTreeMap::new() });
+        self.files.push(Worked { names: vec![path], id, inode, bytes: Vec::new(), busy: BTreeMap::new() });
+    }
+
+    fn link(&mut self, file: usize) {
+        if self.files[file].names.len() < NAMES {
+            let (from, to) = (self.a_name(file), self.fresh_path());
+            self.driver.storage().link(&path(&from), &path(&to)).unwrap();
+            self.files[file].names.push(to);
+        }
+    }
+
+    fn symlink(&mut self) {
+        if self.symlinks.len() < SYMLINKS {
+            let (at, target) = (self.fresh_path(), format!("what/{}", self.next_name));
+            self.driver.storage().symlink(&target, &path(&at)).unwrap();
+            self.symlinks.push(at);
+        } else {
+            let gone = self.symlinks.remove(0);
+            self.driver.storage().unlink_extra(&path(&gone)).unwrap();
+        }
+    }
+
+    fn a_name(&mut self, file: usize) -> String {
+        let names = &self.files[file].names;
+        names[self.random.below(names.len() as u64) as usize].clone()
     }
 
     fn directory(&mut self) {
@@ -130,9 +179,9 @@ impl<'a> Workload<'a> {
             .storage()
             .rename(&path(from.trim_end_matches('/')), &path(to.trim_end_matches('/')))
             .unwrap();
-        for file in &mut self.files {
-            if let Some(rest) = file.path.strip_prefix(&from) {
-                file.path = format!("{to}{rest}");
+        for name in self.files.iter_mut().flat_map(|file| &mut file.names).chain(&mut self.symlinks) {
+            if let Some(rest) = name.strip_prefix(&from) {
+                *name = format!("{to}{rest}");
             }
         }
         self.directories[which] = to;
@@ -246,53 +295,164 @@ impl<'a> Workload<'a> {
         self.driver.storage().perform(output, Detail::None);
     }
 
-    /// Everything, the last name too; half of the time to another file.
+    /// One name, half of the time to another file; with the last one, everything.
     fn remove(&mut self, file: usize) {
-        if !self.free(file, BlockRange::new(0, u64::MAX).unwrap()) {
-            return;
-        }
-        let removed = self.files.remove(file);
-        let name = path(&removed.path);
-        let heir = self.random.below(2) == 0 && !self.files.is_empty();
-        let (detail, heir) = if heir {
-            let heir = &self.files[self.random.below(self.files.len() as u64) as usize];
-            let from = path(&heir.path);
-            (Detail::RenameOver { from, to: name }, Some((heir.inode, removed.path)))
+        let name = self.a_name(file);
+        let others = self.files.len() as u64 - 1;
+        let heir = if others > 0 && self.random.below(2) == 0 {
+            let other = (file + 1 + self.random.below(others) as usize) % self.files.len();
+            Heir::Named(self.files[other].inode, self.a_name(other))
         } else {
-            (Detail::Unlink { path: name }, None)
+            Heir::Nobody
         };
-        let number = self.driver.number();
-        self.tape.push(Event::Asked(number, Asked::Remove { inode: removed.inode }));
-        self.under_way.insert(number, Step::Remove { inode: removed.inode, heir });
-        let output = Output::Perform { request: RequestId(number), file: removed.id, change: Change::Remove };
-        self.driver.storage().perform(output, detail);
-        // Names are not changed beside: whoever removes holds them, and the heir must be where it was.
-        while self.under_way.contains_key(&number) {
-            self.hear();
+        self.take_name(file, name, heir);
+    }
+
+    /// Takes the name from the file and gives it to the heir. Whether it did: not if it is the last, and the file is busy.
+    fn take_name(&mut self, file: usize, name: String, heir: Heir) -> bool {
+        let storage = self.driver.storage();
+        if self.files[file].names.len() > 1 {
+            match &heir {
+                Heir::Nobody => storage.unlink_extra(&path(&name)).unwrap(),
+                Heir::Named(_, from) => storage.rename_over_extra(&path(from), &path(&name)).unwrap(),
+                Heir::Staged(staged) => storage.place_over_extra(*staged, &path(&name)).unwrap(),
+            }
+            self.files[file].names.retain(|other| *other != name);
+        } else {
+            if !self.free(file, all_blocks()) {
+                return false;
+            }
+            let removed = self.files.remove(file);
+            let (inode, number, to) = (removed.inode, self.driver.number(), path(&name));
+            let detail = match &heir {
+                Heir::Nobody => Detail::Unlink { path: to },
+                Heir::Named(_, from) => Detail::RenameOver { from: path(from), to },
+                Heir::Staged(staged) => Detail::PlaceOver { staged: *staged, to },
+            };
+            self.tape.push(Event::Asked(number, Asked::Remove { inode }));
+            self.under_way.insert(number, Step::Remove { inode });
+            let (request, change) = (RequestId(number), Change::Remove);
+            storage.perform(Output::Perform { request, file: removed.id, change }, detail);
+            // Names are not changed beside: whoever removes holds them, and the heir must be where it was.
+            self.hear_of(number);
+            self.driver.storage().forget(removed.id);
         }
-        self.driver.storage().forget(removed.id);
+        if let Heir::Named(inode, from) = heir {
+            let heir = self.files.iter_mut().find(|file| file.inode == inode).expect("it inherits");
+            heir.names.retain(|other| *other != from);
+            heir.names.push(name);
+        }
+        true
     }
 
     fn rename(&mut self, file: usize) {
-        let to = self.fresh_path();
-        let worked = &mut self.files[file];
-        self.driver.storage().rename(&path(&worked.path), &path(&to)).unwrap();
-        worked.path = to;
+        let (from, to) = (self.a_name(file), self.fresh_path());
+        self.driver.storage().rename(&path(&from), &path(&to)).unwrap();
+        let names = &mut self.files[file].names;
+        names.retain(|name| *name != from);
+        names.push(to);
     }
 
     fn reopen(&mut self, file: usize) {
-        if !self.free(file, BlockRange::new(0, u64::MAX).unwrap()) {
+        if !self.free(file, all_blocks()) {
             return;
         }
-        let worked = &mut self.files[file];
         // A flush may still use its id.
         if self.under_way.values().any(|step| matches!(step, Step::Flush)) {
             return;
         }
+        let name = self.a_name(file);
+        let worked = &mut self.files[file];
         self.driver.storage().forget(worked.id);
-        let opened = self.driver.storage().open_file(&path(&worked.path)).unwrap();
-        assert_eq!(opened.size, worked.bytes.len() as u64, "{} was opened again", worked.path);
+        let opened = self.driver.storage().open_file(&path(&name)).unwrap();
+        assert_eq!(opened.size, worked.bytes.len() as u64, "{name} was opened again");
         worked.id = opened.file;
+    }
+
+    /// The clone gets a name of its own, or another file's, or none.
+    fn clone_file(&mut self, file: usize) {
+        if !self.free(file, all_blocks()) {
+            return;
+        }
+        let (number, staged) = (self.driver.number(), self.driver.storage().stage());
+        let worked = &mut self.files[file];
+        worked.busy.insert(number, all_blocks());
+        let (from, id, bytes) = (worked.inode, worked.id, worked.bytes.clone());
+        self.tape.push(Event::Asked(number, Asked::Clone));
+        self.under_way.insert(number, Step::Clone { inode: from });
+        let request = RequestId(number);
+        let output = Output::Perform { request, file: id, change: Change::Clone };
+        self.driver.storage().perform(output, Detail::Clone { staged });
+        self.hear_of(number);
+        let inode = self.tape.inode_at(&format!(".leasehold/staging/{staged}"));
+        self.tape.push(Event::Cloned { from, to: inode });
+        let name = match self.random.below(4) {
+            0 => return self.driver.storage().discard(staged),
+            1 => {
+                let name = self.fresh_path();
+                self.driver.storage().place(staged, &path(&name)).unwrap();
+                name
+            }
+            _ => {
+                let victim = self.random.below(self.files.len() as u64) as usize;
+                let name = self.a_name(victim);
+                if !self.take_name(victim, name.clone(), Heir::Staged(staged)) {
+                    return self.driver.storage().discard(staged);
+                }
+                name
+            }
+        };
+        self.tape.push(Event::Placed);
+        let id = self.driver.open_file(&name);
+        assert_eq!(self.driver.size(id), bytes.len() as u64, "{name} is a clone");
+        self.files.push(Worked { names: vec![name], id, inode, bytes, busy: BTreeMap::new() });
+    }
+
+    /// Others write some of its blocks, and that counts.
+    fn adopt(&mut self, file: usize) {
+        let size = self.files[file].bytes.len() as u64;
+        let first = self.random.below(SPAN / BLOCK_BYTES);
+        let range = ByteRange::at(first * BLOCK_BYTES, 1 + self.random.below(8 * BLOCK_BYTES)).unwrap();
+        // The size is adopted, too, if the range reaches past it.
+        let (range, busy) = match range.end() {
+            end if end > size => (ByteRange::from(range.start()), all_blocks()),
+            _ => (range, range.blocks()),
+        };
+        if !self.free(file, busy) {
+            return;
+        }
+        let mut foreign = BTreeMap::new();
+        // Where they would make the file longer is not theirs.
+        let end = range.blocks().end().min(self.driver.size(self.files[file].id) / BLOCK_BYTES);
+        for block in range.blocks().start()..end {
+            if self.random.below(3) == 0 {
+                let bytes: Arc<[u8]> = self.random.bytes(BLOCK).into();
+                self.files[file].bytes[block as usize * BLOCK..][..BLOCK].copy_from_slice(&bytes);
+                foreign.insert(block, bytes);
+            }
+        }
+        if !foreign.is_empty() {
+            // What is in the record only would be taken for torn if others overwrote it.
+            self.driver.storage().checkpoint().unwrap();
+        }
+        let (number, name) = (self.driver.number(), self.a_name(file));
+        let worked = &mut self.files[file];
+        worked.busy.insert(number, busy);
+        let (inode, id) = (worked.inode, worked.id);
+        self.tape.push(Event::Asked(number, Asked::Adopt { inode, range, foreign: foreign.clone() }));
+        for (block, bytes) in &foreign {
+            self.tape.write_foreign(&format!("files/{name}"), block * BLOCK_BYTES, bytes);
+        }
+        self.under_way.insert(number, Step::Adopt { inode });
+        let (request, change) = (RequestId(number), Change::Adopt { range });
+        self.driver.storage().perform(Output::Perform { request, file: id, change }, Detail::None);
+    }
+
+    /// Awaits the answer with this number.
+    fn hear_of(&mut self, number: u64) {
+        while self.under_way.contains_key(&number) {
+            self.hear();
+        }
     }
 
     /// Awaits one answer, and goes on with what it belongs to.
@@ -333,13 +493,24 @@ impl<'a> Workload<'a> {
                     .insert(number, Step::Write { inode, file, range, run, size, size_before, number });
                 self.driver.storage().perform(next, Detail::None);
             }
-            Step::Change { inode } => self.over(inode, number),
-            Step::Remove { inode, heir } => {
-                self.over(inode, number);
-                if let Some((heir, name)) = heir {
-                    let heir = self.files.iter_mut().find(|file| file.inode == heir).expect("it inherits");
-                    heir.path = name;
+            Step::Adopt { inode } => {
+                let file = self.files.iter().find(|file| file.inode == inode).expect("busy");
+                match answer {
+                    Input::Performed { result: Ok(None), .. } => {}
+                    Input::Performed { result: Ok(Some(size)), .. } => {
+                        assert_eq!(
+                            size,
+                            file.bytes.len() as u64,
+                            "{:?} was adopted with its size",
+                            file.names
+                        );
+                    }
+                    other => panic!("{other:?}"),
                 }
+                self.over(inode, number);
+            }
+            Step::Change { inode } | Step::Clone { inode } | Step::Remove { inode } => {
+                self.over(inode, number)
             }
             Step::Flush => {}
         }
