@@ -35,9 +35,9 @@ use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Of every transfer, ours and the baselines'.
-const CHUNK: usize = 4 << 20;
+const CHUNK: usize = 8 << 20;
 /// Chunks under way at once.
-const DEPTH: usize = 8;
+const DEPTH: usize = 4;
 const GIB: f64 = (1u64 << 30) as f64;
 /// A row that takes longer is broken.
 const ROW_PATIENCE: Duration = Duration::from_secs(900);

@@ -73,10 +73,10 @@ pub(crate) struct Put {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Pipeline {
     /// The size of one lease
-    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = chunk_size)]
+    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = chunk_size)]
     pub(crate) chunk: Size,
     /// How many leases at once
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) depth: u16,
 }
 

@@ -287,7 +287,7 @@ pub(super) async fn clients(context: &Context) -> anyhow::Result<Series> {
     let served = Served::start(store.path(), Serving::default()).await?;
     for &count in counts {
         let x = count as f64;
-        let bytes = context.bytes.max(count * super::CHUNK as u64);
+        let bytes = context.bytes.max(count * (4 << 20));
         let before = Instant::now();
         let (took, _) = put_at_once(&served, count, bytes).await?;
         series.add("put, durable, in total", RATE, x, bytes as f64 / GIB / took);

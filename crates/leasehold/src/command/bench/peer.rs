@@ -168,20 +168,33 @@ impl Buffers {
     }
 }
 
+/// Read and summed up at once, so that they are in the cache both times.
+const TOGETHER: usize = 256 << 10;
+
 /// Takes one chunk. If it is checked, its blocks are summed up, and what they come to compared with the CRC behind it.
 fn take(stream: &mut TcpStream, checked: bool, into: &mut [u8]) -> anyhow::Result<Vec<u32>> {
-    stream.read_exact(into)?;
     let mut sums = Vec::new();
-    if checked {
-        let mut sent = [0; 4];
-        stream.read_exact(&mut sent)?;
-        let (blocks, tail) = into.as_chunks::<BLOCK>();
-        sums.extend(blocks.iter().map(|block| crc32c(block)));
-        let whole = sums.iter().fold(0, |whole, block| append_block(whole, *block));
-        sums.push(crc32c(tail));
-        let whole = append(whole, crc32c(tail), tail.len() as u64);
-        ensure!(whole == u32::from_le_bytes(sent), "a chunk does not match its CRC");
+    if !checked {
+        stream.read_exact(into)?;
+        return Ok(sums);
     }
+    let mut whole = 0;
+    for part in into.chunks_mut(TOGETHER) {
+        stream.read_exact(part)?;
+        let (blocks, tail) = part.as_chunks::<BLOCK>();
+        for block in blocks {
+            let sum = crc32c(block);
+            sums.push(sum);
+            whole = append_block(whole, sum);
+        }
+        if !tail.is_empty() {
+            sums.push(crc32c(tail));
+            whole = append(whole, crc32c(tail), tail.len() as u64);
+        }
+    }
+    let mut sent = [0; 4];
+    stream.read_exact(&mut sent)?;
+    ensure!(whole == u32::from_le_bytes(sent), "a chunk does not match its CRC");
     Ok(sums)
 }
 
