@@ -17,7 +17,8 @@ pub type Xattrs = BTreeMap<String, Vec<u8>>;
 /// What to set; what is `None` stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// The permission bits (`0o777`; others, such as setuid, are nobody's to give from afar). Symbolic links have none.
+    /// The permission bits (`0o777`), of directories setgid and sticky, too. What makes a file run as somebody else is
+    /// nobody's to give from afar, and left out. Symbolic links have none.
     pub mode: Option<u32>,
     /// When it was last modified. Writes that are not durable yet set it anew, so flush the file first.
     pub modified: Option<SystemTime>,
@@ -49,7 +50,11 @@ impl Inner {
             set_xattrs(&opened, xattrs).map_err(failed())?;
         }
         if let Some(mode) = attributes.mode {
-            rustix::fs::fchmod(&opened, Mode::from_raw_mode(mode & 0o777)).map_err(failed())?;
+            rustix::fs::fchmod(
+                &opened,
+                Mode::from_raw_mode(mode & if kind == FileType::Directory { 0o3777 } else { 0o777 }),
+            )
+            .map_err(failed())?;
         }
         if let Some(modified) = attributes.modified {
             rustix::fs::futimens(&opened, &modified_at(modified)).map_err(failed())?;

@@ -67,7 +67,7 @@ pub struct Stat {
     pub links: u64,
     /// Equal for all names of one file, and for no other while it exists.
     pub inode: u64,
-    /// The permission bits (`0o777`).
+    /// The permission bits (`0o7777`).
     pub mode: u32,
     /// When it was last modified on disk.
     pub modified: SystemTime,
@@ -327,7 +327,7 @@ impl Inner {
             size,
             links: stat.st_nlink as u64,
             inode: stat.st_ino as u64,
-            mode: stat.st_mode & 0o777,
+            mode: stat.st_mode & 0o7777,
             modified: UNIX_EPOCH + since,
             file,
         })

@@ -25,6 +25,8 @@ fn every_row_runs_and_is_there_and_nothing_is_left_behind() {
         "put-pwrite",
         "put-direct-cpu",
         "put-direct",
+        "put-frames-cpu",
+        "put-frames",
         "rsync",
         "nc",
         "mounted",

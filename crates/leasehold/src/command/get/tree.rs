@@ -338,7 +338,9 @@ pub(crate) async fn copy_attributes(fetch: &Fetch, path: &str, local: &Path) -> 
             std::fs::File::open(local)?.set_modified(convert::time_in(Some(modified)))?;
         }
         if let Some(mode) = found.mode {
-            std::fs::set_permissions(local, std::fs::Permissions::from_mode(mode & 0o777))?;
+            // No setuid, setgid for a file by the word of a server.
+            let may = if local.is_dir() { 0o3777 } else { 0o777 };
+            std::fs::set_permissions(local, std::fs::Permissions::from_mode(mode & may))?;
         }
         Ok(())
     };

@@ -32,7 +32,7 @@ pub(crate) async fn copy_from(link: &Link, from: PathBuf, to: &str) -> anyhow::R
 fn look(path: &Path) -> std::io::Result<proto::Attributes> {
     let found = std::fs::metadata(path)?;
     Ok(proto::Attributes {
-        mode: Some(found.mode() & 0o777),
+        mode: Some(found.mode() & 0o7777),
         modified: Some(found.modified()?.into()),
         xattrs: Some(proto::Xattrs { values: xattrs(path)? }),
     })
