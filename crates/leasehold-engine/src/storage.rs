@@ -185,7 +185,8 @@ impl Storage {
     }
 
     /// Performs one of `Load`, `Zero`, `Verify`, `Merge`, `Capture`, `Record`, `Write`, `Perform`, `Flush`; never blocks. The
-    /// answer comes later, from a storage thread; exactly one for each.
+    /// answer comes later, from a storage thread, or before this returns if there is next to nothing to do; exactly one for
+    /// each.
     ///
     /// # Panics
     ///
@@ -197,6 +198,9 @@ impl Storage {
         match output {
             Output::Load { by, file, blocks, size, into } => inner.load(by, file, blocks, size, into),
             Output::Zero { lease, into } => inner.work(move |inner| inner.zero(lease, into)),
+            Output::Verify { lease, range, run, .. } if inner.is_soon_verified(run) => {
+                inner.verify(lease, range, run, &detail);
+            }
             Output::Verify { lease, range, run, .. } => {
                 inner.work(move |inner| inner.verify(lease, range, run, &detail));
             }

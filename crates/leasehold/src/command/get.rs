@@ -32,6 +32,8 @@ use std::time::Instant;
 /// A local file appears under its name once it is complete; until then it is NAME.leasehold-part, from which --resume
 /// goes on. Holes of the store's file are not sent, and become holes.
 #[derive(Debug, clap::Args)]
+// A piece is sent once all of it was read: smaller ones, and more of them, keep disk and network busy at once.
+#[command(mut_arg("chunk", |chunk| chunk.default_value("4MiB")), mut_arg("depth", |depth| depth.default_value("8")))]
 pub(crate) struct Get {
     /// What: leasehold://HOST[:PORT]/PATH, or /PATH with --socket
     from: String,
