@@ -230,10 +230,15 @@ impl Inner {
         Ok(body)
     }
 
-    /// Makes the file longer than is needed yet. It may fail: then the write itself makes it so.
+    /// Makes the file longer than is needed yet, and never shorter than a write under way may have made it by now. It may fail:
+    /// then the write itself makes it so.
     fn extend_ahead(&self, file: &StoreFile, sums: &mut Sums, end_block: u64) {
         let needed = end_block * BLOCK_BYTES;
-        if needed <= sums.disk_size || needed > self.store.file_bytes_max {
+        if needed <= sums.disk_size {
+            return;
+        }
+        let needed = needed.max(sums.recorded_size.next_multiple_of(BLOCK_BYTES));
+        if needed > self.store.file_bytes_max {
             return;
         }
         let step = needed.min(AHEAD_STEP_BYTES_MAX).next_power_of_two().max(AHEAD_STEP_BYTES);

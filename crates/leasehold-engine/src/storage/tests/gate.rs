@@ -1,7 +1,7 @@
 //! Who waits for a slow disk, and who must not.
 
 use super::*;
-use crate::disk::{DiskFile, Done, Transfer, Verb};
+use crate::disk::{DiskFile, Done, Memory, Transfer, Verb};
 use std::io;
 use std::sync::Condvar;
 use std::sync::mpsc::Sender;
@@ -17,6 +17,7 @@ struct Gate {
 struct State {
     closed: Option<(What, &'static str)>,
     held: Vec<(Transfer, Done)>,
+    landed: Vec<(Done, io::Result<usize>, Memory)>,
     /// Told of each that is held.
     arrived: Option<Sender<()>>,
     opened: Arc<Condvar>,
@@ -29,6 +30,8 @@ struct State {
 enum What {
     Read,
     Write,
+    /// A write is on the disk, and nobody hears of it.
+    Landed,
     Truncate,
 }
 
@@ -52,7 +55,16 @@ impl Disk for Gate {
             return state.held.push((transfer, done));
         }
         drop(state);
-        self.disk.submit(transfer, done);
+        let (state, file) = (Arc::clone(&self.state), Arc::clone(&transfer.file));
+        let landed: Done = Box::new(move |result, memory| {
+            let mut state = state.lock().unwrap();
+            if what == What::Write && state.holds(What::Landed, &file) {
+                return state.landed.push((done, result, memory));
+            }
+            drop(state);
+            done(result, memory);
+        });
+        self.disk.submit(transfer, landed);
     }
 
     fn finish(&self) {
@@ -96,7 +108,9 @@ fn gated(directory: &Path, workers: usize) -> (Driver, Arc<Mutex<State>>, impl F
         state.closed = None;
         state.opened.notify_all();
         let (held, disk) = (std::mem::take(&mut state.held), state.disk.clone().expect("the store is open"));
+        let landed = std::mem::take(&mut state.landed);
         drop(state);
+        landed.into_iter().for_each(|(done, result, memory)| done(result, memory));
         held.into_iter().for_each(|(transfer, done)| disk.submit(transfer, done));
     };
     (driver, state, open)
@@ -181,8 +195,9 @@ fn waits_for_its_record(driver: &Driver, file: FileId, offset: u64) -> bool {
     let record = Output::Record { write, file, range, size: range.end(), run };
     driver.storage().perform(record, Detail::None);
     let lease = LeaseId(driver.number());
-    match driver.ask(Output::Verify { lease, file, range, run }, Detail::Crc(None)) {
-        Input::Verified { .. } => true,
+    let into = Run { first: FrameId(0), frames: 1 };
+    match driver.ask(Output::Zero { lease, into }, Detail::None) {
+        Input::LeaseLoaded { .. } => true,
         Input::Recorded { .. } => false,
         other => panic!("{other:?}"),
     }
@@ -232,6 +247,36 @@ fn a_write_past_the_end_waits_for_its_record_if_the_sidecar_does_not_show_a_coll
         assert!(matches!(driver.answers.recv().unwrap(), Input::Recorded { result: Ok(()), .. }));
         driver.storage().checkpoint().unwrap();
         assert!(!waits_for_its_record(&driver, file, 9 * 4096), "the sidecar shows it by now");
+    }
+}
+
+/// A write far out had made the file long by itself, which nobody had heard of yet; one before it set the length ahead of its
+/// own end, and so cut the far one off.
+#[test]
+fn the_length_that_is_set_ahead_cuts_nothing_off_that_has_just_landed() {
+    for (_, directory) in places() {
+        let (driver, gate, open) = gated(directory.path(), 2);
+        let file = driver.create("a");
+        let arrives = close(&gate, What::Landed, "files/a");
+        let far = ByteRange::at(2 << 30, 8192).unwrap();
+        let run = driver.fill(8, far, &pattern(1, 8192));
+        let (write, size) = (WriteId(driver.number()), far.end());
+        let recorded = driver.ask(Output::Record { write, file, range: far, size, run }, Detail::None);
+        assert!(matches!(recorded, Input::Recorded { result: Ok(()), .. }), "{recorded:?}");
+        driver
+            .storage()
+            .perform(Output::Write { write, file, blocks: far.blocks(), size, run }, Detail::None);
+        arrives.recv().unwrap();
+        let near = ByteRange::at(0, 8192).unwrap();
+        let run = driver.fill(0, near, &pattern(2, 8192));
+        let near = Output::Record { write: WriteId(driver.number()), file, range: near, size, run };
+        let recorded = driver.ask(near, Detail::None);
+        assert!(matches!(recorded, Input::Recorded { result: Ok(()), .. }), "{recorded:?}");
+        let length = std::fs::metadata(directory.path().join("files/a")).unwrap().len();
+        open();
+        assert!(length >= far.end(), "{length}");
+        assert!(matches!(driver.answers.recv().unwrap(), Input::Written { result: Ok(()), .. }));
+        assert!(driver.read(file, far.start(), 8192) == pattern(1, 8192));
     }
 }
 
