@@ -50,11 +50,8 @@ impl Inner {
             set_xattrs(&opened, xattrs).map_err(failed())?;
         }
         if let Some(mode) = attributes.mode {
-            rustix::fs::fchmod(
-                &opened,
-                Mode::from_raw_mode(mode & if kind == FileType::Directory { 0o3777 } else { 0o777 }),
-            )
-            .map_err(failed())?;
+            let may = if kind == FileType::Directory { 0o3777 } else { 0o777 };
+            rustix::fs::fchmod(&opened, Mode::from_raw_mode(mode & may)).map_err(failed())?;
         }
         if let Some(modified) = attributes.modified {
             rustix::fs::futimens(&opened, &modified_at(modified)).map_err(failed())?;

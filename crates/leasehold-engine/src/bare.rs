@@ -214,12 +214,10 @@ impl BareFile {
         self.chunks.iter().any(|chunk| matches!(chunk, Chunk::Writing(_)))
     }
 
-    /// Returns once everything is durable.
+    /// Returns once everything is durable, and gives the memory back.
     ///
     /// # Errors
     /// Of a write, or of the flush.
-    ///
-    /// Gives the memory back.
     pub fn finish(mut self) -> io::Result<BareMemory> {
         while self.busy() {
             self.wait()?;

@@ -3,11 +3,9 @@
 use leasehold_core::ids::FrameId;
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
 pub(crate) use leasehold_fabric::crc::crc32c;
-use leasehold_fabric::crc::{append, append_block};
+use leasehold_fabric::crc::{BLOCK, append, append_block};
 use leasehold_fabric::sums::BlockSums;
 use std::sync::LazyLock;
-
-const BLOCK: usize = BLOCK_BYTES as usize;
 
 /// The CRC32C of a block of zeros: what a hole reads as.
 pub(crate) static ZERO_BLOCK: LazyLock<u32> = LazyLock::new(|| crc32c(&[0; BLOCK]));

@@ -60,7 +60,8 @@ impl Memory {
         }
     }
 
-    /// Zeroes what a read has not filled.
+    /// Zeroes what a read has not filled. Where a file ends within a block, the disk may have brought the whole block all the
+    /// same.
     fn zero_from(&self, count: usize) {
         let rest = self.len().checked_sub(count).expect("no more is read than there is room for");
         // SAFETY: the rest lies within the memory, which is the operation's alone until it is given back.
@@ -71,7 +72,7 @@ impl Memory {
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
-    /// Fill the memory; what lies past the end of file is left as it is.
+    /// Fill the memory; what is there for bytes past the end of file is worth nothing.
     Read,
     /// Write the memory. Durable when done (`RWF_DSYNC`).
     Write,
@@ -276,13 +277,12 @@ pub(crate) fn wait(disk: &(impl Disk + ?Sized), transfer: Transfer) -> (io::Resu
 pub(crate) fn read(disk: &dyn Disk, file: &Arc<DiskFile>, offset: u64, length: usize) -> io::Result<Buffer> {
     let memory = Memory::Own(Buffer::zeroed(length));
     match wait(disk, Transfer { verb: Verb::Read, file: Arc::clone(file), offset, memory }) {
-        (Ok(count), Memory::Own(mut buffer)) => {
-            // Where a file ends within a block, the disk may have brought the whole block all the same.
-            buffer[count..].fill(0);
+        (Ok(count), memory) => {
+            memory.zero_from(count);
+            let Memory::Own(buffer) = memory else { unreachable!("the memory comes back as it went") };
             Ok(buffer)
         }
         (Err(error), _) => Err(error),
-        (Ok(_), Memory::Frames { .. }) => unreachable!("the memory comes back as it went"),
     }
 }
 

@@ -645,8 +645,8 @@ impl Engine {
     async fn pin_all(&self, wanted: Vec<Wanted>) -> Result<(Vec<Wanted>, Vec<Pinned>), NamespaceError> {
         let inner = self.0.clone();
         blocking(move || {
-            let missing = |create| if create { Opening::Create } else { Opening::Existing };
-            let pin = |wanted: &Wanted| inner.files.pin(&wanted.path, missing(wanted.create));
+            let how = |create| if create { Opening::Create } else { Opening::Existing };
+            let pin = |wanted: &Wanted| inner.files.pin(&wanted.path, how(wanted.create));
             let pins = wanted.iter().map(pin).collect::<Result<Vec<Pinned>, NamespaceError>>()?;
             Ok((wanted, pins))
         })
