@@ -5,12 +5,12 @@
 
 use crate::convert::Malformed;
 use crate::proto;
-use crc_fast::{CrcAlgorithm, checksum, checksum_combine};
 pub use leasehold_core::range::BLOCK_BYTES;
 use leasehold_core::range::ByteRange;
+pub use leasehold_fabric::crc::crc32c;
+use leasehold_fabric::crc::{append, append_block};
 use proto::block_run::State;
 
-const CRC32C: CrcAlgorithm = CrcAlgorithm::Crc32Iscsi;
 const ZEROS: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
 
 /// The blocks of a range of a file, as they were at one moment; parts of a long range at one moment each.
@@ -97,27 +97,20 @@ impl BlockMap {
             match run.state {
                 State::Hole => {
                     let length = end - start;
-                    crc = checksum_combine(CRC32C, crc, crc_of_zeros(length), length);
+                    crc = append(crc, crc_of_zeros(length), length);
                 }
                 State::Known => {
                     let skip = ((start - run.range.start()) / BLOCK_BYTES * 4) as usize;
                     let count = (end - start).div_ceil(BLOCK_BYTES) as usize;
                     for block in run.crc32c[skip..].chunks_exact(4).take(count) {
-                        let block = u32::from_le_bytes(block.try_into().expect("4 bytes"));
-                        crc = checksum_combine(CRC32C, crc, block.into(), BLOCK_BYTES);
+                        crc = append_block(crc, u32::from_le_bytes(block.try_into().expect("4 bytes")));
                     }
                 }
                 State::Unspecified | State::Unknown | State::Torn => return None,
             }
         }
-        Some(crc as u32)
+        Some(crc)
     }
-}
-
-/// The CRC32C of bytes.
-#[must_use]
-pub fn crc32c(bytes: &[u8]) -> u32 {
-    checksum(CRC32C, bytes) as u32
 }
 
 /// The CRC32C of bytes that begin with a block, with zeros to the end of their last block: comparable with
@@ -125,17 +118,17 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 #[must_use]
 pub fn crc32c_of_blocks(crc32c: u32, length: u64) -> u32 {
     let padding = length.next_multiple_of(BLOCK_BYTES) - length;
-    checksum_combine(CRC32C, crc32c.into(), checksum(CRC32C, &ZEROS[..padding as usize]), padding) as u32
+    append(crc32c, crc_of_zeros(padding), padding)
 }
 
 /// By doubling: a hole may be long.
-fn crc_of_zeros(length: u64) -> u64 {
+fn crc_of_zeros(length: u64) -> u32 {
     if length <= BLOCK_BYTES {
-        return checksum(CRC32C, &ZEROS[..length as usize]);
+        return crc32c(&ZEROS[..length as usize]);
     }
     let half = crc_of_zeros(length / 2);
-    let both = checksum_combine(CRC32C, half, half, length / 2);
-    if length.is_multiple_of(2) { both } else { checksum_combine(CRC32C, both, crc_of_zeros(1), 1) }
+    let both = append(half, half, length / 2);
+    if length.is_multiple_of(2) { both } else { append(both, crc_of_zeros(1), 1) }
 }
 
 #[cfg(test)]

@@ -3,11 +3,9 @@
 //! The CRC is what the holder meant to write; the server compares it with what lies in the frames. Pieces may come in
 //! any order; their CRCs are combined at commit.
 
-use crc_fast::{CrcAlgorithm, checksum, checksum_combine};
 use leasehold_core::range::ByteRange;
+use leasehold_fabric::crc::{append, crc32c};
 use std::collections::BTreeMap;
-
-const CRC32C: CrcAlgorithm = CrcAlgorithm::Crc32Iscsi;
 
 /// The pieces written so far.
 ///
@@ -23,7 +21,7 @@ pub(crate) struct Written {
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     end: u64,
-    crc32c: u64,
+    crc32c: u32,
 }
 
 /// Why there is no CRC of a range.
@@ -40,7 +38,7 @@ impl Written {
             return;
         }
         let end = start + bytes.len() as u64;
-        let piece = Piece { end, crc32c: checksum(CRC32C, bytes) };
+        let piece = Piece { end, crc32c: crc32c(bytes) };
         let before = self.pieces.range(..start).next_back();
         let within = self.pieces.range(start..end).next();
         let same = within.is_some_and(|(at, old)| *at == start && old.end == end);
@@ -68,12 +66,12 @@ impl Written {
             if let Some(gap) = ByteRange::new(next, *start) {
                 return Err(NoCrc::Missing(gap));
             }
-            crc = checksum_combine(CRC32C, crc, piece.crc32c, piece.end - start);
+            crc = append(crc, piece.crc32c, piece.end - start);
             next = piece.end;
         }
         match ByteRange::new(next, range.end()) {
             Some(gap) => Err(NoCrc::Missing(gap)),
-            None => Ok(u32::try_from(crc).expect("a CRC32C has 32 bits")),
+            None => Ok(crc),
         }
     }
 }
