@@ -258,20 +258,13 @@ fn the_length_that_is_set_ahead_cuts_nothing_off_that_has_just_landed() {
         let (driver, gate, open) = gated(directory.path(), 2);
         let file = driver.create("a");
         let arrives = close(&gate, What::Landed, "files/a");
-        let far = ByteRange::at(2 << 30, 8192).unwrap();
-        let run = driver.fill(8, far, &pattern(1, 8192));
-        let (write, size) = (WriteId(driver.number()), far.end());
-        let recorded = driver.ask(Output::Record { write, file, range: far, size, run }, Detail::None);
-        assert!(matches!(recorded, Input::Recorded { result: Ok(()), .. }), "{recorded:?}");
+        let size = (2 << 30) + 8192;
+        let (write, run, far) = driver.record(file, 8, 2 << 30, &pattern(1, 8192), size);
         driver
             .storage()
             .perform(Output::Write { write, file, blocks: far.blocks(), size, run }, Detail::None);
         arrives.recv().unwrap();
-        let near = ByteRange::at(0, 8192).unwrap();
-        let run = driver.fill(0, near, &pattern(2, 8192));
-        let near = Output::Record { write: WriteId(driver.number()), file, range: near, size, run };
-        let recorded = driver.ask(near, Detail::None);
-        assert!(matches!(recorded, Input::Recorded { result: Ok(()), .. }), "{recorded:?}");
+        driver.record(file, 0, 0, &pattern(2, 8192), size);
         let length = std::fs::metadata(directory.path().join("files/a")).unwrap().len();
         open();
         assert!(length >= far.end(), "{length}");
