@@ -48,6 +48,7 @@ mod lease;
 #[allow(missing_docs, reason = "the fields of a variant are named for their types and for its comment")]
 pub mod output;
 mod phase;
+pub mod promise;
 pub mod range;
 mod read;
 mod request;
