@@ -3,7 +3,7 @@
 //! The model is as cheap as can be (eight bytes, copied), so what is measured is the explorer: about five steps lead to each
 //! state, each a hash and a look-up in a table that is larger than the caches.
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput};
 use leasehold_check::explorer::{Bounds, Explored, explore};
 use stateright::{Model, Property};
 use std::{hint::black_box, time::Duration};
@@ -38,7 +38,8 @@ impl Model for Counters {
 
 impl Explored for Counters {}
 
-fn states(criterion: &mut Criterion) {
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("a million states");
     group
         .sample_size(10)
@@ -51,7 +52,5 @@ fn states(criterion: &mut Criterion) {
         });
     }
     group.finish();
+    criterion.final_summary();
 }
-
-criterion_group!(benches, states);
-criterion_main!(benches);

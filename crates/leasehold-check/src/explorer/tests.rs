@@ -158,6 +158,8 @@ fn time_that_is_up_cuts_the_search() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
     #[test]
     fn a_trace_is_the_shortest_and_of_several_the_first(graph in graphs()) {
         let found = explore(&graph, &bounds(1));
@@ -293,6 +295,46 @@ fn stateright_agrees_on_a_model_with_symmetry_and_without() {
         let checked = cross_check(model, &found, 2).expect("both searches agree");
         assert_eq!(checked.states, found.states);
     }
+}
+
+/// A token that goes round among three who are alike, while somebody waits.
+#[derive(Clone, Debug)]
+struct Passed;
+
+impl Model for Passed {
+    type State = [bool; 3];
+    type Action = usize;
+
+    fn init_states(&self) -> Vec<[bool; 3]> {
+        vec![[true, false, false]]
+    }
+
+    fn actions(&self, state: &[bool; 3], actions: &mut Vec<usize>) {
+        actions.extend(state.iter().position(|has| *has));
+    }
+
+    fn next_state(&self, _: &[bool; 3], from: usize) -> Option<[bool; 3]> {
+        Some(std::array::from_fn(|place| place == (from + 1) % 3))
+    }
+}
+
+impl Explored for Passed {
+    fn representative<'a>(&self, state: &'a [bool; 3]) -> Cow<'a, [bool; 3]> {
+        let mut state = *state;
+        state.sort_unstable();
+        Cow::Owned(state)
+    }
+
+    fn waits(&self, _: &[bool; 3]) -> u32 {
+        1 << 31
+    }
+}
+
+#[test]
+fn a_cycle_may_close_in_a_state_that_differs_by_a_symmetry_only() {
+    let found = explore(&Passed, &bounds(1));
+    let [Starvation { waiter: 31, ending, .. }] = &found.starved[..] else { panic!("{:?}", found.starved) };
+    assert_eq!((found.states, ending), (1, &Ending::Cycle(vec![0])));
 }
 
 /// Two counters that are taken for the same although only the first counts.

@@ -10,6 +10,8 @@ pub(super) struct Graph {
     pub(super) steps: Vec<Vec<Step>>,
     /// Who waits, of two.
     pub(super) waits: Vec<u32>,
+    /// States that are not looked at.
+    pub(super) outside: Vec<bool>,
     /// 1 is bad, 2 is good.
     pub(super) marks: Vec<u8>,
 }
@@ -29,9 +31,16 @@ pub(super) fn graphs() -> impl Strategy<Value = Graph> {
             prop::collection::vec(0..states, 1..=2),
             prop::collection::vec(prop::collection::vec(step, 0..=3), states),
             prop::collection::vec(0_u32..4, states),
+            prop::collection::vec(prop::bool::weighted(0.1), states),
             prop::collection::vec(prop_oneof![5 => Just(0), 1 => Just(1), 1 => Just(2)], states),
         )
-            .prop_map(|(initial, steps, waits, marks)| Graph { initial, steps, waits, marks })
+            .prop_map(|(initial, steps, waits, outside, marks)| Graph {
+                initial,
+                steps,
+                waits,
+                outside,
+                marks,
+            })
     })
 }
 
@@ -49,6 +58,10 @@ impl Model for Graph {
 
     fn next_state(&self, state: &usize, action: usize) -> Option<usize> {
         self.steps[*state][action].to
+    }
+
+    fn within_boundary(&self, state: &usize) -> bool {
+        !self.outside[*state]
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
@@ -71,11 +84,16 @@ impl Explored for Graph {
 
 impl Graph {
     fn next(&self, state: usize) -> impl Iterator<Item = (usize, Option<u8>)> {
-        self.steps[state].iter().filter_map(|step| Some((step.to?, step.label)))
+        let steps = self.steps[state].iter().filter_map(|step| Some((step.to?, step.label)));
+        steps.filter(|(to, _)| !self.outside[*to])
+    }
+
+    fn starts(&self) -> impl Iterator<Item = usize> {
+        self.initial.iter().copied().filter(|&state| !self.outside[state])
     }
 
     pub(super) fn reachable(&self) -> BTreeSet<usize> {
-        let mut reachable = BTreeSet::from_iter(self.initial.iter().copied());
+        let mut reachable = BTreeSet::from_iter(self.starts());
         for _ in &self.steps {
             let next = reachable.iter().flat_map(|&state| self.next(state).map(|(to, _)| to));
             reachable = next.chain(reachable.iter().copied()).collect();
@@ -85,7 +103,7 @@ impl Graph {
 
     /// All paths of 0 steps, then all of one, and so on, in the order of the actions.
     pub(super) fn first_path_to(&self, is_goal: impl Fn(usize) -> bool) -> Option<Vec<usize>> {
-        let mut paths: Vec<Vec<usize>> = self.initial.iter().map(|&state| vec![state]).collect();
+        let mut paths: Vec<Vec<usize>> = self.starts().map(|state| vec![state]).collect();
         for _ in &self.steps {
             if let Some(path) = paths.iter().find(|path| is_goal(path[path.len() - 1])) {
                 return Some(path.clone());
@@ -99,7 +117,8 @@ impl Graph {
     }
 
     fn possible(&self, state: usize) -> BTreeSet<u8> {
-        self.next(state).filter_map(|(_, label)| label).collect()
+        let steps = self.steps[state].iter().filter(|step| step.to.is_some());
+        steps.filter_map(|step| step.label).collect()
     }
 
     pub(super) fn dead_ends(&self, waiter: u32) -> BTreeSet<usize> {
