@@ -136,6 +136,14 @@ fn a_visited_state_takes_at_most_32_bytes_while_the_table_grows() {
 }
 
 #[test]
+fn a_fingerprint_of_zero_is_found_again() {
+    let mut visited = Visited::new(false);
+    assert_eq!(visited.find(&(), 0), None);
+    visited.insert(&(), 0, (0, 0));
+    assert_eq!(visited.find(&(), 0), Some(0), "although 0 marks an empty slot");
+}
+
+#[test]
 fn what_was_not_expanded_is_no_dead_end() {
     let found = explore(&Counters::<3> { symmetric: false }, &Bounds { depth_max: Some(22), ..bounds(1) });
     assert!(!found.complete && found.depth == 22);

@@ -143,7 +143,6 @@ struct Component {
     possible: u64,
     /// The labels of the steps within it.
     taken: u64,
-    is_cycle: bool,
 }
 
 impl Graph<'_> {
@@ -217,7 +216,7 @@ impl Graph<'_> {
 
     /// The first row of a dead end, and the first of a cycle.
     fn first_of(&self, component_of: &[u32]) -> [Option<RowId>; 2] {
-        let unseen = Component { first: NONE, dead_end: NONE, possible: u64::MAX, taken: 0, is_cycle: false };
+        let unseen = Component { first: NONE, dead_end: NONE, possible: u64::MAX, taken: 0 };
         let mut components = Vec::new();
         for row in self.rows() {
             let mine = component_of[row as usize];
@@ -233,13 +232,13 @@ impl Graph<'_> {
             }
             for (label, _) in self.steps(row).filter(|(_, to)| component_of[*to as usize] == mine) {
                 component.taken |= label.bit();
-                component.is_cycle = true;
             }
         }
         let dead_end = components.iter().map(|component| component.dead_end).min();
-        let cycles = components.iter().filter(|component| {
-            component.is_cycle && component.dead_end == NONE && component.possible & !component.taken == 0
-        });
+        // One state without a step to itself is none of the cycles: what is possible in it is not taken within it.
+        let cycles = components
+            .iter()
+            .filter(|component| component.dead_end == NONE && component.possible & !component.taken == 0);
         [dead_end.filter(|&row| row != NONE), cycles.map(|component| component.first).min()]
     }
 
