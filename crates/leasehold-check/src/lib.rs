@@ -4,4 +4,5 @@
 //! scheme, and finds the shortest one that breaks each promise. A [`report::Report`] says what it found.
 #![forbid(unsafe_code)]
 
+pub mod explorer;
 pub mod report;
