@@ -165,7 +165,7 @@ impl Core {
         let (first, leased) = (whole.run.first.0, whole.range.blocks());
         let lease = self.lease_mut(id);
         let State::Merging { request, .. } = lease.state else { return };
-        lease.state = State::Merging { request, phase, step: Step::Copying };
+        lease.state = State::Merging { request, phase, step: Step::Copying(lease.run) };
         let (file, range, into) = (lease.file, lease.range, lease.run);
         let before = u32::try_from(range.blocks().start() - leased.start()).expect("within the lease");
         let from = Run { first: FrameId(first + before), frames: into.frames };
@@ -174,7 +174,13 @@ impl Core {
 
     pub(crate) fn captured(&mut self, id: LeaseId, out: &mut Vec<Output>) {
         match self.leases.get(id).map(|lease| lease.state) {
-            Some(State::Merging { step: Step::Copying, .. }) => self.complete_boundary(id, out),
+            Some(State::Merging { step: Step::Copying(into), .. }) => {
+                let run = core::mem::replace(&mut self.lease_mut(id).run, into);
+                if run != into {
+                    self.free_frames(run, Owner::Lease(id));
+                }
+                self.complete_boundary(id, out);
+            }
             Some(_) => {}
             None => self.snapshot_taken(WriteId(id.0), out),
         }

@@ -70,9 +70,7 @@ impl Core {
             return self.commit_failed(id, CommitError::ArenaFull(id), out);
         };
         self.frames.mix_bytes(into);
-        self.free_frames(from, Owner::Lease(id));
-        let lease = self.lease_mut(id);
-        (lease.run, lease.state) = (into, State::Merging { request, phase, step: Step::Copying });
+        self.lease_mut(id).state = State::Merging { request, phase, step: Step::Copying(into) };
         out.push(Output::Capture { lease: id, file, range, from, into });
     }
 

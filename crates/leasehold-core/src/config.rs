@@ -3,8 +3,8 @@
 use crate::scheme::{Backing, Host, Scheme};
 use crate::schemes;
 
-/// How a core behaves; fixed for its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// How a core behaves; fixed for its life, so that its hash tells no two states of one core apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The design. Only [`schemes::LEASEHOLD`] may serve a store.
     pub scheme: Scheme,
@@ -20,6 +20,10 @@ pub struct Config {
     pub frames: u32,
     /// How much of everything there may be.
     pub limits: Limits,
+}
+
+impl core::hash::Hash for Config {
+    fn hash<H: core::hash::Hasher>(&self, _: &mut H) {}
 }
 
 impl Default for Config {

@@ -91,8 +91,8 @@ pub(crate) enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Step {
     InLine,
-    /// `Output::Capture` is out.
-    Copying,
+    /// `Output::Capture` into this run is out.
+    Copying(Run),
     /// `Output::Merge` is out.
     Merging,
 }
@@ -278,6 +278,7 @@ impl Core {
                 if let Some(request) = request {
                     self.one_is_live(request, out);
                 }
+                self.take_if_wanted(id, out);
             }
         }
     }

@@ -85,6 +85,18 @@ impl Core {
         }
     }
 
+    /// The key is live. A layout change that does not ask may have come while it was made.
+    pub(crate) fn take_if_wanted(&mut self, id: LeaseId, out: &mut Vec<Output>) {
+        if self.config.scheme.layout == LayoutRule::Fence
+            && let Some(lease) = self.leases.get(id)
+        {
+            let changes: Vec<RequestId> = self.file(lease.file).changes.overlapping(lease.range).collect();
+            if changes.into_iter().any(|change| self.leases_in_the_way(change).any(|other| other == id)) {
+                self.take_key(id, out);
+            }
+        }
+    }
+
     /// Takes the key from a lease for a layout change that does not ask.
     pub(crate) fn take_key(&mut self, id: LeaseId, out: &mut Vec<Output>) {
         if self.leases[id].session == SessionId::LOCAL || !self.is_fenceable(id) {

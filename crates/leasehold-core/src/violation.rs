@@ -3,7 +3,7 @@
 use crate::core::{Core, Timer};
 use crate::frame::Owner;
 use crate::ids::{LeaseId, RequestId, Tick};
-use crate::lease::{Ending, State};
+use crate::lease::{Ending, State, Step};
 use crate::range::Run;
 use crate::read::{Read, ReadStage};
 use crate::request::Kind;
@@ -86,6 +86,11 @@ impl Core {
         for (id, lease) in self.leases.iter() {
             if self.config.scheme.data_path != DataPath::FileFrames {
                 owns(Owner::Lease(id), lease.run)?;
+            }
+            if let State::Merging { step: Step::Copying(into), .. } = lease.state
+                && into != lease.run
+            {
+                owns(Owner::Lease(id), into)?;
             }
         }
         for &frame in self.pages.keys() {
