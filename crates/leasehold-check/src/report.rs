@@ -8,6 +8,7 @@ pub mod html;
 pub mod json;
 pub mod markdown;
 pub mod overview;
+pub mod space;
 pub mod table;
 
 mod layout;

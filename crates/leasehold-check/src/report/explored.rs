@@ -1,6 +1,6 @@
 //! How much was explored, in words.
 
-use super::{Explored, Report};
+use super::{Explored, Report, SchemeReport};
 use std::iter::Sum;
 use std::time::Duration;
 use textwrap::fill;
@@ -39,34 +39,46 @@ impl Explored {
 /// All that was explored, and within what bounds, in lines of at most 80 columns.
 #[must_use]
 pub fn text(report: &Report) -> String {
-    let bounds = format!("Within these bounds: {}.", report.bounds.trim_end_matches('.'));
-    format!("{}\n{}\n", fill(&sentences(report), 80), fill(&bounds, 80))
+    fill(&sentences(report), 80) + "\n" + &bounds(&report.bounds)
 }
 
+/// A line, or several.
+pub(super) fn bounds(bounds: &str) -> String {
+    fill(&format!("Within these bounds: {}.", bounds.trim_end_matches('.')), 80) + "\n"
+}
+
+/// The same in one paragraph, without the bounds.
 pub(super) fn sentences(report: &Report) -> String {
     let sum: Explored = report.schemes.iter().map(|scheme| &scheme.explored).sum();
-    let text = format!(
-        "Explored {} of {} in {}: {} by {} steps, at most {} deep ({} states a second, {} bytes a state, {} \
+    let cut = |scheme: &SchemeReport| Some(format!("{} by {}", scheme.name, scheme.explored.cut_off?));
+    let cut: Vec<String> = report.schemes.iter().filter_map(cut).collect();
+    let cut = Some(cut.join(", ")).filter(|cut| !cut.is_empty());
+    figures(&sum, &plural(report.schemes.len(), "scheme")) + " " + &completeness(cut.as_deref())
+}
+
+/// Of so many designs: how much, how fast, at what cost.
+pub(super) fn figures(explored: &Explored, of: &str) -> String {
+    format!(
+        "Explored {} of {of} in {}: {} by {} steps, at most {} deep ({} states a second, {} bytes a state, {} \
          for those still to be looked at). {}",
-        plural(sum.worlds, "world"),
-        plural(report.schemes.len(), "scheme"),
-        seconds(sum.elapsed),
-        plural(sum.states, "state"),
-        count(sum.transitions as f64),
-        sum.depth,
-        count(sum.states_per_second()),
-        sum.bytes_per_state().round(),
-        mebibytes(sum.frontier_bytes),
-        taken_for_one(sum.collision),
-    );
-    let cut: Vec<String> = (report.schemes.iter())
-        .filter_map(|scheme| scheme.explored.cut_off.map(|bound| format!("{} by {bound}", scheme.name)))
-        .collect();
-    if cut.is_empty() {
-        text + " Complete: every state within the bounds was reached."
-    } else {
-        format!("{text} NOT complete, cut off: {}.", cut.join(", "))
-    }
+        plural(explored.worlds, "world"),
+        seconds(explored.elapsed),
+        plural(explored.states, "state"),
+        count(explored.transitions as f64),
+        explored.depth,
+        count(explored.states_per_second()),
+        explored.bytes_per_state().round(),
+        mebibytes(explored.frontier_bytes),
+        taken_for_one(explored.collision),
+    )
+}
+
+/// Whether that was all, or by which bound it was cut off.
+pub(super) fn completeness(cut_off: Option<&str>) -> String {
+    cut_off.map_or_else(
+        || "Complete: every state within the bounds was reached.".to_owned(),
+        |bound| format!("NOT complete, cut off: {bound}."),
+    )
 }
 
 fn taken_for_one(probability: f64) -> String {
@@ -82,7 +94,8 @@ fn per(what: f64, of: f64) -> f64 {
     if of > 0.0 { what / of } else { 0.0 }
 }
 
-fn plural(number: impl TryInto<u64>, what: &str) -> String {
+/// `1 state`, `2 states`.
+pub(super) fn plural(number: impl TryInto<u64>, what: &str) -> String {
     let number = number.try_into().unwrap_or(u64::MAX);
     let s = if number == 1 { "" } else { "s" };
     format!("{} {what}{s}", count(number as f64))

@@ -38,7 +38,9 @@ pub(super) fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Costs, Explored, PromiseReport, SchemeReport, Source, Step, Trace, Verdict, sample};
+    use crate::report::{
+        Costs, Explored, PromiseReport, SchemeReport, Source, Step, Trace, Verdict, sample, space,
+    };
     use std::collections::BTreeSet;
 
     #[test]
@@ -60,6 +62,7 @@ mod tests {
     fn every_field_is_documented() {
         let mut names = BTreeSet::new();
         collect(&document(&sample::report()), &mut names);
+        collect(&space::document(&sample::space()), &mut names);
         let page = include_str!("../../../../docs/check.md");
         let missing: Vec<_> = names.iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
         assert!(missing.is_empty(), "not in docs/check.md: {missing:?}");

@@ -1,5 +1,6 @@
-//! A report that was made up, to test how reports look. Nothing in it was found by a check.
+//! Reports that were made up, to test how reports look. Nothing in them was found by a check.
 
+use super::space::{DECISIONS, Design, Space};
 use super::{
     Costs, Explored, PromiseReport, Report, SchemeReport, Source, Step, Trace, Verdict, Verdict::Broken,
     Verdict::Kept, Verdict::Vacuous,
@@ -130,5 +131,21 @@ pub(super) fn for_ever() -> Trace {
             step(3, 3, "never lets go"),
         ],
         broken: "the truncate waits for ever".to_owned(),
+    }
+}
+
+/// Three safe designs, of which the last is beaten.
+pub(super) fn space() -> Space {
+    let design = |name, on_front| Design {
+        name,
+        decisions: DECISIONS.map(|what| format!("{} that is made up", format!("{what} ").repeat(6))),
+        costs: Costs { copies: 1.0, waits: vec!["somebody for something"], kills: true, ..Costs::default() },
+        on_front,
+    };
+    Space {
+        bounds: "small".to_owned(),
+        designs: 2304,
+        safe: vec![design(Some("leasehold"), true), design(None, true), design(Some("bounce"), false)],
+        explored: Explored { worlds: 9000, states: 1_000_000, ..Explored::default() },
     }
 }

@@ -6,8 +6,9 @@ use crate::command::show;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use leasehold_check::Options;
 use leasehold_check::report::overview::{self, Detail};
-use leasehold_check::report::{Report, html, json, markdown};
+use leasehold_check::report::{Report, html, json, markdown, space};
 use leasehold_core::promise::Promise;
+use serde_json::Value;
 use std::fs;
 use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
@@ -41,6 +42,12 @@ pub(crate) struct Check {
     /// Have stateright's own search look at the same worlds besides
     #[arg(long)]
     cross_check: bool,
+    /// Instead of the schemes, judge every combination of the six decisions that a scheme is made of
+    #[arg(
+        long,
+        conflicts_with_all = ["schemes", "promises", "traces", "html", "cross_check", "explore", "update_docs"]
+    )]
+    space: bool,
     /// Threads that explore [default: one for each CPU]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -68,19 +75,20 @@ fn promise() -> impl TypedValueParser<Value = Promise> {
 
 impl Check {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
-        let options = self.options()?;
+        let options = self.options();
         if let Some(address) = self.explore {
             return self.explore(options, address).await;
         }
         if io::stderr().is_terminal() {
             eprintln!("checking, on {} ..", show::count(options.threads.get() as u64, "thread"));
         }
-        let report = tokio::task::spawn_blocking(move || leasehold_check::check(&options)).await?;
-        if common.json {
-            show::json_document(&json::document(&report))?;
-        } else {
-            show::styled(overview::text(&report, &self.detail(), show::has_colour()).trim_end())?;
+        if self.space {
+            let space = tokio::task::spawn_blocking(move || leasehold_check::space(&options)).await?;
+            return print(common, || space::document(&space), || space::text(&space));
         }
+        let report = tokio::task::spawn_blocking(move || leasehold_check::check(&options)).await?;
+        let text = || overview::text(&report, &self.detail(), show::has_colour());
+        print(common, || json::document(&report), text)?;
         if let Some(path) = &self.html {
             write(path, &html::page(&report))?;
         }
@@ -90,13 +98,11 @@ impl Check {
         outcome(&report)
     }
 
-    fn options(&self) -> anyhow::Result<Options> {
-        let threads = match self.threads {
-            Some(threads) => threads,
-            None => std::thread::available_parallelism()?,
-        };
+    fn options(&self) -> Options {
         let Check { deep, exact, cross_check, .. } = *self;
-        Ok(Options { schemes: self.schemes.clone(), deep, exact, cross_check, threads })
+        let options =
+            Options { schemes: self.schemes.clone(), deep, exact, cross_check, ..Options::default() };
+        Options { threads: self.threads.unwrap_or(options.threads), ..options }
     }
 
     /// Whoever names a scheme or a promise wants to see how it is broken; of all of them that is too much at once.
@@ -122,6 +128,13 @@ impl Check {
             Failure::new(Exit::Failed, text).into()
         })
     }
+}
+
+fn print(common: &Common, document: impl FnOnce() -> Value, text: impl FnOnce() -> String) -> Outcome {
+    if common.json {
+        return Ok(show::json_document(&document())?);
+    }
+    Ok(show::styled(text().trim_end())?)
 }
 
 /// As the exit code has it.
