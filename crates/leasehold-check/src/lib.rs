@@ -4,12 +4,14 @@
 //! scheme, and finds the shortest one that breaks each promise. A [`report::Report`] says what it found.
 #![forbid(unsafe_code)]
 
+pub mod explorer;
 pub mod report;
 
+use explorer::ServeError;
 use leasehold_core::schemes;
 use report::Report;
 use report::space::Space;
-use std::net::SocketAddr;
+use std::convert::Infallible;
 use std::num::NonZeroUsize;
 
 /// What to check, and how far to go.
@@ -37,27 +39,27 @@ impl Default for Options {
 
 /// The names of all schemes, in the order of the table.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    schemes::ALL.iter().map(|scheme| scheme.name)
+    schemes::ALL.iter().map(|entry| entry.scheme.name)
 }
 
-// TO BE REPLACED WHEN THE EXPLORER IS MERGED: the three functions below stand for it.
+// TO BE REPLACED WHEN THE WORLD AROUND THE CORE IS MERGED: the three functions below stand for it.
 
 /// Checks schemes; blocks until all is explored.
 #[must_use]
 pub fn check(_options: &Options) -> Report {
-    todo!("the explorer is merged separately")
+    todo!("the world around the core is merged separately")
 }
 
 /// Walks through every combination of the six decisions; of the options, the schemes do not matter.
 #[must_use]
 pub fn space(_options: &Options) -> Space {
-    todo!("the explorer is merged separately")
+    todo!("the world around the core is merged separately")
 }
 
-/// Lets a browser walk through the states of the first of the schemes, at this address; does not return.
+/// Serves the states of the first of the schemes to a browser, on a port of this machine only, until it is killed.
 ///
 /// # Errors
-/// If the address cannot be used.
-pub fn explore(_options: &Options, _address: SocketAddr) -> std::io::Result<()> {
-    todo!("the explorer is merged separately")
+/// If the port cannot be had.
+pub fn explore(_options: &Options, _port: u16) -> Result<Infallible, ServeError> {
+    todo!("the world around the core is merged separately")
 }

@@ -16,6 +16,7 @@ mod layout;
 mod sample;
 
 use leasehold_core::promise::Promise;
+pub use leasehold_core::schemes::{Source, Verdict};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ pub struct SchemeReport {
     /// What it proposes, in a sentence.
     pub idea: &'static str,
     /// The messages that propose it.
+    #[serde(serialize_with = "json::sources")]
     pub sources: &'static [Source],
     /// One for each promise, in order.
     pub promises: Vec<PromiseReport>,
@@ -45,15 +47,6 @@ pub struct SchemeReport {
     pub explored: Explored,
 }
 
-/// Who proposed it, and when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Source {
-    /// The author.
-    pub author: &'static str,
-    /// The day of the message, or where else it is written.
-    pub date: &'static str,
-}
-
 /// What became of one promise.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PromiseReport {
@@ -61,25 +54,15 @@ pub struct PromiseReport {
     #[serde(serialize_with = "json::name_of")]
     pub promise: Promise,
     /// What was found.
+    #[serde(serialize_with = "json::word_of")]
     pub found: Verdict,
     /// What the scheme's entry says.
+    #[serde(serialize_with = "json::word_of")]
     pub declared: Verdict,
     /// Why the entry says so.
     pub reason: &'static str,
     /// The shortest interleaving that breaks it, if it is broken.
     pub trace: Option<Trace>,
-}
-
-/// Whether a promise is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// In every interleaving, and there were some that put it to the test.
-    Kept,
-    /// In some interleaving.
-    Broken,
-    /// Nothing that could break it ever happens under this scheme.
-    Vacuous,
 }
 
 /// One interleaving, as messages between lanes.
@@ -180,24 +163,21 @@ impl PromiseReport {
     }
 }
 
-impl Verdict {
-    /// As a word.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Verdict::Kept => "kept",
-            Verdict::Broken => "broken",
-            Verdict::Vacuous => "vacuous",
-        }
+/// A verdict as a word.
+#[must_use]
+pub fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Kept => "kept",
+        Verdict::Broken => "broken",
+        Verdict::Vacuous => "vacuous",
     }
+}
 
-    /// As it stands in a table: the answer to whether the promise is kept.
-    #[must_use]
-    pub fn short(self) -> &'static str {
-        match self {
-            Verdict::Kept => "yes",
-            Verdict::Broken => "NO",
-            Verdict::Vacuous => "-",
-        }
+/// A verdict as it stands in a table: the answer to whether the promise is kept.
+fn short(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Kept => "yes",
+        Verdict::Broken => "NO",
+        Verdict::Vacuous => "-",
     }
 }

@@ -19,7 +19,7 @@
 
 use crate::core::{Core, Timer};
 use crate::frame::Owner;
-use crate::ids::{FrameId, LeaseId, RequestId, SessionId, Tick};
+use crate::ids::{FrameId, LeaseId, RequestId, SessionId, Tick, WriteId};
 use crate::input::Access;
 use crate::lease::{Lease, State, Step};
 use crate::output::{CommitError, Committed, Output, Reply};
@@ -59,9 +59,7 @@ impl Core {
         let (session, file) = (lease.session, lease.file);
         if self.config.scheme.data_path == DataPath::FileFrames {
             // What the peer has placed is the file's already.
-            let state = self.file_mut(file);
-            state.size = state.size.max(range.end());
-            let size = state.size;
+            let size = self.file(file).size;
             return self.reply(id, Reply::Capture(Ok(Committed { size })), out);
         }
         self.leases_wanted += 1;
@@ -175,9 +173,10 @@ impl Core {
     }
 
     pub(crate) fn captured(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        if let Some(State::Merging { step: Step::Copying, .. }) = self.leases.get(id).map(|lease| lease.state)
-        {
-            self.complete_boundary(id, out);
+        match self.leases.get(id).map(|lease| lease.state) {
+            Some(State::Merging { step: Step::Copying, .. }) => self.complete_boundary(id, out),
+            Some(_) => {}
+            None => self.snapshot_taken(WriteId(id.0), out),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::layout::{Layout, Part};
 use super::table::number;
-use super::{PromiseReport, Report, SchemeReport, Trace, diagram, explored};
+use super::{PromiseReport, Report, SchemeReport, Trace, diagram, explored, word};
 use askama::Template;
 use leasehold_core::promise::Promise;
 

@@ -1,9 +1,10 @@
 //! The report for programs. `docs/check.md` documents the schema.
 
-use super::Report;
+use super::{Report, Source, Verdict, word};
 use leasehold_core::promise::Promise;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Rises when a program that reads the document must be changed; fields may be added without that.
@@ -31,6 +32,15 @@ pub(super) fn name_of<S: Serializer>(promise: &Promise, serializer: S) -> Result
     serializer.serialize_str(promise.name())
 }
 
+pub(super) fn word_of<S: Serializer>(verdict: &Verdict, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(word(*verdict))
+}
+
+pub(super) fn sources<S: Serializer>(sources: &[Source], serializer: S) -> Result<S::Ok, S::Error> {
+    let source = |Source { author, date }: &Source| BTreeMap::from([("author", *author), ("date", *date)]);
+    serializer.collect_seq(sources.iter().map(source))
+}
+
 pub(super) fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(time.as_micros() as f64 / 1000.0)
 }
@@ -38,9 +48,7 @@ pub(super) fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{
-        Costs, Explored, PromiseReport, SchemeReport, Source, Step, Trace, Verdict, sample, space,
-    };
+    use crate::report::{Costs, Explored, PromiseReport, SchemeReport, Step, Trace, sample, space};
     use std::collections::BTreeSet;
 
     #[test]
@@ -115,7 +123,7 @@ mod tests {
 
     fn verdict(value: &Value) -> Verdict {
         let verdicts = [Verdict::Kept, Verdict::Broken, Verdict::Vacuous];
-        verdicts.into_iter().find(|verdict| value == verdict.word()).unwrap()
+        verdicts.into_iter().find(|verdict| value == word(*verdict)).unwrap()
     }
 
     fn trace(value: &Value) -> Trace {

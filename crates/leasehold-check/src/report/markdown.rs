@@ -2,7 +2,7 @@
 //! written by hand and they are not.
 
 use super::table::number;
-use super::{Report, SchemeReport, Verdict};
+use super::{Report, SchemeReport, Verdict, short};
 use leasehold_core::promise::Promise;
 use std::fmt::Write as _;
 
@@ -80,7 +80,7 @@ pub fn tables(report: &Report) -> String {
 fn verdict(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Broken => "**NO**",
-        other => other.short(),
+        other => short(other),
     }
 }
 

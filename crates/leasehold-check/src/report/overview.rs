@@ -1,6 +1,6 @@
 //! What a person who runs a check gets to read: the table first, then the costs, then what is broken and how.
 
-use super::{PromiseReport, Report, SchemeReport, diagram, explored, table};
+use super::{PromiseReport, Report, SchemeReport, diagram, explored, table, word};
 use leasehold_core::promise::Promise;
 use textwrap::{Options, fill};
 
@@ -33,7 +33,7 @@ pub fn text(report: &Report, detail: &Detail, colour: bool) -> String {
 fn undeclared(report: &Report) -> String {
     let line = |(scheme, promise): (&SchemeReport, &PromiseReport)| {
         let PromiseReport { promise, found, declared, reason, .. } = promise;
-        let (name, found, declared) = (&scheme.name, found.word(), declared.word());
+        let (name, found, declared) = (&scheme.name, word(*found), word(*declared));
         hanging(&format!("NOT AS DECLARED: {name} {promise} is {found}; its entry says {declared}: {reason}"))
     };
     report.undeclared().map(line).collect()
@@ -55,9 +55,12 @@ fn details(report: &Report, detail: &Detail) -> String {
 }
 
 fn without_diagram(scheme: &SchemeReport, promise: &PromiseReport) -> String {
-    let PromiseReport { promise, found, reason, .. } = promise;
-    let (name, title, found) = (&scheme.name, promise.title(), found.word());
-    hanging(&format!("{name} {promise}, {title}: {found}. {reason}"))
+    let because = match promise.is_as_declared() {
+        true => promise.reason.to_owned(),
+        false => format!("but its entry says {}: {}", word(promise.declared), promise.reason),
+    };
+    let (promise, found) = (promise.promise, word(promise.found));
+    hanging(&format!("{} {promise}, {}: {found}; {because}", scheme.name, promise.title()))
 }
 
 fn sentences(report: &Report) -> String {
@@ -115,7 +118,7 @@ mod tests {
         assert_eq!(of(&Detail::Diagrams).matches("\nWorld: ").count(), 8);
         let text = of(&Detail::Of(vec![Promise::P5]));
         assert_eq!(text.matches("\nWorld: ").count(), 1, "{text}");
-        assert!(text.contains("naive P5, bounded breaks: kept. made up: a live key"), "{text}");
+        assert!(text.contains("naive P5, bounded breaks: kept; made up: a live key"), "{text}");
     }
 
     #[test]

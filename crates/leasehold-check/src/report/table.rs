@@ -1,6 +1,6 @@
 //! The tables in plain text: what each scheme keeps, and what it costs. At most 80 columns.
 
-use super::{Costs, PromiseReport, Report, Verdict};
+use super::{Costs, PromiseReport, Report, Verdict, short};
 use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use leasehold_core::promise::Promise;
 use std::fmt::Write as _;
@@ -28,7 +28,7 @@ pub fn promises(report: &Report, colour: bool) -> String {
 
 fn verdict(promise: &PromiseReport) -> Cell {
     let mark = if promise.is_as_declared() { "" } else { "!" };
-    let cell = Cell::new(format!("{}{mark}", promise.found.short()));
+    let cell = Cell::new(format!("{}{mark}", short(promise.found)));
     let cell = match promise.found {
         Verdict::Kept => cell.fg(Color::Green),
         Verdict::Broken => cell.fg(Color::Red).add_attribute(Attribute::Bold),
