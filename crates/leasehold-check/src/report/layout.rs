@@ -85,7 +85,7 @@ impl Layout {
     /// The label is near the sender, as far as the edges let it.
     fn message(&mut self, from: usize, to: usize, what: &str, margin: usize) {
         let (left, right) = (from.min(to), from.max(to));
-        let lines = wrap(what, LABEL.max(right - left - 3).min(COLUMNS - margin));
+        let lines = wrap(what, LABEL.max(right - left - 3));
         let longest = longest(&lines);
         let column = if from < to { left + 2 } else { (right - 1).saturating_sub(longest).max(margin) };
         let column = column.min(COLUMNS - longest);
