@@ -53,7 +53,7 @@ pub fn tables(report: &Report) -> String {
         let verdicts = scheme.promises.iter().map(|promise| verdict(promise.found).to_owned());
         row(&mut text, [name(scheme)].into_iter().chain(verdicts));
     }
-    let legend = "yes: kept, whatever happens in which order. **NO**: broken, in some order. -: nothing ever happens \
+    let legend = "yes: kept, in whatever order things happen. **NO**: broken, in some order. -: nothing ever happens \
                   that could break it.";
     let _ = writeln!(text, "\n{legend}\n");
 
