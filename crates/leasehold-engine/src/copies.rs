@@ -4,11 +4,12 @@
 //! whole or not at all: it is made beside the store's files, and gets its name last. A range is copied piece by piece, each
 //! a read and a local write, so it is neither atomic nor more than one piece in memory.
 
-use crate::engine::{Engine, blocking};
+use crate::engine::Engine;
 use crate::files::{CALL_BYTES_MAX, FileError};
 use crate::open_files::Pinned;
 use crate::path::StorePath;
 use crate::storage::{Detail, Kind, NamespaceError, Staged};
+use crate::sync::blocking;
 use leasehold_core::identity::Identity;
 use leasehold_core::input::Change;
 use leasehold_core::range::ByteRange;

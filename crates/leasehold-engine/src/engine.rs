@@ -13,6 +13,7 @@ use crate::open_files::{OpenFiles, Opening, Pinned};
 use crate::path::StorePath;
 use crate::session::{LINGERING_MAX, Sessions, TokenGate};
 use crate::storage::{Detail, Mismatch, NamespaceError, OpenError, Opened, Storage, StorageConfig};
+use crate::sync::{self, Mutex, blocking};
 use bytes::Bytes;
 use leasehold_core::identity::Identity;
 use leasehold_core::ids::{LeaseId, RequestId, SessionId};
@@ -25,8 +26,8 @@ use leasehold_fabric::iwarp::{self, Iwarp};
 use leasehold_fabric::{Fabric, ListenError, Listener};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -404,10 +405,10 @@ impl Engine {
         let (done, drained) = oneshot::channel();
         self.0.driver.send(Work::Stop(done));
         let drain_ms = self.0.config.drain_ms;
-        let drained = tokio::time::timeout(Duration::from_millis(drain_ms), drained).await;
+        let drained = sync::timeout(Duration::from_millis(drain_ms), drained).await;
         let break_log = self.0.break_log.clone();
         blocking(move || break_log.wait()).await;
-        if drained.is_err() {
+        if drained.is_none() {
             let writebacks = self.stats().await.map_or(0, |stats| stats.writebacks);
             return Err(StopError::Undrained { writebacks, drain_ms });
         }
@@ -689,9 +690,4 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.driver.send(Work::Quit);
     }
-}
-
-/// Runs a blocking call on tokio's threads for those.
-pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(call).await.expect("a blocking call neither panics nor is aborted")
 }

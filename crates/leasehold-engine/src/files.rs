@@ -2,10 +2,11 @@
 //! a breaker, and says who it is.
 
 use crate::driver::{self, View};
-use crate::engine::{Ended, Engine, blocking};
+use crate::engine::{Ended, Engine};
 use crate::open_files::{Opening, Pinned};
 use crate::path::StorePath;
 use crate::storage::{self, CollapseRefused, Detail, Kind, NamespaceError, Storage};
+use crate::sync::blocking;
 use bytes::Bytes;
 use leasehold_core::identity::Identity;
 use leasehold_core::ids::{FileId, LeaseId, SessionId};

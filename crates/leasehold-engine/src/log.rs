@@ -17,10 +17,11 @@ pub(crate) use segment::{Scan, SegmentHead, scan};
 use crate::disk::{Disk, DiskFile, Memory, Transfer, Verb};
 use crate::identity::Identity;
 use crate::record::{BATCH_ALIGNMENT, BatchHead, Body, Record};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::{buffer::Buffer, disk};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 
 /// A batch takes no more records once it is this long.
 const BATCH_BYTES: usize = 1 << 20;

@@ -5,7 +5,7 @@
 
 mod inner;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use inner::Inner;
 

@@ -22,11 +22,12 @@ use crate::record::{BlockWrite, Body, Old, WriteBody};
 use crate::sidecar::{BlockState, PAGE};
 use crate::storage::{Detail, Inner};
 use crate::sums::Sums;
+use crate::sync::{Mutex, MutexGuard};
 use leasehold_core::ids::{FileId, LeaseId, WriteId};
 use leasehold_core::input::{Fault, Input};
 use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange, Run};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 const AHEAD_STEP_BYTES: u64 = 64 << 20;
 const AHEAD_STEP_BYTES_MAX: u64 = 1 << 30;

@@ -11,7 +11,7 @@ mod links;
 mod map;
 mod model;
 mod namespace;
-mod power;
+pub(crate) mod power;
 mod recovery;
 mod straight;
 mod trouble;
@@ -20,15 +20,15 @@ mod upgrade;
 use super::*;
 use crate::arena::Pages;
 use crate::checksum::crc32c;
+use crate::sync::Mutex;
+use crate::sync::mpsc::{Receiver, channel};
 use leasehold_core::ids::{FrameId, LeaseId, RequestId, WriteId};
 use leasehold_core::output::Loader;
 use leasehold_core::range::{ByteRange, Run};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 /// Where test stores lie, by name; a place that the machine lacks is skipped, loudly.

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::disk::{DiskFile, Done, Memory, Transfer, Verb};
+use crate::sync::Condvar;
+use crate::sync::mpsc::Sender;
 use std::io;
-use std::sync::Condvar;
-use std::sync::mpsc::Sender;
 use std::thread;
 
 /// What is done to files whose names begin with `closed` waits until it opens.
