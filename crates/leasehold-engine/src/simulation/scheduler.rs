@@ -153,6 +153,16 @@ pub(crate) fn dawdle() {
     }
 }
 
+/// Whether something happens that happens once in `times` times; never outside a simulation, nor for 0.
+pub(crate) fn chance(times: u64) -> bool {
+    times > 0 && current().is_some_and(|scheduler| scheduler.random(|random| random.once_in(times)))
+}
+
+/// Any number below `end`; 0 outside a simulation.
+pub(crate) fn below(end: u64) -> u64 {
+    current().map_or(0, |scheduler| scheduler.random(|random| random.below(end)))
+}
+
 fn name_the_seed_of_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
