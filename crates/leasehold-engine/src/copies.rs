@@ -9,7 +9,7 @@ use crate::files::{CALL_BYTES_MAX, FileError};
 use crate::open_files::Pinned;
 use crate::path::StorePath;
 use crate::storage::{Detail, Kind, NamespaceError, Staged};
-use crate::sync::blocking;
+use crate::sync::{self, blocking};
 use leasehold_core::identity::Identity;
 use leasehold_core::input::Change;
 use leasehold_core::range::ByteRange;
@@ -33,7 +33,7 @@ impl Engine {
         let source = self.pin(from).await?;
         self.check_place(&source, from, to, replace).await?;
         let (engine, from, to) = (self.clone(), from.clone(), to.clone());
-        let cloning = tokio::spawn(async move {
+        sync::detached(async move {
             let staged = engine.0.storage.stage();
             let detail = Detail::Clone { staged };
             engine.change(&from, &source, Change::Clone, detail, breaker.clone()).await?;
@@ -43,8 +43,8 @@ impl Engine {
                 blocking(move || engine.0.storage.discard(staged)).await;
             }
             placed.map(|()| shares)
-        });
-        cloning.await.expect("a clone neither panics nor is aborted")
+        })
+        .await
     }
 
     /// Before blocks are copied, and leases broken, for nothing.

@@ -160,7 +160,8 @@ pub(crate) struct Inner {
     pub(crate) files: OpenFiles,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) fabric: Iwarp,
+    fabric_counters: Arc<iwarp::Counters>,
+    _fabric: Arc<dyn Fabric>,
     watch: broadcast::Sender<Event>,
     /// Blocks that loads found to differ from their checksums, for scrubs.
     pub(crate) mismatches: broadcast::Sender<Mismatch>,
@@ -305,11 +306,22 @@ impl Engine {
     /// # Errors
     /// [`StartError`], with the remedy. Nothing is served then.
     pub fn start(config: Config) -> Result<Engine, StartError> {
+        let fabric = Iwarp::new(fabric_config(&config)).map_err(StartError::Thread)?;
+        let (storage, counters) = (StorageConfig::new(&config.directory), fabric.counters());
+        Engine::start_on(config, storage, Arc::new(fabric), counters)
+    }
+
+    /// [`Engine::start`] with the store's own settings, on any fabric.
+    pub(crate) fn start_on(
+        config: Config,
+        mut storage_config: StorageConfig,
+        fabric: Arc<dyn Fabric>,
+        fabric_counters: Arc<iwarp::Counters>,
+    ) -> Result<Engine, StartError> {
         let arena = Arena::new(config.arena_bytes, config.pages)?;
         let (driver, work) = driver::queue();
         let counters = Arc::new(Counters::default());
         let answers = driver.clone();
-        let mut storage_config = StorageConfig::new(&config.directory);
         let (mismatches, _) = broadcast::channel(4096);
         let (counted, found) = (counters.clone(), mismatches.clone());
         storage_config.mismatches = Some(Arc::new(move |mismatch| {
@@ -331,7 +343,6 @@ impl Engine {
             Duration::from_millis(config.session_ttl_ms),
             Duration::from_millis(config.token_ttl_ms),
         ));
-        let fabric = Iwarp::new(fabric_config(&config)).map_err(StartError::Thread)?;
         let gate = Arc::new(TokenGate {
             sessions: sessions.clone(),
             driver: driver.clone(),
@@ -374,7 +385,8 @@ impl Engine {
             arena,
             sessions,
             counters,
-            fabric,
+            fabric_counters,
+            _fabric: fabric,
             watch,
             mismatches,
             listener: Mutex::new(Some(listener)),
@@ -566,7 +578,7 @@ impl Engine {
     /// What the fabric has counted.
     #[must_use]
     pub fn fabric_counters(&self) -> Arc<iwarp::Counters> {
-        self.0.fabric.counters()
+        self.0.fabric_counters.clone()
     }
 
     /// How full the tables are; `None` once the engine has stopped.

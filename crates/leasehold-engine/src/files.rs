@@ -456,7 +456,7 @@ impl Engine {
         self.sync_file(file, &path.unwrap_or(StorePath::ROOT)).await
     }
 
-    async fn sync_file(&self, file: FileId, path: &StorePath) -> Result<(), FileError> {
+    pub(crate) async fn sync_file(&self, file: FileId, path: &StorePath) -> Result<(), FileError> {
         let Reply::Sync(result) =
             self.begin(|request| Input::Sync { request, file }, Detail::None).await?.reply
         else {

@@ -3,10 +3,17 @@
 //! The engine's threads are tasks here, each with a stack of its own, of which one runs at a time ([`scheduler`]). They
 //! change places where real threads may: at locks, channels and transfers ([`sync`]). Time is a number.
 
+mod disk;
 mod fabric;
+mod holder;
+mod local;
+mod oracle;
 mod random;
 mod scheduler;
 pub(crate) mod sync;
+#[cfg(test)]
+mod tests;
+mod world;
 
 pub(crate) use random::Random;
 pub(crate) use scheduler::{Outcome, below, chance, dawdle, note, simulate};

@@ -46,6 +46,11 @@ mod real {
         tokio::task::spawn_blocking(call).await.expect("a blocking call neither panics nor is aborted")
     }
 
+    /// Goes on also if the caller is dropped.
+    pub(crate) async fn detached<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
+        tokio::spawn(future).await.expect("what goes on neither panics nor is aborted")
+    }
+
     /// `None` if it takes longer.
     pub(crate) async fn timeout<T>(patience: Duration, future: impl Future<Output = T>) -> Option<T> {
         tokio::time::timeout(patience, future).await.ok()

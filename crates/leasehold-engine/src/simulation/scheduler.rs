@@ -14,6 +14,7 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::panic::Location;
 use std::ptr;
 use std::rc::Rc;
 use std::sync::Once;
@@ -21,7 +22,8 @@ use std::time::{Duration, Instant};
 
 const STACK_BYTES: usize = 256 << 10;
 
-/// A run that takes longer than this has got stuck.
+/// A run that takes longer than this has got stuck, in its own time or in steps.
+const STEPS_MAX: u64 = 2_000_000;
 const LIMIT: Duration = Duration::from_secs(3600);
 
 /// A task that was passed over may find that so much time has passed.
@@ -50,6 +52,8 @@ struct Task {
     /// `None` while it runs.
     coroutine: Option<Stepped>,
     yielder: *const Yielder<Wake, ()>,
+    /// Where it last waited.
+    place: &'static Location<'static>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,7 +218,13 @@ impl Scheduler {
             work();
         });
         let state = State::Ready(Wake::Woken);
-        let task = Task { name: name.to_owned(), state, coroutine: Some(coroutine), yielder: ptr::null() };
+        let task = Task {
+            name: name.to_owned(),
+            state,
+            coroutine: Some(coroutine),
+            yielder: ptr::null(),
+            place: Location::caller(),
+        };
         self.tasks.borrow_mut().insert(id, task);
         id
     }
@@ -231,11 +241,13 @@ impl Scheduler {
     }
 
     /// The running task waits until the key is woken, or the time has come.
+    #[track_caller]
     pub(super) fn park(&self, key: Key, until: Option<Instant>) -> Wake {
         let until_us = until.map(|until| until.saturating_duration_since(self.began).as_micros() as u64);
         self.suspend(State::Parked { key, until_us })
     }
 
+    #[track_caller]
     pub(super) fn sleep(&self, duration: Duration) {
         self.park(NOTHING, Some(self.now() + duration));
     }
@@ -256,11 +268,13 @@ impl Scheduler {
         }
     }
 
+    #[track_caller]
     fn suspend(&self, state: State) -> Wake {
         let yielder = {
             let mut tasks = self.tasks.borrow_mut();
             let task = tasks.get_mut(&self.running.get()).expect("only a task waits");
             task.state = state;
+            task.place = Location::caller();
             task.yielder
         };
         // SAFETY: the yielder lives on the stack of the running task until that ends, and this is the running task.
@@ -293,6 +307,7 @@ impl Scheduler {
             self.pass_time(&mut ready);
             let id = ready[self.random(|random| random.below(ready.len() as u64)) as usize];
             self.steps.set(self.steps.get() + 1);
+            assert!(self.steps.get() < STEPS_MAX, "it does not end: {}", self.who_waits());
             self.note(id ^ self.now_us.get() << 20);
             self.step(id);
         }
@@ -336,8 +351,8 @@ impl Scheduler {
 
     fn who_waits(&self) -> String {
         let tasks = self.tasks.borrow();
-        let waits: Vec<String> = tasks.iter().map(|(id, task)| format!("{} ({id})", task.name)).collect();
-        waits.join(", ")
+        let waits = tasks.iter().map(|(id, task)| format!("\n{} ({id}) at {}", task.name, task.place));
+        waits.collect()
     }
 
     fn step(&self, id: TaskId) {

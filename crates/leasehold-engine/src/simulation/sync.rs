@@ -17,6 +17,7 @@ pub(crate) fn now() -> Instant {
     current().map_or_else(Instant::now, |scheduler| scheduler.now())
 }
 
+#[track_caller]
 pub(crate) fn sleep(duration: Duration) {
     match current() {
         Some(scheduler) => scheduler.sleep(duration),
@@ -53,11 +54,13 @@ impl<T: ?Sized> Mutex<T> {
         ptr::from_ref(&self.0).addr()
     }
 
+    #[track_caller]
     pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
         may_yield();
         self.lock_at_once()
     }
 
+    #[track_caller]
     fn lock_at_once(&self) -> LockResult<MutexGuard<'_, T>> {
         let guard = |guard| MutexGuard { guard: Some(guard), mutex: self };
         let poisoned = |error: PoisonError<_>| PoisonError::new(guard(error.into_inner()));
@@ -113,11 +116,13 @@ impl Condvar {
         ptr::from_ref(&self.0).addr()
     }
 
+    #[track_caller]
     pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> LockResult<MutexGuard<'a, T>> {
         self.wait_until(guard, None).0
     }
 
     /// And whether it was notified.
+    #[track_caller]
     fn wait_until<'a, T>(
         &self,
         mut guard: MutexGuard<'a, T>,
@@ -144,6 +149,7 @@ impl Condvar {
         }
     }
 
+    #[track_caller]
     pub(crate) fn wait_while<'a, T>(
         &self,
         mut guard: MutexGuard<'a, T>,
@@ -156,6 +162,7 @@ impl Condvar {
     }
 
     /// [`Condvar::wait_while`], at most until some time. Whether the condition is over.
+    #[track_caller]
     pub(crate) fn wait_while_until<'a, T>(
         &self,
         mut guard: MutexGuard<'a, T>,
@@ -206,6 +213,7 @@ pub(crate) mod mpsc {
     }
 
     impl<T> Shared<T> {
+        #[track_caller]
         fn queue(&self) -> MutexGuard<'_, Queue<T>> {
             self.queue.lock_at_once().expect("no panic while held")
         }
@@ -250,12 +258,14 @@ pub(crate) mod mpsc {
     }
 
     impl<T> Receiver<T> {
+        #[track_caller]
         pub(crate) fn recv(&self) -> Result<T, RecvError> {
             let waits = |queue: &mut Queue<T>| queue.items.is_empty() && queue.senders > 0;
             let queue = self.0.filled.wait_while(self.0.queue(), waits);
             queue.expect("no panic while held").items.pop_front().ok_or(RecvError)
         }
 
+        #[track_caller]
         pub(crate) fn recv_timeout(&self, patience: Duration) -> Result<T, RecvTimeoutError> {
             let waits = |queue: &mut Queue<T>| queue.items.is_empty() && queue.senders > 0;
             let until = now() + patience;
@@ -309,6 +319,7 @@ pub(crate) fn spawn<T: Send + 'static>(
     Ok(JoinHandle::Task { task: scheduler.spawn(name, Box::new(work)), result })
 }
 
+#[track_caller]
 pub(crate) fn join<T>(thread: JoinHandle<T>) -> Option<T> {
     match (thread, current()) {
         (JoinHandle::Real(thread), _) if thread.thread().id() == std::thread::current().id() => None,
@@ -347,6 +358,13 @@ pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send 
     result.await.expect("a blocking call does not panic")
 }
 
+pub(crate) async fn detached<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
+    match current() {
+        Some(_) => blocking(move || block_on(future)).await,
+        None => tokio::spawn(future).await.expect("what goes on neither panics nor is aborted"),
+    }
+}
+
 pub(crate) async fn timeout<T>(patience: Duration, future: impl Future<Output = T>) -> Option<T> {
     if current().is_none() {
         return tokio::time::timeout(patience, future).await.ok();
@@ -366,6 +384,7 @@ pub(crate) async fn timeout<T>(patience: Duration, future: impl Future<Output = 
 }
 
 /// Runs the future on this task.
+#[track_caller]
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     struct Bell(AtomicBool);
 

@@ -44,7 +44,7 @@ struct FoundFile {
 }
 
 /// In memory where that is possible: thousands of stores are made.
-fn workshop() -> tempfile::TempDir {
+pub(crate) fn workshop() -> tempfile::TempDir {
     places().pop().expect("at least one").1
 }
 

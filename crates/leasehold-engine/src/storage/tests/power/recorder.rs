@@ -85,6 +85,17 @@ impl Tape {
         self.state().placed.inodes[&number]
     }
 
+    /// The inode at a path below the store's directory, if there is one.
+    pub(crate) fn find(&self, path: &str) -> Option<InodeId> {
+        let number = fs::metadata(self.root.join(path)).ok()?.ino();
+        self.state().placed.inodes.get(&number).copied()
+    }
+
+    /// The inode of an open file.
+    pub(crate) fn inode_of(&self, file: &DiskFile) -> InodeId {
+        self.state().inode_of(file)
+    }
+
     /// Writes past the storage. Durable once the file is flushed.
     pub(crate) fn write_foreign(&self, path: &str, offset: u64, bytes: &Arc<[u8]>) {
         let file = fs::OpenOptions::new().write(true).open(self.root.join(path)).unwrap();
