@@ -16,4 +16,4 @@ mod tests;
 mod world;
 
 pub(crate) use random::Random;
-pub(crate) use scheduler::{Outcome, below, chance, dawdle, note, simulate};
+pub(crate) use scheduler::{Outcome, below, chance, dawdle, note, simulate, try_simulate};

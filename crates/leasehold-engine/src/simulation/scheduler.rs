@@ -14,7 +14,7 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
 use std::rc::Rc;
 use std::sync::Once;
@@ -77,6 +77,8 @@ pub(super) struct Scheduler {
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Scheduler>>> = const { RefCell::new(None) };
+    /// Where and how the last simulation failed.
+    static FAILED: RefCell<String> = const { RefCell::new(String::new()) };
     /// Stacks of tasks that are gone, to be used again.
     static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
 }
@@ -92,14 +94,25 @@ pub(crate) struct Outcome<T> {
     pub(crate) digest: u64,
 }
 
-/// Runs `main` and every task that it starts, until all have ended. The same happens for the same seed.
-///
-/// # Panics
-///
-/// If a task panics, and if none can go on.
+/// [`try_simulate`], where a failure is a panic.
 pub(crate) fn simulate<T: 'static>(seed: u64, main: impl FnOnce() -> T + 'static) -> Outcome<T> {
+    try_simulate(seed, main).unwrap_or_else(|failed| panic!("{failed}"))
+}
+
+/// Runs `main` and every task that it starts, until all have ended. The same happens for the same seed. The error: where and
+/// how a task panicked, or that none could go on.
+pub(crate) fn try_simulate<T: 'static>(
+    seed: u64,
+    main: impl FnOnce() -> T + 'static,
+) -> Result<Outcome<T>, String> {
     assert!(current().is_none(), "a simulation within one");
-    name_the_seed_of_panics();
+    keep_what_panics_say();
+    let run = AssertUnwindSafe(|| run(seed, main));
+    // What it leaves is never looked at.
+    catch_unwind(run).map_err(|_| FAILED.take())
+}
+
+fn run<T: 'static>(seed: u64, main: impl FnOnce() -> T + 'static) -> Outcome<T> {
     let scheduler = Rc::new(Scheduler {
         seed,
         began: Instant::now(),
@@ -167,13 +180,14 @@ pub(crate) fn below(end: u64) -> u64 {
     current().map_or(0, |scheduler| scheduler.random(|random| random.below(end)))
 }
 
-fn name_the_seed_of_panics() {
+fn keep_what_panics_say() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             if let Some(scheduler) = current() {
-                eprintln!("in a simulation: {}", scheduler.place());
+                let what = panic.payload_as_str().unwrap_or("no message");
+                return FAILED.set(format!("{}: {what}", scheduler.place()));
             }
             before(panic);
         }));
