@@ -353,3 +353,6 @@ impl Gathered {
         done(result);
     }
 }
+
+#[cfg(test)]
+mod conformance;

@@ -15,5 +15,6 @@ pub(crate) mod sync;
 mod tests;
 mod world;
 
+pub(crate) use disk::Troubled;
 pub(crate) use random::Random;
 pub(crate) use scheduler::{Outcome, below, chance, dawdle, note, simulate, try_simulate};

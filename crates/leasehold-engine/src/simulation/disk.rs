@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How a disk fails.
 #[derive(Default)]
-pub(super) struct Trouble {
+pub(crate) struct Trouble {
     /// Once in so many operations; 0 for never.
-    pub(super) once_in: AtomicU64,
+    pub(crate) once_in: AtomicU64,
     /// The power is gone: nothing works.
-    pub(super) dead: AtomicBool,
+    pub(crate) dead: AtomicBool,
 }
 
 impl Trouble {
@@ -33,9 +33,9 @@ impl Trouble {
 }
 
 /// See the module.
-pub(super) struct Troubled {
-    pub(super) disk: Arc<dyn Disk>,
-    pub(super) trouble: Arc<Trouble>,
+pub(crate) struct Troubled {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) trouble: Arc<Trouble>,
 }
 
 impl Disk for Troubled {

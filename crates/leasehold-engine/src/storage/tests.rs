@@ -32,7 +32,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Where test stores lie, by name; a place that the machine lacks is skipped, loudly.
-fn places() -> Vec<(&'static str, tempfile::TempDir)> {
+pub(crate) fn places() -> Vec<(&'static str, tempfile::TempDir)> {
     let target = std::env::current_exe().expect("a test has a file");
     let target = target.parent().expect("target/debug/deps").to_owned();
     let mut places = Vec::new();
