@@ -17,4 +17,4 @@ mod world;
 
 pub(crate) use disk::Troubled;
 pub(crate) use random::Random;
-pub(crate) use scheduler::{Outcome, below, chance, dawdle, note, simulate, try_simulate};
+pub(crate) use scheduler::{Outcome, below, chance, dawdle, note, simulate, trace, try_simulate};

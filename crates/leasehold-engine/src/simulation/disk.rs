@@ -3,7 +3,7 @@
 //! It stands between the recorder, which knows what is durable, and the threads that read and write: under a simulation
 //! these are tasks, so that transfers are done in any order. A transfer that fails may have been done all the same.
 
-use super::chance;
+use super::{chance, trace};
 use crate::disk::{Disk, DiskFile, Done, Transfer, Verb};
 use crate::sync;
 use std::io;
@@ -22,10 +22,11 @@ pub(crate) struct Trouble {
 
 impl Trouble {
     /// The operation's fate.
-    fn comes(&self) -> io::Result<()> {
+    fn comes(&self, to: impl FnOnce() -> String) -> io::Result<()> {
         let is_full = chance(2);
         if self.dead.load(Ordering::Relaxed) || chance(self.once_in.load(Ordering::Relaxed)) {
             let error = if is_full { libc::ENOSPC } else { libc::EIO };
+            trace(|| format!("the disk fails with {error}: {}", to()));
             return Err(io::Error::from_raw_os_error(error));
         }
         Ok(())
@@ -40,7 +41,10 @@ pub(crate) struct Troubled {
 
 impl Disk for Troubled {
     fn submit(&self, transfer: Transfer, done: Done) {
-        match self.trouble.comes() {
+        let Transfer { verb, file, offset, memory } = &transfer;
+        let what = || format!("{verb:?} of {} bytes at {offset} of {}", memory.len(), file.name);
+        trace(&what);
+        match self.trouble.comes(what) {
             Ok(()) => self.disk.submit(transfer, done),
             Err(error) if transfer.verb == Verb::Write && chance(2) => {
                 self.disk.submit(transfer, Box::new(move |_, memory| done(Err(error), memory)));
@@ -58,22 +62,22 @@ impl Disk for Troubled {
     }
 
     fn sync(&self, file: &DiskFile) -> io::Result<()> {
-        self.trouble.comes()?;
+        self.trouble.comes(|| format!("flush of {}", file.name))?;
         self.disk.sync(file)
     }
 
     fn truncate(&self, file: &DiskFile, size: u64) -> io::Result<()> {
-        self.trouble.comes()?;
+        self.trouble.comes(|| format!("length {size} of {}", file.name))?;
         self.disk.truncate(file, size)
     }
 
     fn punch(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
-        self.trouble.comes()?;
+        self.trouble.comes(|| format!("hole of {length} bytes at {offset} in {}", file.name))?;
         self.disk.punch(file, offset, length)
     }
 
     fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
-        self.trouble.comes()?;
+        self.trouble.comes(|| "flush of a directory".to_owned())?;
         self.disk.sync_directory(directory)
     }
 }

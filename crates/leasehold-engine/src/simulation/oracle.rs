@@ -4,6 +4,7 @@
 //! leaves only those that agree with it. Content is counted in [`CELL`]s, each of which holds one number throughout, that
 //! of the write it came by; 0 for nothing.
 
+use super::trace;
 use crate::storage::tests::power::volume::InodeId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -165,6 +166,7 @@ impl Oracle {
     /// Something is under way.
     pub(super) fn begin(&mut self, inode: InodeId, op: Op) -> u64 {
         let id = self.number();
+        trace(|| format!("{id} begins: inode {inode}, {op:?}"));
         if let (false, Some(file)) = (self.over, self.files.get_mut(&inode)) {
             file.under_way.insert(id, op);
             file.close();
@@ -174,6 +176,7 @@ impl Oracle {
 
     /// It took effect, or did not.
     pub(super) fn end(&mut self, inode: InodeId, id: u64, took_effect: bool) -> Result<(), String> {
+        trace(|| format!("{id} ends: inode {inode}, took effect: {took_effect}"));
         let Some(file) = self.files.get_mut(&inode).filter(|_| !self.over) else { return Ok(()) };
         let Some(op) = file.under_way.remove(&id) else { return Ok(()) };
         let agree = file.states.iter().filter(|(_, done)| done.contains(&id) == took_effect);
@@ -195,6 +198,7 @@ impl Oracle {
     /// A read or a sync of the file begins.
     pub(super) fn look(&mut self, inode: InodeId) -> u64 {
         let id = self.number();
+        trace(|| format!("{id} looks at inode {inode}"));
         self.syncs.insert(id, self.acknowledged_names);
         if let Some(file) = self.files.get_mut(&inode) {
             let contents = file.contents();
@@ -238,6 +242,7 @@ impl Oracle {
 
     /// A sync is acknowledged: what was acknowledged before it began is durable.
     pub(super) fn synced(&mut self, inode: InodeId, sync: u64) {
+        trace(|| format!("{sync} is synced: inode {inode}"));
         let names = self.syncs.get(&sync).copied();
         let contents = self.look_away(inode, sync);
         if self.over {
@@ -268,6 +273,7 @@ impl Oracle {
         let id = self.number();
         let mut names = self.names().clone();
         change(&mut names, id);
+        trace(|| format!("{id} changes names to {names:?}"));
         if !self.over {
             self.names.push(names);
         }

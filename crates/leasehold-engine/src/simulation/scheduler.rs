@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
 use std::rc::Rc;
-use std::sync::Once;
+use std::sync::{LazyLock, Once};
 use std::time::{Duration, Instant};
 
 const STACK_BYTES: usize = 256 << 10;
@@ -178,6 +178,14 @@ pub(crate) fn chance(times: u64) -> bool {
 /// Any number below `end`; 0 outside a simulation.
 pub(crate) fn below(end: u64) -> u64 {
     current().map_or(0, |scheduler| scheduler.random(|random| random.below(end)))
+}
+
+/// Tells people what happens, if `LEASEHOLD_SIM_TRACE` is set.
+pub(crate) fn trace(what: impl FnOnce() -> String) {
+    static TRACES: LazyLock<bool> = LazyLock::new(|| std::env::var_os("LEASEHOLD_SIM_TRACE").is_some());
+    if *TRACES && let Some(scheduler) = current() {
+        eprintln!("{}: {}", scheduler.place(), what());
+    }
 }
 
 fn keep_what_panics_say() {

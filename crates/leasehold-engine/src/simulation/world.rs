@@ -6,7 +6,7 @@ use super::holder::hold;
 use super::local::work;
 use super::oracle::{CELL, Content, FoundFile, Oracle};
 use super::sync::block_on;
-use super::{Random, below};
+use super::{Random, below, trace};
 use crate::arena::Pages;
 use crate::engine::{Config, Engine};
 use crate::files::FileError;
@@ -271,6 +271,7 @@ impl Life {
         let variants = moment.variants(&mut random, &Effort { singles: 2, random: 4, second: 0 });
         let variant = &variants[random.below(variants.len() as u64) as usize];
         let image = moment.image(variant);
+        trace(|| format!("the power goes; what is left: {variant}"));
         super::note(image.fingerprint());
         self.fabric.cut();
         image
