@@ -43,7 +43,7 @@ impl Disk for Troubled {
     fn submit(&self, transfer: Transfer, done: Done) {
         let Transfer { verb, file, offset, memory } = &transfer;
         let what = || format!("{verb:?} of {} bytes at {offset} of {}", memory.len(), file.name);
-        trace(&what);
+        trace(what);
         match self.trouble.comes(what) {
             Ok(()) => self.disk.submit(transfer, done),
             Err(error) if transfer.verb == Verb::Write && chance(2) => {

@@ -8,7 +8,6 @@ use super::{below, chance};
 use crate::engine::{Grant, Wanted};
 use crate::event::Event;
 use crate::sync::{self, mpsc};
-use bytes::Bytes;
 use leasehold_core::ids::{LeaseId, SessionId};
 use leasehold_core::input::{Access, OnConflict};
 use leasehold_fabric::conformance::Memory;
@@ -34,7 +33,7 @@ pub(super) fn hold(life: &Life, number: u64) {
         let (send, heard) = mpsc::channel();
         let ear = Box::new(Ear(send));
         let address = life.engine.started().data_address;
-        let connected = life.fabric.connect(address, &opened.token, ear, PATIENCE);
+        let connected = life.fabric().connect(address, &opened.token, ear, PATIENCE);
         let Ok((endpoint, _)) = connected else { continue };
         let mut holder = Holder {
             life,
@@ -291,24 +290,22 @@ impl Holder<'_> {
         if self.gone {
             return None;
         }
-        loop {
-            match self.heard.recv_timeout(PATIENCE) {
-                Ok(Heard::Message(message)) => {
-                    let of = match &message {
-                        Message::Committed(answer) => answer.request,
-                        Message::Captured(answer) => answer.request,
-                        Message::Fetched(answer) => answer.request,
-                        other => panic!("{other:?} is not for clients"),
-                    };
-                    assert_eq!(of, request, "an answer to something else");
-                    return Some(message);
-                }
-                Ok(Heard::Closed) => {
-                    self.gone = true;
-                    return None;
-                }
-                Err(_) => panic!("no answer to request {request} of session {:?}", self.session),
+        match self.heard.recv_timeout(PATIENCE) {
+            Ok(Heard::Message(message)) => {
+                let of = match &message {
+                    Message::Committed(answer) => answer.request,
+                    Message::Captured(answer) => answer.request,
+                    Message::Fetched(answer) => answer.request,
+                    other => panic!("{other:?} is not for clients"),
+                };
+                assert_eq!(of, request, "an answer to something else");
+                Some(message)
             }
+            Ok(Heard::Closed) => {
+                self.gone = true;
+                None
+            }
+            Err(_) => panic!("no answer to request {request} of session {:?}", self.session),
         }
     }
 
@@ -342,7 +339,6 @@ impl Holder<'_> {
             _ => {}
         }
         self.life.engine.close_session(self.session, "it is done");
-        let _closed_late = Bytes::new();
         self.endpoint.close();
     }
 }

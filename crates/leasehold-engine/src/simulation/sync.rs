@@ -199,7 +199,7 @@ impl Condvar {
 pub(crate) mod mpsc {
     use super::{Arc, Condvar, Duration, Mutex, MutexGuard, may_yield, now};
     use std::collections::VecDeque;
-    pub(crate) use std::sync::mpsc::{RecvError, RecvTimeoutError, SendError, TryRecvError};
+    pub(crate) use std::sync::mpsc::{RecvError, RecvTimeoutError, SendError};
 
     struct Shared<T> {
         queue: Mutex<Queue<T>>,
@@ -276,15 +276,6 @@ pub(crate) mod mpsc {
             queue.items.pop_front().ok_or(RecvTimeoutError::Disconnected)
         }
 
-        pub(crate) fn try_recv(&self) -> Result<T, TryRecvError> {
-            let mut queue = self.0.queue();
-            match queue.items.pop_front() {
-                Some(item) => Ok(item),
-                None if queue.senders == 0 => Err(TryRecvError::Disconnected),
-                None => Err(TryRecvError::Empty),
-            }
-        }
-
         pub(crate) fn iter(&self) -> impl Iterator<Item = T> + '_ {
             std::iter::from_fn(|| self.recv().ok())
         }
@@ -331,8 +322,7 @@ pub(crate) fn join<T>(thread: JoinHandle<T>) -> Option<T> {
             while !scheduler.is_gone(task) {
                 scheduler.park(Scheduler::end_of(task), None);
             }
-            let value = result.lock().expect("locked for a moment").take();
-            value
+            result.lock().expect("locked for a moment").take()
         }
         (JoinHandle::Task { .. }, None) => panic!("the simulation is over"),
     }

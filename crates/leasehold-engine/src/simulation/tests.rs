@@ -88,7 +88,7 @@ fn whatever_happens_the_engine_keeps_its_promises() {
 }
 
 /// What must happen now and then: else nothing is tried.
-const SOMETIMES: [&str; 19] = [
+const SOMETIMES: [&str; 20] = [
     "breaks",
     "captures",
     "clones",
@@ -99,6 +99,7 @@ const SOMETIMES: [&str; 19] = [
     "fetches",
     "late parts",
     "power losses",
+    "power losses at the start",
     "punches",
     "removals",
     "renames over",

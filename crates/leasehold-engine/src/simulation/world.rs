@@ -6,9 +6,9 @@ use super::holder::hold;
 use super::local::work;
 use super::oracle::{CELL, Content, FoundFile, Oracle};
 use super::sync::block_on;
-use super::{Random, below, trace};
+use super::{Random, below, chance, trace};
 use crate::arena::Pages;
-use crate::engine::{Config, Engine};
+use crate::engine::{Config, Engine, StartError};
 use crate::files::FileError;
 use crate::open_files::Pinned;
 use crate::path::StorePath;
@@ -24,6 +24,7 @@ use leasehold_core::input::{Change, Fault};
 use leasehold_core::output::ReadError;
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -94,12 +95,10 @@ impl Tally {
 /// One opening of the store, until the power goes or it is stopped.
 pub(super) struct Life {
     pub(super) engine: Engine,
-    pub(super) fabric: Arc<FakeFabric>,
     pub(super) plan: Plan,
-    tape: Arc<Tape>,
+    machine: Machine,
     oracle: Arc<Mutex<Oracle>>,
     tally: Arc<Mutex<Tally>>,
-    trouble: Arc<Trouble>,
     /// Held by who changes names: one at a time.
     pub(super) naming: sync::Mutex<()>,
     /// The longest that a change took, in microseconds.
@@ -138,15 +137,24 @@ pub(super) fn range_of(at: usize, count: usize) -> ByteRange {
 
 /// Does all that the plan says, as a task of a simulation. The places are to be kept until the simulation is over.
 pub(super) fn live(plan: Plan) -> (Tally, Vec<tempfile::TempDir>) {
-    let (oracle, tally) = (Arc::new(Mutex::new(Oracle::new())), Arc::default());
+    let (oracle, tally) = (Arc::new(Mutex::new(Oracle::new())), Arc::<Mutex<Tally>>::default());
     let (mut volume, mut places) = (Volume::empty(), Vec::new());
     for number in 1..=plan.lives {
-        let place = workshop();
-        let life = Arc::new(Life::begin(plan, &place, &volume, &oracle, &tally));
-        places.push(place);
+        let mut machine = |volume: &Volume| {
+            let place = workshop();
+            let machine = Machine::new(plan, place.path(), volume);
+            places.push(place);
+            machine
+        };
+        if number > 1 && chance(3) {
+            volume = machine(&volume).lose_power_at_the_start(plan, &volume);
+            *tally.lock().expect("locked for a moment").0.entry("power losses at the start").or_default() +=
+                1;
+        }
+        let life = Arc::new(Life::begin(machine(&volume), plan, &oracle, &tally));
         life.look_at_all(&volume);
         let mut tasks = Vec::new();
-        life.trouble.once_in.store(plan.trouble, Ordering::Relaxed);
+        life.machine.trouble.once_in.store(plan.trouble, Ordering::Relaxed);
         for holder in 0..plan.holders {
             let life = life.clone();
             tasks.push(sync::spawn("holder", move || hold(&life, holder)).expect("a task"));
@@ -156,39 +164,47 @@ pub(super) fn live(plan: Plan) -> (Tally, Vec<tempfile::TempDir>) {
             tasks.push(sync::spawn("local", move || work(&life)).expect("a task"));
         }
         if number < plan.lives {
-            sync::sleep(Duration::from_micros(below(300_000)));
+            let soon = if chance(2) { 15_000 } else { 300_000 };
+            sync::sleep(Duration::from_micros(below(soon)));
             volume = life.lose_power(&volume);
             tasks.into_iter().for_each(|task| sync::join(task).expect("it ends"));
         } else {
             tasks.into_iter().for_each(|task| sync::join(task).expect("it ends"));
             life.end();
         }
-        life.count("late parts", life.fabric.late());
+        life.count("late parts", life.machine.fabric.late());
     }
     let tally = std::mem::take(&mut *tally.lock().expect("locked for a moment"));
     (tally, places)
 }
 
-impl Life {
-    fn begin(
-        plan: Plan,
-        place: &tempfile::TempDir,
-        volume: &Volume,
-        oracle: &Arc<Mutex<Oracle>>,
-        tally: &Arc<Mutex<Tally>>,
-    ) -> Life {
-        let tape = Tape::new(place.path(), volume.next_inode(), volume.place(place.path()), plan.lie);
-        let trouble = Arc::<Trouble>::default();
-        let (recorder, troubled) = (tape.clone(), trouble.clone());
+/// What the store is opened on.
+#[derive(Clone)]
+struct Machine {
+    place: PathBuf,
+    tape: Arc<Tape>,
+    trouble: Arc<Trouble>,
+    fabric: Arc<FakeFabric>,
+}
+
+impl Machine {
+    fn new(plan: Plan, place: &Path, volume: &Volume) -> Machine {
+        let tape = Tape::new(place, volume.next_inode(), volume.place(place), plan.lie);
+        let fabric = Arc::new(FakeFabric::new(plan.weather, plan.skip));
+        Machine { place: place.to_owned(), tape, trouble: Arc::default(), fabric }
+    }
+
+    fn start(&self, plan: Plan) -> Result<Engine, StartError> {
+        let (recorder, trouble) = (self.tape.clone(), self.trouble.clone());
         let storage = StorageConfig {
             backend: Backend::Threads,
             workers: plan.workers,
             checkpoint_bytes: 48 << 10,
             segment_bytes: 64 << 10,
             wrap_disk: Some(Arc::new(move |disk| {
-                recorder.wrap(Arc::new(Troubled { disk, trouble: troubled.clone() }))
+                recorder.wrap(Arc::new(Troubled { disk, trouble: trouble.clone() }))
             })),
-            ..StorageConfig::new(place.path())
+            ..StorageConfig::new(&self.place)
         };
         let config = Config {
             arena_bytes: plan.frames * BLOCK_BYTES,
@@ -198,14 +214,55 @@ impl Life {
             retry_ms: 50,
             session_ttl_ms: 2_000,
             open_files_max: 2,
-            ..Config::new(place.path())
+            ..Config::new(&self.place)
         };
-        let fabric = Arc::new(FakeFabric::new(plan.weather, plan.skip));
-        let engine = Engine::start_on(config, storage, fabric.clone(), Arc::default());
-        let engine = engine.unwrap_or_else(|error| panic!("the engine starts: {error}"));
+        Engine::start_on(config, storage, self.fabric.clone(), Arc::default())
+    }
+
+    /// The moment that the power goes; what the disk is then. Those at work find out.
+    fn lose_power(&self, volume: &Volume) -> Volume {
+        let events = self.tape.take();
+        self.trouble.dead.store(true, Ordering::Relaxed);
+        let mut moment = Moment::new(volume.clone(), &events);
+        while moment.advance().is_some() {}
+        let mut random = Random::new(below(u64::MAX));
+        let variants = moment.variants(&mut random, &Effort { singles: 2, random: 4, second: 0 });
+        let variant = &variants[random.below(variants.len() as u64) as usize];
+        let image = moment.image(variant);
+        trace(|| format!("the power goes; what is left: {variant}"));
+        super::note(image.fingerprint());
+        self.fabric.cut();
+        image
+    }
+
+    /// The power goes while the store is opened, or soon after.
+    fn lose_power_at_the_start(&self, plan: Plan, volume: &Volume) -> Volume {
+        let machine = self.clone();
+        let opening = sync::spawn("opening", move || machine.start(plan)).expect("a task");
+        sync::sleep(Duration::from_micros(below(2_000)));
+        let left = self.lose_power(volume);
+        drop(sync::join(opening));
+        left
+    }
+}
+
+impl Life {
+    pub(super) fn fabric(&self) -> &FakeFabric {
+        &self.machine.fabric
+    }
+
+    fn begin(machine: Machine, plan: Plan, oracle: &Arc<Mutex<Oracle>>, tally: &Arc<Mutex<Tally>>) -> Life {
+        let engine = machine.start(plan).unwrap_or_else(|error| panic!("the engine starts: {error}"));
         let (oracle, tally) = (oracle.clone(), tally.clone());
-        let (naming, slowest_us) = (sync::Mutex::default(), AtomicU64::new(0));
-        Life { engine, fabric, plan, tape, oracle, tally, trouble, naming, slowest_us }
+        Life {
+            engine,
+            machine,
+            plan,
+            oracle,
+            tally,
+            naming: sync::Mutex::default(),
+            slowest_us: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn oracle(&self) -> MutexGuard<'_, Oracle> {
@@ -234,16 +291,16 @@ impl Life {
     }
 
     fn inode_on_disk(&self, file: FileId) -> Option<InodeId> {
-        self.engine.0.storage.disk_file(file).map(|file| self.tape.inode_of(&file))
+        self.engine.0.storage.disk_file(file).map(|file| self.machine.tape.inode_of(&file))
     }
 
     pub(super) fn inode_at(&self, name: &str) -> InodeId {
-        self.tape.inode_at(&format!("files/{name}"))
+        self.machine.tape.inode_at(&format!("files/{name}"))
     }
 
     /// What the name stands for on the disk.
     pub(super) fn has_name(&self, name: &str) -> Option<InodeId> {
-        self.tape.find(&format!("files/{name}"))
+        self.machine.tape.find(&format!("files/{name}"))
     }
 
     /// Whether a fault is nothing to wonder at.
@@ -259,22 +316,10 @@ impl Life {
         assert!(took < bound, "a change took {took:?}, and may take {bound:?}");
     }
 
-    /// The moment that the power goes; what the disk is then. Those at work find out.
     fn lose_power(&self, volume: &Volume) -> Volume {
-        let events = self.tape.take();
         self.oracle().over = true;
-        self.trouble.dead.store(true, Ordering::Relaxed);
         self.count("power losses", 1);
-        let mut moment = Moment::new(volume.clone(), &events);
-        while moment.advance().is_some() {}
-        let mut random = Random::new(below(u64::MAX));
-        let variants = moment.variants(&mut random, &Effort { singles: 2, random: 4, second: 0 });
-        let variant = &variants[random.below(variants.len() as u64) as usize];
-        let image = moment.image(variant);
-        trace(|| format!("the power goes; what is left: {variant}"));
-        super::note(image.fingerprint());
-        self.fabric.cut();
-        image
+        self.machine.lose_power(volume)
     }
 
     /// After a power loss: what is there is what may be there. What is torn is punched out.
@@ -330,7 +375,7 @@ impl Life {
 
     /// A clean end: nothing is owed to anybody, no frame is lost, and the store can be stopped.
     fn end(&self) {
-        self.trouble.once_in.store(0, Ordering::Relaxed);
+        self.machine.trouble.once_in.store(0, Ordering::Relaxed);
         let until = sync::now() + PATIENCE;
         loop {
             let stats = block_on(self.engine.stats()).expect("it runs");
