@@ -256,6 +256,14 @@ impl Oracle {
         }
     }
 
+    /// The store was stopped cleanly: all of it is durable.
+    pub(super) fn stopped(&mut self) {
+        self.durable_names = self.names.len() - 1;
+        for file in self.files.values_mut() {
+            file.since_durable = file.contents();
+        }
+    }
+
     /// The names, as far as they are known.
     pub(super) fn names(&self) -> &Names {
         self.names.last().expect("never empty")
