@@ -4,4 +4,8 @@
 //! scheme, and finds the shortest one that breaks each promise. A [`report::Report`] says what it found.
 #![forbid(unsafe_code)]
 
+pub mod check;
+pub mod explorer;
 pub mod report;
+pub mod scenario;
+pub mod world;

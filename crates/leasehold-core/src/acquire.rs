@@ -13,7 +13,7 @@ use crate::input::{Fault, OnConflict, Want};
 use crate::output::{AcquireError, Operation, Output, Reply, RevokeReason};
 use crate::range::Run;
 use crate::request::{Blocker, Kind};
-use crate::scheme::Admission;
+use crate::scheme::{Admission, DataPath};
 use alloc::vec::Vec;
 
 /// An acquire that is owed an answer.
@@ -96,6 +96,9 @@ impl Core {
             if self.named_file(want.file).is_none() {
                 return Err(AcquireError::NoFile);
             }
+            if session != SessionId::LOCAL && !self.is_admitted(want.access.writes()) {
+                return Err(AcquireError::Refused { scheme: self.config.scheme.name });
+            }
             if want.range.len() > limits.lease_bytes_max {
                 return Err(AcquireError::Limit { limit: "lease_bytes_max", max: limits.lease_bytes_max });
             }
@@ -111,6 +114,15 @@ impl Core {
             return Err(self.conflict(blocker, &wants[at]));
         }
         Ok(())
+    }
+
+    /// Whether the scheme gives such a key at all.
+    fn is_admitted(&self, writes: bool) -> bool {
+        match self.config.scheme.admission.of(self.config.host.backing, writes) {
+            Admission::Allow | Admission::Lease => true,
+            Admission::Refuse => false,
+            Admission::IfFaults => self.config.host.device_faults,
+        }
     }
 
     fn conflict(&self, blocker: Blocker, want: &Want) -> AcquireError {
@@ -133,10 +145,15 @@ impl Core {
             if let Some(change) = file.changes.overlapping(want.range).next() {
                 return Some((Blocker::Request(change), at));
             }
-            if self.config.scheme.admission == Admission::Allow {
+            let writes = want.access.writes();
+            if self.config.scheme.data_path == DataPath::FileFrames
+                && let Some(lease) = self.page_in_the_way(want.file, want.range.blocks())
+            {
+                return Some((Blocker::Lease(lease), at));
+            }
+            if self.config.scheme.admission.of(self.config.host.backing, writes) != Admission::Lease {
                 return None;
             }
-            let writes = want.access.writes();
             let earlier = self.acquire_ahead(id, want);
             let lease = || file.leases.conflicting(want.range, writes).next().map(Blocker::Lease);
             earlier.map(Blocker::Request).or_else(lease).map(|blocker| (blocker, at))
@@ -253,6 +270,9 @@ impl Core {
 
     /// Frames for all the wants, or nothing changes.
     fn allocate_for(&mut self, id: RequestId) -> Option<Vec<(LeaseId, Want, Run)>> {
+        if self.config.scheme.data_path == DataPath::FileFrames {
+            return self.pages_for(id);
+        }
         let Kind::Acquire(acquire) = &self.requests[&id].kind else { return None };
         let mut runs = Vec::with_capacity(acquire.wants.len());
         for &want in &acquire.wants {

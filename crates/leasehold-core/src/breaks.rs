@@ -11,6 +11,7 @@ use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick};
 use crate::output::{AcquireError, Notice, Operation, Output, RevokeReason};
 use crate::range::ByteRange;
 use crate::request::Kind;
+use crate::scheme::LayoutRule;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -139,7 +140,9 @@ impl Core {
             let error = AcquireError::Conflict { file, range, holder: None };
             return self.refuse_acquire(request, error, Outcome::Fenced, out);
         }
-        if self.config.on_expiry == OnExpiry::EndSession && session != SessionId::LOCAL {
+        let kills = self.config.on_expiry == OnExpiry::EndSession
+            || self.config.scheme.layout == LayoutRule::BreakThenKill;
+        if kills && session != SessionId::LOCAL {
             self.end_session(session, by, out);
         }
         // Nothing if the session's end has seen to it.

@@ -19,7 +19,7 @@
 
 use crate::core::{Core, Timer};
 use crate::frame::Owner;
-use crate::ids::{FrameId, LeaseId, RequestId, SessionId, Tick};
+use crate::ids::{FrameId, LeaseId, RequestId, SessionId, Tick, WriteId};
 use crate::input::Access;
 use crate::lease::{Lease, State, Step};
 use crate::output::{CommitError, Committed, Output, Reply};
@@ -59,9 +59,7 @@ impl Core {
         let (session, file) = (lease.session, lease.file);
         if self.config.scheme.data_path == DataPath::FileFrames {
             // What the peer has placed is the file's already.
-            let state = self.file_mut(file);
-            state.size = state.size.max(range.end());
-            let size = state.size;
+            let size = self.file(file).size;
             return self.reply(id, Reply::Capture(Ok(Committed { size })), out);
         }
         self.leases_wanted += 1;
@@ -167,7 +165,7 @@ impl Core {
         let (first, leased) = (whole.run.first.0, whole.range.blocks());
         let lease = self.lease_mut(id);
         let State::Merging { request, .. } = lease.state else { return };
-        lease.state = State::Merging { request, phase, step: Step::Copying };
+        lease.state = State::Merging { request, phase, step: Step::Copying(lease.run) };
         let (file, range, into) = (lease.file, lease.range, lease.run);
         let before = u32::try_from(range.blocks().start() - leased.start()).expect("within the lease");
         let from = Run { first: FrameId(first + before), frames: into.frames };
@@ -175,9 +173,16 @@ impl Core {
     }
 
     pub(crate) fn captured(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        if let Some(State::Merging { step: Step::Copying, .. }) = self.leases.get(id).map(|lease| lease.state)
-        {
-            self.complete_boundary(id, out);
+        match self.leases.get(id).map(|lease| lease.state) {
+            Some(State::Merging { step: Step::Copying(into), .. }) => {
+                let run = core::mem::replace(&mut self.lease_mut(id).run, into);
+                if run != into {
+                    self.free_frames(run, Owner::Lease(id));
+                }
+                self.complete_boundary(id, out);
+            }
+            Some(_) => {}
+            None => self.snapshot_taken(WriteId(id.0), out),
         }
     }
 

@@ -16,13 +16,13 @@
 use crate::commit::whole_blocks;
 use crate::core::Core;
 use crate::identity::Identity;
-use crate::ids::{FileId, LeaseId, RequestId};
+use crate::ids::{FileId, LeaseId, RequestId, SessionId};
 use crate::input::{Change, Fault};
 use crate::output::{ChangeError, Operation, Output, Reply};
 use crate::phase::{PhaseId, PhaseOwner, contains, intersection};
 use crate::range::{BLOCK_BYTES, BlockRange, ByteRange};
 use crate::request::{Blocker, Kind};
-use crate::scheme::LayoutRule;
+use crate::scheme::{DataPath, LayoutRule};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -63,7 +63,7 @@ impl Core {
             file,
             change,
             breaker,
-            takes: takes(change, size),
+            takes: self.takes(change, size),
             blocker: None,
             phase: None,
             performing: false,
@@ -96,14 +96,23 @@ impl Core {
         let request = self.change_mut(id);
         let (file, operation) = (request.file, Operation::Change(request.change));
         let breaker = request.breaker.clone();
-        if layout != LayoutRule::Ignore
-            && let Some(takes) = request.takes
-        {
+        if let Some(takes) = request.takes {
+            let leases: Vec<LeaseId> = self.leases_in_the_way(id).collect();
+            if layout == LayoutRule::Refuse
+                && let Some(&lease) =
+                    leases.iter().find(|&&lease| self.leases[lease].session != SessionId::LOCAL)
+            {
+                let holder = self.leases[lease].identity.clone();
+                return self.finish_change(id, Err(ChangeError::Busy { lease, holder }), out);
+            }
             self.file_mut(file).changes.insert(takes, id);
-            if layout == LayoutRule::Break {
-                let leases: Vec<LeaseId> = self.file(file).leases.conflicting(takes, true).collect();
-                for lease in leases {
-                    self.begin_break(lease, &breaker, operation, out);
+            for lease in leases {
+                match layout {
+                    LayoutRule::Ignore | LayoutRule::Wait | LayoutRule::Refuse => {}
+                    LayoutRule::Fence => self.take_key(lease, out),
+                    LayoutRule::Break | LayoutRule::BreakThenKill => {
+                        self.begin_break(lease, &breaker, operation, out);
+                    }
                 }
             }
         }
@@ -117,12 +126,9 @@ impl Core {
         if request.phase.is_some() {
             return;
         }
-        if self.config.scheme.layout != LayoutRule::Ignore
-            && let Some(takes) = takes
-        {
-            let state = self.file(file);
-            let earlier = state.changes.overlapping(takes).filter(|&other| other < id).max();
-            let lease = || state.leases.conflicting(takes, true).next().map(Blocker::Lease);
+        if let Some(takes) = takes {
+            let earlier = self.file(file).changes.overlapping(takes).filter(|&other| other < id).max();
+            let lease = || self.leases_in_the_way(id).next().map(Blocker::Lease);
             if let Some(blocker) = earlier.map(Blocker::Request).or_else(lease) {
                 return self.block_on(id, blocker);
             }
@@ -138,7 +144,7 @@ impl Core {
         let (file, change, before) = (request.file, request.change, request.takes);
         // Commits and changes that came first may have changed the size.
         let size = self.file(file).size;
-        let takes = takes(change, size);
+        let takes = self.takes(change, size);
         if before.is_none() && takes.is_some() {
             self.leave_phase(file, phase);
             let request = self.change_mut(id);
@@ -184,8 +190,13 @@ impl Core {
             }
         };
         let replaced = self.phase_mut(file, phase).replaces;
-        if let Some(takes) = takes {
-            self.detach(file, takes);
+        if let Some(takes) = takes
+            && change != Change::Clone
+        {
+            let end = if takes.end() == u64::MAX { u64::MAX } else { takes.end() / BLOCK_BYTES };
+            if let Some(blocks) = BlockRange::new(takes.start().div_ceil(BLOCK_BYTES), end) {
+                self.orphan_pages(file, blocks);
+            }
         }
         if let Some(replaced) = replaced {
             self.cut_failed_writes(file, replaced, out);
@@ -242,13 +253,23 @@ impl Core {
         }
     }
 
-    /// Takes the blocks from under live keys, where the scheme does that.
-    fn detach(&mut self, file: FileId, takes: ByteRange) {
-        if self.config.scheme.layout == LayoutRule::Ignore {
-            let leases: Vec<LeaseId> = self.file(file).leases.conflicting(takes, true).collect();
-            for lease in leases {
-                self.lease_mut(lease).detached = true;
-            }
+    /// The leases that the change has to see go.
+    pub(crate) fn leases_in_the_way(&self, id: RequestId) -> impl Iterator<Item = LeaseId> + '_ {
+        let (file, takes, all) = match &self.requests[&id].kind {
+            // Who only reads a file does not mind its being cloned.
+            Kind::Change(request) => (request.file, request.takes, request.change != Change::Clone),
+            _ => unreachable!("only changes are looked up as changes"),
+        };
+        let leases = takes.map(|takes| self.file(file).leases.conflicting(takes, all));
+        leases.into_iter().flatten().filter(|&lease| self.keeps_changes_out(lease))
+    }
+
+    /// The bytes that the change takes away from leases. Where DMA lands in the file's own frames, a clone has, or
+    /// shares, what lands there during it: it takes everything from writers.
+    fn takes(&self, change: Change, size: u64) -> Option<ByteRange> {
+        match change {
+            Change::Clone if self.config.scheme.data_path == DataPath::FileFrames => Some(ByteRange::ALL),
+            change => takes(change, size),
         }
     }
 

@@ -55,8 +55,23 @@ impl Core {
     pub(crate) fn commit_phase_held(&mut self, id: LeaseId, phase: PhaseId, out: &mut Vec<Output>) {
         match self.leases[id].of {
             Some(of) => self.copy_under_key(id, of, phase, out),
+            None if self.config.scheme.data_path == DataPath::Copied => self.copy_to_file(id, phase, out),
             None => self.complete_boundary(id, out),
         }
+    }
+
+    /// The lease's frames are a buffer of the peer's: what gets into the file is a copy.
+    fn copy_to_file(&mut self, id: LeaseId, phase: PhaseId, out: &mut Vec<Output>) {
+        let lease = &self.leases[id];
+        let State::Merging { request, .. } = lease.state else { return };
+        let (file, range, from) = (lease.file, lease.range, lease.run);
+        let Some(into) = self.frames.allocate(from.frames, Owner::Lease(id)) else {
+            self.leave_phase_undone(file, phase, out);
+            return self.commit_failed(id, CommitError::ArenaFull(id), out);
+        };
+        self.frames.mix_bytes(into);
+        self.lease_mut(id).state = State::Merging { request, phase, step: Step::Copying(into) };
+        out.push(Output::Capture { lease: id, file, range, from, into });
     }
 
     /// Fills the boundary blocks, if they are not the lease's own from end to end.

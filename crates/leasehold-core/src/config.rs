@@ -1,13 +1,15 @@
 //! What the operator decides, and how much of everything there may be.
 
-use crate::scheme::Scheme;
+use crate::scheme::{Backing, Host, Scheme};
 use crate::schemes;
 
-/// How a core behaves; fixed for its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// How a core behaves; fixed for its life, so that its hash tells no two states of one core apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The design. Only [`schemes::LEASEHOLD`] may serve a store.
     pub scheme: Scheme,
+    /// What the scheme lives on. [`schemes::LEASEHOLD`] does not care.
+    pub host: Host,
     /// How long the holder of a lease under break has to answer.
     pub grace_ms: u64,
     /// What happens to a holder that does not answer in time.
@@ -20,10 +22,15 @@ pub struct Config {
     pub limits: Limits,
 }
 
+impl core::hash::Hash for Config {
+    fn hash<H: core::hash::Hasher>(&self, _: &mut H) {}
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
             scheme: schemes::LEASEHOLD,
+            host: Host { backing: Backing::PageCache, device_faults: false },
             grace_ms: 5_000,
             on_expiry: OnExpiry::FenceLease,
             retry_ms: 1_000,

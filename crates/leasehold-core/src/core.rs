@@ -5,11 +5,13 @@ use crate::config::Config;
 use crate::file::File;
 use crate::frame::FrameTable;
 use crate::holder::Ask;
-use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick, WriteId};
+use crate::ids::{BreakId, FileId, FrameId, LeaseId, RequestId, SessionId, Tick, WriteId};
 use crate::input::Input;
 use crate::lease::Lease;
 use crate::output::Output;
+use crate::page::Page;
 use crate::phase::PhaseId;
+use crate::range::ByteRange;
 use crate::request::Request;
 use crate::schemes;
 use crate::session::Session;
@@ -69,7 +71,9 @@ pub struct Core {
     pub(crate) timers: BTreeSet<(Tick, Timer)>,
     /// Leases that acquires in waiting will need.
     pub(crate) leases_wanted: usize,
-    /// A lease that marked frames dirty that its file had given up: only schemes that ignore leases get here.
+    /// The file's own frames in memory, under schemes whose DMA lands there; by frame.
+    pub(crate) pages: BTreeMap<FrameId, Page>,
+    /// A lease that marked a page dirty that its file had given up: only older schemes get here.
     pub(crate) disowned: Option<LeaseId>,
     pub(crate) work: Work,
 }
@@ -120,6 +124,7 @@ impl Core {
             frame_queue: BTreeSet::new(),
             timers: BTreeSet::new(),
             leases_wanted: 0,
+            pages: BTreeMap::new(),
             disowned: None,
             work: Work::default(),
         }
@@ -191,6 +196,9 @@ impl Core {
                 self.change(request, file, change, breaker, out)
             }
             Input::Sync { request, file } => self.sync(request, file, out),
+            Input::Writeback { file } => self.write_pages(file, ByteRange::ALL.blocks(), None, out),
+            Input::Reclaim { file } => self.reclaim(file),
+            Input::DeviceFault { lease } => self.device_fault(lease, out),
             Input::Cancel { request } => self.cancel(request, out),
             Input::LeaseLoaded { lease, result } => self.lease_loaded(lease, result, out),
             Input::ReadLoaded { request, result } => self.read_loaded(request, result, out),

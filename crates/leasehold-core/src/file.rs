@@ -5,7 +5,7 @@
 //! leases conflict by bytes; phases and writebacks by blocks.
 
 use crate::core::Core;
-use crate::ids::{FileId, LeaseId, RequestId, WriteId};
+use crate::ids::{FileId, FrameId, LeaseId, RequestId, WriteId};
 use crate::intervals::{ConflictIndex, IntervalIndex};
 use crate::phase::{Phase, PhaseId};
 use crate::range::BlockRange;
@@ -39,6 +39,8 @@ pub(crate) struct File {
     pub failed: IntervalIndex<WriteId>,
     /// All writebacks, in the order of their commits.
     pub writes: BTreeSet<(WriteId, WriteId)>,
+    /// Its own frames in memory, by block, under schemes whose DMA lands there.
+    pub pages: BTreeMap<u64, FrameId>,
     /// Syncs by the last commit each of them owes.
     pub syncs: BTreeSet<(WriteId, RequestId)>,
 }
@@ -59,12 +61,17 @@ impl File {
             in_flight: IntervalIndex::default(),
             failed: IntervalIndex::default(),
             writes: BTreeSet::new(),
+            pages: BTreeMap::new(),
             syncs: BTreeSet::new(),
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.requests.is_empty() && self.leases.is_empty() && self.phases.is_empty() && self.writes.is_empty()
+        self.requests.is_empty()
+            && self.leases.is_empty()
+            && self.phases.is_empty()
+            && self.writes.is_empty()
+            && self.pages.is_empty()
     }
 
     /// How long the file is at least, once `blocks` are in it. Never past their end: one writeback must not vouch

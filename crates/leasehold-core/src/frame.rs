@@ -24,6 +24,8 @@ pub(crate) enum Owner {
     Write(WriteId),
     Reader(RequestId),
     Quarantine(SessionId),
+    /// The page cache, under schemes whose DMA lands there.
+    Page,
 }
 
 /// Whose bytes a frame holds. Fresh frames hold zeros, which are everybody's.
@@ -228,7 +230,7 @@ impl FrameTable {
 
     fn count(&mut self, owner: Owner) -> &mut u32 {
         match owner {
-            Owner::Lease(_) => &mut self.stats.leased,
+            Owner::Lease(_) | Owner::Page => &mut self.stats.leased,
             Owner::Write(_) => &mut self.stats.writeback,
             Owner::Reader(_) => &mut self.stats.reading,
             Owner::Quarantine(_) => &mut self.stats.quarantined,

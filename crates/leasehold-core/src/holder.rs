@@ -8,6 +8,7 @@ use crate::ids::{LeaseId, RequestId, SessionId, Tick};
 use crate::lease::{Ending, State};
 use crate::output::{CommitError, NoSuchLease, Output, Reply};
 use crate::range::ByteRange;
+use crate::scheme::{DataPath, Writeback};
 use alloc::vec::Vec;
 
 /// One thing that a holder asks for.
@@ -34,19 +35,28 @@ impl Core {
             let why = self.late_commit(session, id, out);
             return self.reply(request, ask.refused(id, why), out);
         }
+        let scheme = self.config.scheme;
+        let ends = scheme.writeback == Writeback::FencedAtCommit || session == SessionId::LOCAL;
         let ending = match ask {
+            Ask::Commit if scheme.data_path == DataPath::FileFrames && !ends => {
+                return self.commit_in_place(id, request, out);
+            }
             Ask::Commit => Ending::Commit(request),
             Ask::Release => Ending::Release(request),
             Ask::Capture { range, deadline } => return self.capture(request, id, range, deadline, out),
         };
         self.answers.insert(request, id);
-        self.fence(id, ending, out);
+        match self.leases[id].state {
+            State::Fencing(Ending::Park) => self.lease_mut(id).state = State::Fencing(ending),
+            _ => self.fence(id, ending, out),
+        }
     }
 
     /// Whether the session has been granted the lease, and it is not ending.
     pub(crate) fn is_usable(&self, session: SessionId, id: LeaseId) -> bool {
         self.leases.get(id).is_some_and(|lease| {
-            lease.session == session && lease.state == State::Live && lease.request.is_none()
+            let has_key = matches!(lease.state, State::Live | State::Parked | State::Fencing(Ending::Park));
+            lease.session == session && has_key && lease.request.is_none()
         })
     }
 }

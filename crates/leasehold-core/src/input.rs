@@ -55,6 +55,13 @@ pub enum Input {
     Change { request: RequestId, file: FileId, change: Change, breaker: Arc<Identity> },
     /// fsync: reply once every commit acknowledged before now is durable.
     Sync { request: RequestId, file: FileId },
+    /// It is time to write back what is dirty. Under [`crate::schemes::LEASEHOLD`] nothing waits for that.
+    Writeback { file: FileId },
+    /// Memory is short: what is clean goes. Under [`crate::schemes::LEASEHOLD`] there is no such memory.
+    Reclaim { file: FileId },
+    /// The device needs a key that was taken back from it. Ignored if it was not, or cannot be given at the moment: the device
+    /// tries again.
+    DeviceFault { lease: LeaseId },
     /// Whoever asked has gone: forget the request if it has not taken effect. No reply follows, unless the request was
     /// due, and answered, in this very step. A commit or release always goes on; so does a change being performed, and a
     /// capture that has its frames.

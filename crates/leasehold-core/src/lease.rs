@@ -13,7 +13,7 @@ use crate::breaks::Outcome;
 use crate::core::{Core, Timer};
 use crate::frame::Owner;
 use crate::identity::Identity;
-use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick, WriteId};
+use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick};
 use crate::input::{Access, Fault, Want};
 use crate::output::{CommitError, Loader, NoSuchLease, Notice, Output, Reply, RevokeReason};
 use crate::phase::{PhaseId, PhaseOwner};
@@ -51,10 +51,6 @@ pub(crate) struct Lease {
     pub by: Option<Arc<Identity>>,
     /// Requests that wait for its end.
     pub watchers: BTreeSet<RequestId>,
-    /// The writeback of its frames while its key lives, under schemes that do such a thing.
-    pub write: Option<WriteId>,
-    /// Its blocks were taken from under it, under schemes that do such a thing.
-    pub detached: bool,
 }
 
 /// How far a lease has come.
@@ -68,6 +64,8 @@ pub(crate) enum State {
     Zeroing,
     Exposing,
     Live,
+    /// Its key was taken back, under schemes that do such a thing, and comes again when the device needs it.
+    Parked,
     Fencing(Ending),
     /// The fence is proven, or will never be; it waits for its captures.
     Fenced {
@@ -93,8 +91,8 @@ pub(crate) enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Step {
     InLine,
-    /// `Output::Capture` is out.
-    Copying,
+    /// `Output::Capture` into this run is out.
+    Copying(Run),
     /// `Output::Merge` is out.
     Merging,
 }
@@ -107,6 +105,8 @@ pub(crate) enum Ending {
     Revoke(RevokeReason),
     /// Its acquire failed; the holder never knew it.
     Abandon(Outcome),
+    /// Not an end: the key is taken back.
+    Park,
 }
 
 impl Lease {
@@ -137,8 +137,6 @@ impl Lease {
             deadline: None,
             by: None,
             watchers: BTreeSet::new(),
-            write: None,
-            detached: false,
         }
     }
 
@@ -154,7 +152,10 @@ impl Lease {
     pub fn is_ending(&self) -> bool {
         self.abandoned.is_some()
             || match self.state {
-                State::Loading { .. } | State::Zeroing | State::Exposing | State::Live => false,
+                State::Loading { .. } | State::Zeroing | State::Exposing | State::Live | State::Parked => {
+                    false
+                }
+                State::Fencing(Ending::Park) => false,
                 State::Fencing(_)
                 | State::Fenced { .. }
                 | State::Verifying { .. }
@@ -166,11 +167,15 @@ impl Lease {
     /// What a commit is told after a revoke.
     pub fn commit_error(&self, id: LeaseId, reason: RevokeReason) -> CommitError {
         match (reason, &self.by) {
-            (RevokeReason::GraceOver, Some(by)) => CommitError::Revoked { lease: id, by: by.clone() },
+            (RevokeReason::GraceOver | RevokeReason::Taken, Some(by)) => {
+                CommitError::Revoked { lease: id, by: by.clone() }
+            }
             (RevokeReason::Poisoned, _) => CommitError::Poisoned(id),
             (RevokeReason::Unproven, _) => CommitError::Unproven(id),
             (RevokeReason::Removed, _) => CommitError::Removed(id),
-            (RevokeReason::GraceOver | RevokeReason::SessionEnded, _) => NoSuchLease(id).into(),
+            (RevokeReason::GraceOver | RevokeReason::Taken | RevokeReason::SessionEnded, _) => {
+                NoSuchLease(id).into()
+            }
         }
     }
 }
@@ -199,8 +204,9 @@ impl Core {
         self.file_mut(file).leases.insert(range, access.writes(), id);
         self.break_for_those_who_wait(id, out);
 
-        let in_file_frames = self.config.scheme.data_path == DataPath::FileFrames;
-        if access != Access::Overwrite || in_file_frames {
+        if self.config.scheme.data_path == DataPath::FileFrames {
+            self.pin_pages(id, out);
+        } else if access != Access::Overwrite {
             let phase = self.enter_phase(file, range.blocks(), PhaseOwner::Load(id), None);
             self.lease_mut(id).state = State::Loading { phase, asked: false };
         } else if self.frames.take_bytes(run, session) {
@@ -212,6 +218,10 @@ impl Core {
     }
 
     pub(crate) fn load_phase_held(&mut self, id: LeaseId, phase: PhaseId, out: &mut Vec<Output>) {
+        if self.has_all_pages(id) {
+            self.leave_phase(self.leases[id].file, phase);
+            return self.expose(id, out);
+        }
         let lease = self.lease_mut(id);
         lease.state = State::Loading { phase, asked: true };
         let (file, blocks, into) = (lease.file, lease.range.blocks(), lease.run);
@@ -227,6 +237,7 @@ impl Core {
             State::Zeroing => {}
             _ => return,
         }
+        self.pages_loaded(id, result.is_ok());
         if result.is_err() {
             let run = self.leases[id].run;
             self.frames.mix_bytes(run);
@@ -238,7 +249,7 @@ impl Core {
         }
     }
 
-    fn expose(&mut self, id: LeaseId, out: &mut Vec<Output>) {
+    pub(crate) fn expose(&mut self, id: LeaseId, out: &mut Vec<Output>) {
         let lease = self.lease_mut(id);
         lease.state = State::Exposing;
         out.push(Output::Expose {
@@ -263,10 +274,11 @@ impl Core {
             (None, Ok(())) => {
                 lease.state = State::Live;
                 let request = lease.request;
-                self.dirty_when_registered(id, out);
+                self.pages_registered(id, request.is_none());
                 if let Some(request) = request {
                     self.one_is_live(request, out);
                 }
+                self.take_if_wanted(id, out);
             }
         }
     }
@@ -294,7 +306,7 @@ impl Core {
                 lease.abandoned = Some(outcome);
                 self.stop_grace(id);
             }
-            State::Live => self.fence(id, Ending::Abandon(outcome), out),
+            State::Live | State::Parked => self.fence(id, Ending::Abandon(outcome), out),
             State::Fencing(_)
             | State::Fenced { .. }
             | State::Verifying { .. }
@@ -305,8 +317,13 @@ impl Core {
 
     /// Ends a lease against its holder's will. One that is ending already goes its way, a commit in time included.
     pub(crate) fn revoke(&mut self, id: LeaseId, reason: RevokeReason, out: &mut Vec<Output>) {
-        if self.leases.get(id).is_some_and(|lease| lease.state == State::Live) {
-            self.fence(id, Ending::Revoke(reason), out);
+        match self.leases.get(id).map(|lease| lease.state) {
+            Some(State::Live | State::Parked) => self.fence(id, Ending::Revoke(reason), out),
+            // Its key is being taken back, and does not come again.
+            Some(State::Fencing(Ending::Park)) => {
+                self.lease_mut(id).state = State::Fencing(Ending::Revoke(reason))
+            }
+            _ => {}
         }
     }
 
@@ -340,8 +357,9 @@ impl Core {
         }
         match ending {
             _ if !proven => self.quarantine(id, out),
+            Ending::Park => return self.parked(id, out),
             Ending::Commit(request) => return self.commit_fenced(id, request, out),
-            _ if self.config.scheme.data_path == DataPath::FileFrames => self.return_file_frames(id, out),
+            _ if self.config.scheme.data_path == DataPath::FileFrames => self.release_pages(id, out),
             _ => {
                 let run = lease.run;
                 self.free_frames(run, Owner::Lease(id));
@@ -352,10 +370,13 @@ impl Core {
 
     /// Bytes may still land in its frames, until nothing is left of the session's endpoint.
     fn quarantine(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        self.drop_write_under_key(id, out);
         let lease = &self.leases[id];
         let (run, session) = (lease.run, lease.session);
-        self.frames.hand_over(run, Owner::Lease(id), Owner::Quarantine(session));
+        if self.config.scheme.data_path == DataPath::FileFrames {
+            self.quarantine_pages(id);
+        } else {
+            self.frames.hand_over(run, Owner::Lease(id), Owner::Quarantine(session));
+        }
         out.push(Output::Disconnect { session });
     }
 
@@ -367,7 +388,7 @@ impl Core {
         let forgettable = match ending {
             Ending::Abandon(_) => true,
             Ending::Release(_) => lease.access == Access::Read,
-            Ending::Commit(_) | Ending::Revoke(_) => false,
+            Ending::Commit(_) | Ending::Revoke(_) | Ending::Park => false,
         };
         let mut error = NoSuchLease(id).into();
         let mut outcome = Outcome::Released;
@@ -378,6 +399,7 @@ impl Core {
             }
             Ending::Release(request) => self.answer(request, Reply::Release(Ok(())), out),
             Ending::Abandon(why) => outcome = why,
+            Ending::Park => {}
             Ending::Revoke(reason) => {
                 let why = if proven { reason } else { RevokeReason::Unproven };
                 error = lease.commit_error(id, why);
@@ -401,8 +423,12 @@ impl Core {
     }
 
     fn drop_without_key(&mut self, id: LeaseId, outcome: Outcome, out: &mut Vec<Output>) {
-        let run = self.leases[id].run;
-        self.free_frames(run, Owner::Lease(id));
+        if self.config.scheme.data_path == DataPath::FileFrames {
+            self.unpin(id, out);
+        } else {
+            let run = self.leases[id].run;
+            self.free_frames(run, Owner::Lease(id));
+        }
         self.lease_over(id, outcome, out);
     }
 

@@ -36,7 +36,6 @@ mod commit;
 pub mod config;
 mod core;
 mod file;
-mod file_frames;
 mod frame;
 mod holder;
 pub mod identity;
@@ -47,6 +46,7 @@ mod intervals;
 mod lease;
 #[allow(missing_docs, reason = "the fields of a variant are named for their types and for its comment")]
 pub mod output;
+mod page;
 mod phase;
 pub mod promise;
 pub mod range;

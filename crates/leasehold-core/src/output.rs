@@ -125,6 +125,9 @@ pub enum AcquireError {
     /// The same request asks twice for the same byte.
     #[error("the request wants {range} twice; ask for each byte once")]
     Overlap { range: ByteRange },
+    /// The scheme gives no key to this memory.
+    #[error("under the scheme {scheme} no key is given to such memory; use a buffer of your own, and copy")]
+    Refused { scheme: &'static str },
     /// The session does not exist (any more).
     #[error("the session has ended; open a new one")]
     NoSession,
@@ -232,6 +235,9 @@ pub enum ChangeError {
     /// A limit of the server.
     #[error("limit reached: {limit} is {max}; raise it in the server's configuration")]
     Limit { limit: &'static str, max: u64 },
+    /// The scheme refuses changes under a live key.
+    #[error("busy: {} (pid {} on {}) holds {lease}; ask it to let go", .holder.program, .holder.pid, .holder.host)]
+    Busy { lease: LeaseId, holder: Arc<Identity> },
     /// A collapse of a range that is not of whole blocks, or does not end before the end of file.
     #[error(
         "cannot take {range} out of a file of {size} bytes: it must begin and end at a multiple of {BLOCK_BYTES} bytes, \
@@ -288,6 +294,8 @@ pub enum Operation {
 pub enum RevokeReason {
     /// It was broken and the grace period ran out.
     GraceOver,
+    /// Its range was taken without asking, under a scheme that does such a thing.
+    Taken,
     /// The data stream failed a checksum.
     Poisoned,
     /// The session ended.

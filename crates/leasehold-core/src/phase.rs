@@ -162,6 +162,11 @@ impl Core {
     }
 
     fn drain(&mut self, file: FileId, id: PhaseId, out: &mut Vec<Output>) -> Drain {
+        let phase = &self.file(file).phases[&id];
+        if let PhaseOwner::Change(_) | PhaseOwner::Read(_) = phase.owner {
+            let blocks = phase.blocks;
+            self.write_pages(file, blocks, None, out);
+        }
         let state = self.file(file);
         let phase = &state.phases[&id];
         if let Some(write) = state.in_flight.overlapping(phase.blocks).next() {

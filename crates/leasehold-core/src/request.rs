@@ -119,7 +119,8 @@ impl Core {
             Some(Kind::Acquire(_)) => self.advance_acquire(id, out),
             Some(Kind::Change(_)) => self.advance_change(id),
             Some(Kind::Capture(_)) => self.advance_capture(id, out),
-            Some(Kind::Read(_) | Kind::Sync(_)) | None => {}
+            Some(Kind::Sync(_)) => self.advance_sync(id, out),
+            Some(Kind::Read(_)) | None => {}
         }
     }
 

@@ -3,18 +3,20 @@
 //! A sync owes every commit that was acknowledged before it arrived, by anybody; a commit in progress is not among them.
 //! It has failed writebacks tried again, and is told the fault if one fails once more; the bytes stay in their frames.
 //!
-//! What a scheme counts as dirty is a writeback, so that this is the answer of all schemes to fsync: acknowledge once
-//! the writebacks are durable. They differ in whether those hold what the peers have written.
+//! Where DMA lands in the file's own frames, a sync first has the dirty ones written, as the scheme says; what it does
+//! not find dirty it does not owe.
 
 use crate::core::Core;
-use crate::ids::{FileId, RequestId, WriteId};
+use crate::ids::{FileId, LeaseId, RequestId, WriteId};
 use crate::input::Fault;
 use crate::output::{Output, Reply, SyncError};
+use crate::range::ByteRange;
 use crate::request::Kind;
+use crate::scheme::{FsyncRule, Writeback as Rule};
 use alloc::vec::Vec;
 
 /// A sync that is owed an answer.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Sync {
     pub file: FileId,
     pub stage: SyncStage,
@@ -23,6 +25,8 @@ pub(crate) struct Sync {
 /// How far a sync has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum SyncStage {
+    /// For the holder of this lease, under schemes that do such a thing.
+    Holder(LeaseId),
     /// For all writebacks up to this one.
     Waiting(WriteId),
     Flushing {
@@ -41,20 +45,73 @@ impl Core {
             (_, Some((limit, max))) => SyncError::Limit { limit, max },
             (Some(state), None) => {
                 state.requests.insert(id);
-                let last = state.writes.last().map(|&(order, _)| order);
-                let stage = last.map_or(SyncStage::Flushing { cancelled: false }, SyncStage::Waiting);
+                let stage = SyncStage::Flushing { cancelled: false };
                 self.insert_request(id, Kind::Sync(Sync { file, stage }));
-                match last {
-                    None => out.push(Output::Flush { request: id, file }),
-                    Some(last) => {
-                        self.file_mut(file).syncs.insert((last, id));
-                        self.retry_failed_writes(file, out);
-                    }
-                }
-                return;
+                return self.begin_sync(id, file, out);
             }
         };
         self.reply(id, Reply::Sync(Err(error)), out);
+    }
+
+    /// Finds out what the sync owes, unless it has to wait for a holder before.
+    fn begin_sync(&mut self, id: RequestId, file: FileId, out: &mut Vec<Output>) {
+        let rule = match self.config.scheme.fsync {
+            FsyncRule::Acknowledge | FsyncRule::Wait | FsyncRule::CommittedBytes => None,
+            FsyncRule::FenceAndWrite => Some(Rule::Refault),
+            FsyncRule::Snapshot => Some(Rule::Snapshot),
+        };
+        self.write_pages(file, ByteRange::ALL.blocks(), rule, out);
+        let holder = match self.config.scheme.fsync {
+            FsyncRule::Wait => self.file(file).leases.conflicting(ByteRange::ALL, false).next(),
+            FsyncRule::CommittedBytes => self.dirty_under_key(file),
+            _ => None,
+        };
+        let last = self.file(file).writes.last().map(|&(order, _)| order);
+        let stage = match (holder, last) {
+            (Some(lease), _) => SyncStage::Holder(lease),
+            (None, Some(last)) => SyncStage::Waiting(last),
+            (None, None) => SyncStage::Flushing { cancelled: false },
+        };
+        if let Some(Kind::Sync(sync)) = self.requests.get_mut(&id).map(|request| &mut request.kind) {
+            sync.stage = stage;
+        }
+        match stage {
+            SyncStage::Holder(lease) => _ = self.lease_mut(lease).watchers.insert(id),
+            SyncStage::Waiting(last) => {
+                self.file_mut(file).syncs.insert((last, id));
+                self.retry_failed_writes(file, out);
+            }
+            SyncStage::Flushing { .. } => out.push(Output::Flush { request: id, file }),
+        }
+    }
+
+    /// The holder that the sync waits for has gone, or its key was taken back.
+    pub(crate) fn advance_sync(&mut self, id: RequestId, out: &mut Vec<Output>) {
+        if let Some(&Sync { file, stage: SyncStage::Holder(lease) }) = self.sync_of(id)
+            && !self.leases.contains_key(lease)
+        {
+            self.begin_sync(id, file, out);
+        }
+    }
+
+    fn sync_of(&self, id: RequestId) -> Option<&Sync> {
+        match self.requests.get(&id).map(|request| &request.kind) {
+            Some(Kind::Sync(sync)) => Some(sync),
+            _ => None,
+        }
+    }
+
+    /// Takes the sync out of the line that it waits in.
+    fn leave_sync_line(&mut self, id: RequestId, Sync { file, stage }: Sync) {
+        match stage {
+            SyncStage::Holder(lease) => {
+                if let Some(lease) = self.leases.get_mut(lease) {
+                    lease.watchers.remove(&id);
+                }
+            }
+            SyncStage::Waiting(last) => _ = self.file_mut(file).syncs.remove(&(last, id)),
+            SyncStage::Flushing { .. } => {}
+        }
     }
 
     /// A writeback of the file is durable, or needs to be no more.
@@ -84,7 +141,7 @@ impl Core {
     pub(crate) fn flushed(&mut self, id: RequestId, result: Result<(), Fault>, out: &mut Vec<Output>) {
         let Some(Kind::Sync(sync)) = self.requests.get(&id).map(|request| &request.kind) else { return };
         match sync.stage {
-            SyncStage::Waiting(_) => {}
+            SyncStage::Holder(_) | SyncStage::Waiting(_) => {}
             SyncStage::Flushing { cancelled: true } => self.forget_sync(id),
             SyncStage::Flushing { cancelled: false } => {
                 self.finish_sync(id, result.map_err(SyncError::Fault), out);
@@ -94,7 +151,7 @@ impl Core {
 
     pub(crate) fn sync_lost_its_file(&mut self, id: RequestId, out: &mut Vec<Output>) {
         let Kind::Sync(sync) = &self.requests[&id].kind else { return };
-        if matches!(sync.stage, SyncStage::Waiting(_)) {
+        if matches!(sync.stage, SyncStage::Holder(_) | SyncStage::Waiting(_)) {
             self.finish_sync(id, Err(SyncError::NoFile), out);
         }
     }
@@ -104,7 +161,7 @@ impl Core {
             return;
         };
         match &mut sync.stage {
-            SyncStage::Waiting(_) => self.forget_sync(id),
+            SyncStage::Holder(_) | SyncStage::Waiting(_) => self.forget_sync(id),
             SyncStage::Flushing { cancelled } => *cancelled = true,
         }
     }
@@ -115,11 +172,8 @@ impl Core {
     }
 
     fn forget_sync(&mut self, id: RequestId) {
-        let Kind::Sync(Sync { file, stage }) = self.remove_request(id).kind else { return };
-        let state = self.file_mut(file);
-        state.requests.remove(&id);
-        if let SyncStage::Waiting(last) = stage {
-            state.syncs.remove(&(last, id));
-        }
+        let Kind::Sync(sync) = self.remove_request(id).kind else { return };
+        self.file_mut(sync.file).requests.remove(&id);
+        self.leave_sync_line(id, sync);
     }
 }

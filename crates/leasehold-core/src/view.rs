@@ -8,7 +8,7 @@ use crate::breaks::Break;
 use crate::change::ChangeRequest;
 use crate::core::Core;
 use crate::identity::Identity;
-use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick, WriteId};
+use crate::ids::{BreakId, FileId, FrameId, LeaseId, RequestId, SessionId, Tick, WriteId};
 use crate::input::Access;
 use crate::lease::{Ending, Lease, State};
 use crate::output::Operation;
@@ -16,7 +16,6 @@ use crate::phase::{PhaseId, PhaseOwner, Progress};
 use crate::range::{ByteRange, Run};
 use crate::read::{Read, ReadStage};
 use crate::request::{Kind, Request};
-use crate::scheme::LayoutRule;
 use crate::sync::{Sync, SyncStage};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -56,6 +55,8 @@ pub enum LeaseState {
     Preparing,
     /// Its key is live and its holder may use it.
     Live,
+    /// Its key was taken back, and comes again when the device needs it: only under schemes that do such a thing.
+    Parked,
     /// Its key is being fenced, be it for a commit, a release or a break.
     Fencing,
     /// Fenced; its bytes are on their way into the file.
@@ -171,6 +172,15 @@ impl Core {
         self.files.get(&file).filter(|file| !file.removed).map(|file| file.size)
     }
 
+    /// The frame that stands for a block of the file, and whether nobody but those who have a key to it finds it; `None`:
+    /// what is on disk is all there is. Only under schemes whose DMA lands in the file's own frames.
+    #[must_use]
+    pub fn page(&self, file: FileId, block: u64) -> Option<(FrameId, bool)> {
+        let &frame = self.files.get(&file)?.pages.get(&block)?;
+        let page = self.pages.get(&frame).filter(|page| page.loaded)?;
+        Some((frame, page.held && self.config.scheme.dirty.under_io))
+    }
+
     /// Every break that goes on, in order of its id.
     pub fn breaks(&self) -> impl Iterator<Item = &Break> + '_ {
         self.breaks.values()
@@ -226,6 +236,7 @@ impl Core {
             }
             Kind::Sync(Sync { file, stage }) => {
                 let on = match *stage {
+                    SyncStage::Holder(lease) => alloc::vec![self.lease_in_the_way(lease)],
                     SyncStage::Waiting(last) => {
                         let owed = self.file(*file).writes.iter().take_while(|&&(order, _)| order <= last);
                         owed.map(|&(_, write)| WaitOn::Writeback(write)).collect()
@@ -283,10 +294,10 @@ impl Core {
         match (change.performing, change.phase, change.takes) {
             (true, ..) => alloc::vec![WaitOn::Disk],
             (_, Some(phase), _) => alloc::vec![self.phase_waits_on(change.file, phase)],
-            (_, None, Some(takes)) if self.config.scheme.layout != LayoutRule::Ignore => {
+            (_, None, Some(takes)) => {
                 let file = self.file(change.file);
                 let earlier = file.changes.overlapping(takes).filter(|&other| other < id);
-                let leases = file.leases.conflicting(takes, true);
+                let leases = self.leases_in_the_way(id);
                 earlier.map(WaitOn::Request).chain(leases.map(|lease| self.lease_in_the_way(lease))).collect()
             }
             _ => Vec::new(),
@@ -343,6 +354,7 @@ impl Lease {
             State::Loading { .. } | State::Zeroing | State::Exposing => LeaseState::Preparing,
             State::Live if self.request.is_some() => LeaseState::Preparing,
             State::Live => LeaseState::Live,
+            State::Parked => LeaseState::Parked,
             State::Fencing(_) => LeaseState::Fencing,
             State::Fenced { .. } | State::Verifying { .. } | State::Queued { .. } | State::Merging { .. } => {
                 LeaseState::Committing

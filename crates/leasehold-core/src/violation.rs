@@ -2,13 +2,12 @@
 
 use crate::core::{Core, Timer};
 use crate::frame::Owner;
-use crate::ids::{FileId, LeaseId, RequestId, Tick, WriteId};
-use crate::input::Change;
-use crate::lease::State;
-use crate::range::ByteRange;
+use crate::ids::{LeaseId, RequestId, Tick};
+use crate::lease::{Ending, State, Step};
+use crate::range::Run;
 use crate::read::{Read, ReadStage};
 use crate::request::Kind;
-use crate::scheme::{DataPath, LayoutRule};
+use crate::scheme::DataPath;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
@@ -16,27 +15,12 @@ use alloc::string::String;
 /// A promise of the design (or an invariant of the core itself) that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Violation {
-    /// P1.
-    #[error(
-        "P1 stable writeback: {write} has handed frames to the disk that the live key of {lease} can change"
-    )]
-    UnstableWriteback { write: WriteId, lease: LeaseId },
-    /// P3.
-    #[error(
-        "P3 no stray DMA: the key of {lease} is live, but its blocks are not its range of the file any more"
-    )]
-    StrayKey { lease: LeaseId },
     /// P4.
     #[error("P4 no disowned page: {lease} marked frames dirty after the file had given them up")]
     DisownedDirty { lease: LeaseId },
     /// P5.
     #[error("P5 bounded breaks: {request} waits for {lease}, which has no deadline")]
     UnboundedWait { request: RequestId, lease: LeaseId },
-    /// P9.
-    #[error(
-        "P9 clones stay as they were: {request} clones a file whose frames the live key of {lease} can change"
-    )]
-    MovingClone { request: RequestId, lease: LeaseId },
     /// The core's own bookkeeping is wrong under every scheme.
     #[error("invariant of the core: {0}")]
     Inconsistent(String),
@@ -47,11 +31,8 @@ impl Violation {
     #[must_use]
     pub fn promise(&self) -> &'static str {
         match self {
-            Violation::UnstableWriteback { .. } => "P1",
-            Violation::StrayKey { .. } => "P3",
             Violation::DisownedDirty { .. } => "P4",
             Violation::UnboundedWait { .. } => "P5",
-            Violation::MovingClone { .. } => "P9",
             Violation::Inconsistent(_) => "core",
         }
     }
@@ -69,62 +50,26 @@ impl Core {
     }
 
     fn check_promises(&self) -> Result<(), Violation> {
-        for (&write, state) in &self.writes {
-            if let Some(lease) = state.holder
-                && state.is_in_flight()
-                && self.leases[lease].has_key()
-            {
-                return Err(Violation::UnstableWriteback { write, lease });
-            }
-        }
         if let Some(lease) = self.disowned {
             return Err(Violation::DisownedDirty { lease });
         }
-        for (lease, state) in self.leases.iter() {
-            if state.detached && state.has_key() {
-                return Err(Violation::StrayKey { lease });
-            }
-        }
         for (&request, state) in &self.requests {
             let Kind::Change(change) = &state.kind else { continue };
-            if let (None, Some(takes)) = (change.phase, change.takes)
-                && self.config.scheme.layout != LayoutRule::Ignore
-            {
-                self.check_bounded(request, state.since, change.file, takes)?;
-            }
-            if change.performing && change.change == Change::Clone {
-                self.check_still(request, change.file)?;
+            if change.phase.is_none() {
+                self.check_bounded(request, state.since)?;
             }
         }
         Ok(())
     }
 
-    /// Nobody can change what is being cloned. Where DMA lands in the file's own frames, the clone has, or shares, what
-    /// lands there during it or later.
-    fn check_still(&self, request: RequestId, file: FileId) -> Result<(), Violation> {
-        if self.config.scheme.data_path == DataPath::PrivateFrames {
-            return Ok(());
-        }
-        let mut writers = self.file(file).leases.conflicting(ByteRange::ALL, false);
-        match writers.find(|lease| self.leases[*lease].has_key()) {
-            Some(lease) => Err(Violation::MovingClone { request, lease }),
-            None => Ok(()),
-        }
-    }
-
     /// Every lease that a change waits for ends by the change's own deadline, or is ending.
-    fn check_bounded(
-        &self,
-        request: RequestId,
-        since: Tick,
-        file: FileId,
-        takes: ByteRange,
-    ) -> Result<(), Violation> {
+    fn check_bounded(&self, request: RequestId, since: Tick) -> Result<(), Violation> {
         // A truncate that turned out to shrink began its breaks later than it came.
         let latest = self.now.max(since).after_ms(self.config.grace_ms);
-        for lease in self.file(file).leases.conflicting(takes, true) {
+        for lease in self.leases_in_the_way(request) {
             let state = &self.leases[lease];
-            if !state.is_ending() && state.deadline.is_none_or(|deadline| deadline > latest) {
+            let taken = state.state == State::Fencing(Ending::Park);
+            if !taken && !state.is_ending() && state.deadline.is_none_or(|deadline| deadline > latest) {
                 return Err(Violation::UnboundedWait { request, lease });
             }
         }
@@ -139,9 +84,20 @@ impl Core {
             if self.frames.owns(owner, run) { Ok(()) } else { Err(format!("{owner:?} does not own {run:?}")) }
         };
         for (id, lease) in self.leases.iter() {
-            owns(Owner::Lease(id), lease.run)?;
+            if self.config.scheme.data_path != DataPath::FileFrames {
+                owns(Owner::Lease(id), lease.run)?;
+            }
+            if let State::Merging { step: Step::Copying(into), .. } = lease.state
+                && into != lease.run
+            {
+                owns(Owner::Lease(id), into)?;
+            }
         }
-        for (&id, write) in self.writes.iter().filter(|(_, write)| write.holder.is_none()) {
+        for &frame in self.pages.keys() {
+            owns(Owner::Page, Run { first: frame, frames: 1 })?;
+        }
+        let own = self.writes.iter().filter(|(_, write)| write.page != Some(write.run.first));
+        for (&id, write) in own {
             owns(Owner::Write(id), write.run)?;
         }
         for (&id, request) in &self.requests {
@@ -188,7 +144,7 @@ impl Core {
             let file = self.file(write.file);
             let index = if write.is_in_flight() { &file.in_flight } else { &file.failed };
             sound(index.overlapping(write.blocks).any(|other| other == *id), "a writeback is not indexed")?;
-            if self.config.scheme.data_path == DataPath::PrivateFrames {
+            if self.config.scheme.data_path != DataPath::FileFrames {
                 let all =
                     file.in_flight.overlapping(write.blocks).chain(file.failed.overlapping(write.blocks));
                 sound(all.count() == 1, "a block has two frames outside the disk")?;

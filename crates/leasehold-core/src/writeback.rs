@@ -11,7 +11,7 @@
 
 use crate::core::{Core, Timer};
 use crate::frame::Owner;
-use crate::ids::{FileId, LeaseId, Tick, WriteId};
+use crate::ids::{FileId, FrameId, LeaseId, Tick, WriteId};
 use crate::input::Fault;
 use crate::output::Output;
 use crate::phase::{PhaseId, intersection};
@@ -33,15 +33,17 @@ pub(crate) struct Writeback {
     pub state: WriteState,
     /// Phases that wait for it.
     pub watchers: BTreeSet<PhaseId>,
-    /// The lease that still owns the frames, under schemes that write back under a live key.
-    pub holder: Option<LeaseId>,
-    /// To be written once more when it is written.
-    pub again: bool,
+    /// The page that it writes, under schemes that have such; its frame is the page's, or of a copy.
+    pub page: Option<FrameId>,
 }
 
 /// How far a writeback has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum WriteState {
+    /// Of a page: it waits for the keys that reach it to be taken back.
+    Fencing,
+    /// Of a page: a copy of it is made.
+    Copying,
     Recording,
     Writing,
     Failed {
@@ -55,21 +57,21 @@ pub(crate) enum WriteState {
 
 impl Writeback {
     /// A writeback that begins, in its own place among the commits.
-    pub fn new(id: WriteId, file: FileId, range: ByteRange, run: Run, holder: Option<LeaseId>) -> Writeback {
+    pub fn new(id: WriteId, file: FileId, range: ByteRange, run: Run, page: Option<FrameId>) -> Writeback {
         let (blocks, state, watchers) = (range.blocks(), WriteState::Recording, BTreeSet::new());
-        Writeback { file, range, blocks, run, order: id, state, watchers, holder, again: false }
+        Writeback { file, range, blocks, run, order: id, state, watchers, page }
     }
 
     /// Whether the disk is at work on it.
     pub fn is_in_flight(&self) -> bool {
-        matches!(self.state, WriteState::Recording | WriteState::Writing)
+        !matches!(self.state, WriteState::Failed { .. })
     }
 
     /// Why it failed; asked of failed ones.
     pub fn fault(&self) -> Fault {
         match self.state {
             WriteState::Failed { fault, .. } => fault,
-            WriteState::Recording | WriteState::Writing => Fault::Io,
+            _ => Fault::Io,
         }
     }
 }
@@ -110,8 +112,14 @@ impl Core {
         match state {
             WriteState::Recording => out.push(Output::Record { write: id, file, range, size, run }),
             WriteState::Writing => out.push(Output::Write { write: id, file, blocks, size, run }),
-            WriteState::Failed { .. } => {}
+            WriteState::Fencing | WriteState::Copying | WriteState::Failed { .. } => {}
         }
+    }
+
+    /// A writeback that has waited gets to its next step.
+    pub(crate) fn go_on_writing(&mut self, id: WriteId, state: WriteState, out: &mut Vec<Output>) {
+        self.writes.get_mut(&id).expect("it waits").state = state;
+        self.issue_write(id, out);
     }
 
     pub(crate) fn recorded(&mut self, id: WriteId, result: Result<(), Fault>, out: &mut Vec<Output>) {
@@ -133,11 +141,6 @@ impl Core {
             return;
         };
         match result {
-            Ok(()) if write.again => {
-                write.again = false;
-                write.state = WriteState::Recording;
-                self.issue_write(id, out);
-            }
             Ok(()) => {
                 let file = write.file;
                 self.forget_write(id, true);
@@ -221,8 +224,7 @@ impl Core {
         for id in failed {
             let write = self.forget_write(id, false);
             earliest = Some(earliest.map_or(write.order, |order| order.min(write.order)));
-            if write.holder.is_some() {
-                // The lease still owns the frames.
+            if write.page.is_some() {
                 continue;
             }
             let parts = [
@@ -286,8 +288,8 @@ impl Core {
         state.writes.remove(&(write.order, id));
         if in_flight { &mut state.in_flight } else { &mut state.failed }.remove(write.blocks, id);
         self.work.phases.extend(write.watchers.iter().map(|&phase| (file, phase)));
-        match write.holder {
-            Some(lease) => self.lease_mut(lease).write = None,
+        match write.page {
+            Some(frame) => self.page_written(id, frame, run, free),
             None if free => self.free_frames(run, Owner::Write(id)),
             None => {}
         }

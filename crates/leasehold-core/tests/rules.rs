@@ -1455,7 +1455,7 @@ fn where_peers_write_into_the_files_own_frames_there_is_nothing_to_capture() {
         let capture = world.ask_capture(1, lease, kib(0, 6), 1000);
         assert_eq!(
             world.capture_reply(capture).map(|reply| reply.map(|done| done.size)),
-            Some(Ok(6 * SECTOR))
+            Some(Ok(8 * SECTOR))
         );
         assert!(is_live(&world, lease));
     }

@@ -20,6 +20,7 @@ use leasehold_core::ids::{LeaseId, RequestId, SessionId};
 use leasehold_core::input::{Access, Fault, Input, OnConflict, Want};
 use leasehold_core::output::{self, NoSuchLease, Reply};
 use leasehold_core::range::ByteRange;
+use leasehold_core::scheme::{Backing, Host};
 use leasehold_core::view::Stats;
 use leasehold_core::{Core, Limits, OnExpiry, schemes};
 use leasehold_fabric::iwarp::{self, Iwarp};
@@ -356,6 +357,7 @@ impl Engine {
             on_expiry: config.on_expiry,
             retry_ms: config.retry_ms,
             frames: arena.frames(),
+            host: Host { backing: Backing::PageCache, device_faults: false },
             // A local write is a session too, and not one that the operator counts.
             limits: Limits {
                 sessions_max: config.limits.sessions_max + config.limits.requests_max,

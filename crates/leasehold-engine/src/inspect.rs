@@ -76,6 +76,7 @@ impl Engine {
                     state: match lease.state {
                         LeaseState::Preparing => "preparing",
                         LeaseState::Live => "live",
+                        LeaseState::Parked => "parked",
                         LeaseState::Fencing => "fencing",
                         LeaseState::Committing => "committing",
                         LeaseState::Abandoned => "abandoned",

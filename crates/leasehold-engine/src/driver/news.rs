@@ -92,6 +92,7 @@ impl State {
 fn revoke_reason(why: RevokeReason) -> &'static str {
     match why {
         RevokeReason::GraceOver => "it was broken, and the grace period ran out",
+        RevokeReason::Taken => "its range was taken",
         RevokeReason::Poisoned => "the data connection failed a checksum",
         RevokeReason::SessionEnded => "the session ended",
         RevokeReason::Unproven => "its fence could not be proven in time",

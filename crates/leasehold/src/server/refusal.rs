@@ -150,7 +150,7 @@ impl Refusal for output::AcquireError {
     fn reason(&self) -> Reason {
         use output::AcquireError::*;
         match self {
-            Conflict { .. } => Reason::Conflict,
+            Conflict { .. } | Refused { .. } => Reason::Conflict,
             TimedOut { .. } => Reason::TimedOut,
             ArenaFull | ArenaTooSmall { .. } | Limit { .. } => Reason::Limit,
             Overlap { .. } => Reason::Invalid,
@@ -222,6 +222,7 @@ impl Refusal for FileError {
             FileError::Change { source, .. } => match source {
                 output::ChangeError::NoFile => Reason::NotFound,
                 output::ChangeError::Limit { .. } => Reason::Limit,
+                output::ChangeError::Busy { .. } => Reason::Conflict,
                 output::ChangeError::CannotCollapse { .. } => Reason::Invalid,
                 output::ChangeError::Fault(kind) => fault(*kind),
             },

@@ -1,0 +1,710 @@
+//! A small world around the core: peers and their DMA, memory, a filesystem and its disk, breakers, crashes.
+//!
+//! The world performs what the core says, keeps the bytes (a *part* is half a block, and holds one [`Value`]), and judges
+//! each promise by what it sees of them, not by what the core believes. Everything that can happen next is an [`Action`], in
+//! any order that the core, the fabric and the disk allow.
+//!
+//! What is taken for granted: an answer that nothing can be told from comes at once (`Setting::thorough` gives these up);
+//! writes of one connection land in order; a page reaches the disk whole or not at all in a crash, as journals and
+//! copy-on-write see to, while our own direct writes may be torn at every part.
+
+mod disk;
+mod history;
+mod judge;
+mod perform;
+
+pub use disk::Filesystem;
+
+use crate::scenario::{Act, Scenario};
+use disk::{Disk, Extent};
+use history::{Floors, History};
+use leasehold_core::identity::{Evidence, Identity};
+use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick, WriteId};
+use leasehold_core::input::{Access, Change, Input, OnConflict, Want};
+use leasehold_core::output::Output;
+use leasehold_core::promise::Promise;
+use leasehold_core::range::{BLOCK_BYTES, ByteRange, Run};
+use leasehold_core::scheme::{Backing, DataPath, Host, Scheme, Writeback};
+use leasehold_core::{Config, Core};
+use stateright::{Model, Property};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
+
+/// What a part holds: 0 for zeros, else the number of a write.
+pub type Value = u8;
+/// The two parts of a block.
+pub type Block = [Value; 2];
+type Parts = Range<usize>;
+
+/// Bytes of a part.
+pub const PART_BYTES: u64 = BLOCK_BYTES / 2;
+/// The file that everything is about, another tenant's, and the clone.
+pub const MAIN: usize = 0;
+/// See [`MAIN`].
+pub const OTHER: usize = 1;
+/// See [`MAIN`].
+pub const CLONE: usize = 2;
+const FILES: usize = 3;
+/// The session of the first tenant, and of the second.
+pub const FIRST: SessionId = SessionId(1);
+/// See [`FIRST`].
+pub const SECOND: SessionId = SessionId(2);
+
+const GRACE_MS: u64 = 1_000;
+/// Nobody gives up.
+const PATIENCE_MS: u64 = 1 << 40;
+const FRAMES: u32 = 6;
+/// What the main file holds in the beginning.
+const BEFORE: Value = 1;
+const LOCAL_VALUE: Value = 2;
+
+/// A world: a scheme, what it lives on, and what happens there.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// The scheme.
+    pub scheme: Scheme,
+    /// The host.
+    pub host: Host,
+    /// The filesystem.
+    pub filesystem: Filesystem,
+    /// Who is there, and what they may do.
+    pub scenario: Scenario,
+    /// Whether every answer of the environment takes its time.
+    pub thorough: bool,
+    /// A rule of `leasehold` that is taken out, to see whether that is noticed.
+    pub mutation: Option<Mutation>,
+}
+
+/// A rule that is taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mutation {
+    /// A fence is answered while the key is live: frames are reused under it.
+    NoFence,
+    /// A key whose fence is not proven is taken for fenced: no quarantine.
+    NoQuarantine,
+    /// A commit does not compare the CRC.
+    NoVerify,
+    /// The record is not durable before the data is written.
+    NoRecord,
+    /// A record of a block that holds others' committed bytes has no image of it.
+    NoImage,
+    /// The blocks at the ends of a commit are not completed.
+    NoMerge,
+    /// Frames are not zeroed for another tenant.
+    NoZero,
+    /// A layout change is performed as soon as it comes: no break.
+    NoBreak,
+    /// Holders hear nothing of breaks.
+    NoNotice,
+    /// A sync is acknowledged at once.
+    NoSyncWait,
+    /// A change is performed while writebacks of its blocks are under way.
+    NoDrain,
+}
+
+/// A peer's lease, as its holder knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Slot {
+    lease: Option<LeaseId>,
+    /// Which parts of writes have landed, or were lost with the key; two make a round.
+    sent: u8,
+    /// Rounds that it committed.
+    committed: u8,
+    over: bool,
+    notified: bool,
+}
+
+/// A key that may place bytes, or fetch some.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    slot: u8,
+    run: Run,
+    /// Blocks that have stopped being its range.
+    stray: u8,
+    /// Its fence was not proven. Its frames are nobody else's until its endpoint is gone.
+    quarantined: bool,
+    /// Where its blocks lie, on DAX.
+    extents: Vec<Extent>,
+}
+
+/// Everything there is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct State {
+    core: Core,
+    now: Tick,
+    pending: Vec<Output>,
+    /// Which acts are left, a bit each.
+    left: u16,
+    slots: Vec<Slot>,
+    keys: BTreeMap<LeaseId, Key>,
+    frames: [Block; FRAMES as usize],
+    /// Frames and extents that held the first tenant's bytes.
+    used: (u16, u16),
+    disk: Disk,
+    /// What was handed to the disk, as it was then.
+    handed: Vec<(WriteId, Vec<Block>)>,
+    /// Durable records: which blocks, what their checksums will be, and whether their image is in it.
+    records: BTreeMap<WriteId, Vec<(usize, Block, bool)>>,
+    history: History,
+    /// What a request that is under way has to see, or to make durable.
+    floors: BTreeMap<RequestId, Floors>,
+    since: BTreeMap<RequestId, Tick>,
+    faults_left: u8,
+    removed: bool,
+    over: bool,
+    broken: u16,
+    tested: u16,
+    seen: u16,
+}
+
+/// What can happen next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Somebody does what the scenario lets him, once.
+    Act(u8),
+    /// The next part of a peer's writes lands.
+    Dma(u8),
+    /// The device needs its key back.
+    DeviceFault(u8),
+    /// The environment answers the output at this place.
+    Answer(u8),
+    /// A fence cannot be proven in time.
+    Unproven(u8),
+    /// A grace period ends.
+    GraceEnds,
+    /// Periodic writeback.
+    Writeback,
+    /// Power is lost; of every write under way, these parts are on disk: none, the first ones, the second ones, all.
+    Crash(u8),
+}
+
+/// Things that must happen somewhere, or the scheme has kept its promises by doing nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Sometimes {
+    /// A lease was granted.
+    Granted,
+    /// A commit succeeded.
+    Committed,
+    /// A change was made.
+    Changed,
+    /// A sync was acknowledged.
+    Synced,
+    /// A lease was revoked against its holder's will.
+    Revoked,
+    /// A commit was refused, since its bytes were not all there.
+    Mismatch,
+    /// Frames were quarantined.
+    Quarantined,
+    /// A read saw what a peer had written.
+    Read,
+}
+
+static IDENTITY: LazyLock<[Arc<Identity>; 2]> = LazyLock::new(|| {
+    ["peer", "truncate"].map(|program| {
+        let (host, pid, uid) = (String::from("node"), 1, 0);
+        Arc::new(Identity { host, pid, uid, program: program.into(), evidence: Evidence::Claimed })
+    })
+});
+
+fn file_id(file: usize) -> FileId {
+    FileId(1 + file as u64)
+}
+
+fn file_of(id: FileId) -> usize {
+    id.0 as usize - 1
+}
+
+/// The parts of a range, which begins and ends at parts.
+fn parts_of(range: ByteRange) -> Parts {
+    (range.start() / PART_BYTES) as usize..(range.end() / PART_BYTES) as usize
+}
+
+fn blocks_of(parts: &Parts) -> Range<usize> {
+    parts.start / 2..parts.end.div_ceil(2)
+}
+
+fn range_of(parts: &Parts) -> ByteRange {
+    ByteRange::new(parts.start as u64 * PART_BYTES, parts.end as u64 * PART_BYTES).expect("not empty")
+}
+
+fn frame_at(run: Run, block: usize) -> usize {
+    run.first.0 as usize + block
+}
+
+/// The value of a slot's round.
+fn value_of(slot: usize, round: u8) -> Value {
+    10 + 4 * slot as u8 + round
+}
+
+impl Setting {
+    fn lands_in_file(&self) -> bool {
+        self.scheme.data_path == DataPath::FileFrames
+    }
+
+    /// DMA goes to the storage itself.
+    fn lands_on_disk(&self) -> bool {
+        self.lands_in_file() && self.host.backing == Backing::Dax
+    }
+
+    fn mutated(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    fn blocks(&self) -> usize {
+        self.scenario.blocks
+    }
+
+    /// Whether the commit is the last that the holder does with its key.
+    fn commit_ends(&self) -> bool {
+        !self.lands_in_file() || self.scheme.writeback == Writeback::FencedAtCommit
+    }
+
+    /// What the change takes from the file of so many parts.
+    fn takes(&self, change: Change, size: usize) -> Parts {
+        match change {
+            Change::Truncate { size: to } => (to / PART_BYTES) as usize..2 * self.blocks(),
+            Change::Punch { range } | Change::Zero { range } => parts_of(range),
+            Change::Collapse { range } => parts_of(range).start..2 * self.blocks(),
+            Change::Remove => 0..2 * self.blocks(),
+            Change::Clone if self.lands_in_file() => 0..size,
+            Change::Clone | Change::Adopt { .. } => 0..0,
+        }
+    }
+
+    /// A world in which nobody is yet.
+    fn empty(&self) -> State {
+        let core = Core::new(Config {
+            scheme: self.scheme,
+            host: self.host,
+            grace_ms: GRACE_MS,
+            frames: FRAMES,
+            ..Config::default()
+        });
+        let slot = Slot { lease: None, sent: 0, committed: 0, over: false, notified: false };
+        State {
+            core,
+            now: Tick(0),
+            pending: Vec::new(),
+            left: (1 << self.scenario.acts.len()) - 1,
+            slots: vec![slot; self.scenario.slots.len()],
+            keys: BTreeMap::new(),
+            frames: [[0; 2]; FRAMES as usize],
+            used: (0, 0),
+            disk: Disk::new(self.filesystem, self.blocks(), BEFORE),
+            handed: Vec::new(),
+            records: BTreeMap::new(),
+            history: History::new(2 * self.blocks(), BEFORE),
+            floors: BTreeMap::new(),
+            since: BTreeMap::new(),
+            faults_left: self.scenario.faults_max,
+            removed: false,
+            over: false,
+            broken: 0,
+            tested: 0,
+            seen: 0,
+        }
+    }
+
+    fn start(&self) -> State {
+        let mut state = self.empty();
+        for session in [FIRST, SECOND] {
+            self.step(&mut state, Input::SessionOpened { session, identity: IDENTITY[0].clone() });
+        }
+        for (file, blocks) in [(MAIN, self.blocks()), (OTHER, 1)] {
+            let size = 2 * blocks as u64 * PART_BYTES;
+            self.step(&mut state, Input::FileOpened { file: file_id(file), size });
+        }
+        state
+    }
+
+    /// The core takes an input, and the world looks at what it says, and answers what nothing can be told from.
+    fn step(&self, state: &mut State, input: Input) {
+        let mut out = Vec::new();
+        let mut inputs = std::collections::VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            state.core.step(state.now, input, &mut out);
+            for output in out.drain(..) {
+                self.hear(state, output, &mut inputs);
+            }
+        }
+        self.judge(state);
+    }
+
+    /// Does what the act says, if it makes sense now.
+    fn act(&self, state: &mut State, number: u8) -> bool {
+        let request = RequestId(1 + u64::from(number));
+        let deadline = state.now.after_ms(PATIENCE_MS);
+        let input = match self.scenario.acts[usize::from(number)] {
+            Act::Acquire(slot) => {
+                let wanted = &self.scenario.slots[slot];
+                let (file, range) = (file_id(wanted.file), range_of(&wanted.parts));
+                let wants = vec![Want { file, range, access: wanted.access }];
+                let (session, on_conflict) = (wanted.session, OnConflict::Wait);
+                Input::Acquire { request, session, wants, on_conflict, deadline }
+            }
+            Act::Commit(slot) => {
+                let held = &mut state.slots[slot];
+                let (Some(lease), false) = (held.lease, held.over) else { return false };
+                let complete = held.sent >= 2 * (held.committed + 1);
+                if !complete && !self.scenario.commit_overtakes {
+                    return false;
+                }
+                held.committed += 1;
+                held.over |= self.commit_ends();
+                let wanted = &self.scenario.slots[slot];
+                if wanted.file == MAIN {
+                    state.history.write(wanted.parts.clone(), value_of(slot, state.slots[slot].committed - 1));
+                }
+                Input::Commit { request, session: wanted.session, lease }
+            }
+            Act::Release(slot) => {
+                let held = &mut state.slots[slot];
+                let (Some(lease), false) = (held.lease, held.over) else { return false };
+                held.over = true;
+                Input::Release { request, session: self.scenario.slots[slot].session, lease }
+            }
+            Act::Change(change) => {
+                if state.removed {
+                    return false;
+                }
+                state.since.insert(request, state.now);
+                self.change_comes(state, request, change);
+                if self.mutated(Mutation::NoBreak) {
+                    // As if nobody held anything: performed without asking the core.
+                    state.left &= !(1 << number);
+                    state.pending.push(Output::Perform { request, file: file_id(MAIN), change });
+                    self.before_perform(state, request, change);
+                    return true;
+                }
+                Input::Change { request, file: file_id(MAIN), change, breaker: IDENTITY[1].clone() }
+            }
+            Act::Sync => {
+                state.floors.insert(request, state.history.visible());
+                Input::Sync { request, file: file_id(MAIN) }
+            }
+            Act::Read => return self.read(state, number, request),
+            Act::RemoteRead(slot) => return self.remote_read(state, number, slot),
+            Act::LocalWrite(ref parts) => {
+                if state.removed {
+                    return false;
+                }
+                let want = Want { file: file_id(MAIN), range: range_of(parts), access: Access::Overwrite };
+                let (session, wants, on_conflict) = (SessionId::LOCAL, vec![want], OnConflict::Break);
+                Input::Acquire { request, session, wants, on_conflict, deadline }
+            }
+            Act::Reclaim => {
+                if state.slots.iter().any(|slot| slot.lease.is_some() && !slot.over) {
+                    state.test(Promise::P4);
+                }
+                Input::Reclaim { file: file_id(MAIN) }
+            }
+        };
+        state.left &= !(1 << number);
+        self.step(state, input);
+        true
+    }
+
+    /// The next part of a peer's writes lands, or is lost. A round's first half is every block's first part.
+    fn dma(&self, state: &mut State, slot: u8) -> bool {
+        let at = usize::from(slot);
+        let Some(lease) = state.slots[at].lease else { return false };
+        let wanted = &self.scenario.slots[at];
+        let (round, half) = (state.slots[at].sent / 2, usize::from(state.slots[at].sent % 2));
+        let Some(key) = state.keys.get(&lease).cloned() else { return false };
+        state.slots[at].sent += 1;
+        let value = value_of(at, round);
+        for part in wanted.parts.clone().filter(|part| part % 2 == half || wanted.parts.len() == 1) {
+            if wanted.parts.len() == 1 && half == 1 {
+                continue;
+            }
+            self.land(state, lease, &key, part, value);
+        }
+        self.judge(state);
+        true
+    }
+
+    fn land(&self, state: &mut State, lease: LeaseId, key: &Key, part: usize, value: Value) {
+        let wanted = &self.scenario.slots[usize::from(key.slot)];
+        let block = part / 2 - wanted.parts.start / 2;
+        let stray = key.stray & (1 << block) != 0;
+        if stray {
+            state.break_(Promise::P3);
+        }
+        if self.lands_on_disk() {
+            let extent = key.extents[block];
+            if state.disk.owner(extent).is_some_and(|owner| owner != wanted.file) {
+                state.break_(Promise::P3);
+                state.break_(Promise::P10);
+            }
+            state.disk.store(extent, part % 2, value);
+        } else {
+            let frame = frame_at(key.run, block);
+            for (_, other) in state.others_of(lease, frame) {
+                let theirs = &self.scenario.slots[usize::from(other.slot)];
+                if !self.lands_in_file() || theirs.file != wanted.file {
+                    state.break_(Promise::P3);
+                }
+                if theirs.session != wanted.session {
+                    state.break_unless(theirs.file == wanted.file && self.lands_in_file(), Promise::P10);
+                }
+            }
+            state.frames[frame][part % 2] = value;
+        }
+        if self.lands_in_file() && wanted.file == MAIN && !stray && !state.removed {
+            state.history.write(part..part + 1, value);
+        }
+    }
+
+    /// A read by a program on the host.
+    fn read(&self, state: &mut State, number: u8, request: RequestId) -> bool {
+        if state.removed {
+            return false;
+        }
+        let floors = state.history.visible();
+        if !self.lands_in_file() {
+            state.left &= !(1 << number);
+            state.floors.insert(request, floors);
+            let size = state.core.file_size(file_id(MAIN)).unwrap_or(0).max(PART_BYTES);
+            let range = ByteRange::new(0, size).expect("not empty");
+            let (file, deadline) = (file_id(MAIN), state.now.after_ms(PATIENCE_MS));
+            self.step(state, Input::Read { request, file, range, deadline });
+            return true;
+        }
+        let mut found = Vec::new();
+        for block in 0..self.blocks() {
+            match state.core.page(file_id(MAIN), block as u64) {
+                // It waits until the entry is gone.
+                Some((_, true)) => return false,
+                Some((frame, false)) if !self.lands_on_disk() => found.push(state.frames[frame.0 as usize]),
+                _ => found.push(state.disk.block(MAIN, block)),
+            }
+        }
+        state.left &= !(1 << number);
+        self.judge_read(state, &found, &floors);
+        true
+    }
+
+    /// A peer reads what is under its key.
+    fn remote_read(&self, state: &mut State, number: u8, slot: usize) -> bool {
+        let Some(key) = state.slots[slot].lease.and_then(|lease| state.keys.get(&lease)).cloned() else { return false };
+        if self.scheme.data_path == DataPath::Copied {
+            // What is there is the peer's own copy.
+            return false;
+        }
+        let wanted = &self.scenario.slots[slot];
+        let floors = state.history.visible();
+        let mut found: Vec<Option<Block>> = vec![None; self.blocks()];
+        for (at, block) in blocks_of(&wanted.parts).enumerate() {
+            found[block] = Some(if self.lands_on_disk() {
+                let extent = key.extents[at];
+                if state.disk.owner(extent).is_some_and(|owner| owner != wanted.file) {
+                    state.break_(Promise::P10);
+                }
+                state.disk.extent(extent)
+            } else {
+                state.frames[frame_at(key.run, at)]
+            });
+        }
+        state.left &= !(1 << number);
+        if !state.removed {
+            self.judge_found(state, &found, &floors);
+        } else {
+            // There is no file any more whose bytes these could be.
+            state.break_(Promise::P8);
+        }
+        true
+    }
+
+    fn is_act_possible(&self, state: &State, act: &Act) -> bool {
+        match act {
+            Act::Commit(slot) | Act::Release(slot) | Act::RemoteRead(slot) => state.slots[*slot].lease.is_some(),
+            Act::Acquire(_) | Act::Change(_) | Act::Sync | Act::Read | Act::LocalWrite(_) | Act::Reclaim => true,
+        }
+    }
+}
+
+impl State {
+    fn break_(&mut self, promise: Promise) {
+        self.broken |= 1 << promise as u16;
+    }
+
+    fn break_unless(&mut self, kept: bool, promise: Promise) {
+        if !kept {
+            self.break_(promise);
+        }
+    }
+
+    fn test(&mut self, promise: Promise) {
+        self.tested |= 1 << promise as u16;
+    }
+
+    fn see(&mut self, sometimes: Sometimes) {
+        self.seen |= 1 << sometimes as u16;
+    }
+
+    /// Other keys that reach the frame.
+    fn others_of(&self, lease: LeaseId, frame: usize) -> Vec<(LeaseId, Key)> {
+        let reaches = |run: Run| (run.first.0 as usize..(run.first.0 + run.frames) as usize).contains(&frame);
+        let others = self.keys.iter().filter(|(id, key)| **id != lease && reaches(key.run));
+        others.map(|(id, key)| (*id, key.clone())).collect()
+    }
+
+    /// Whether the promise is broken here, or on the way here.
+    #[must_use]
+    pub fn breaks(&self, promise: Promise) -> bool {
+        self.broken & (1 << promise as u16) != 0
+    }
+
+    /// Whether the promise was put to the test on the way here.
+    #[must_use]
+    pub fn tests(&self, promise: Promise) -> bool {
+        self.tested & (1 << promise as u16) != 0
+    }
+
+    /// Whether this has happened on the way here.
+    #[must_use]
+    pub fn has_seen(&self, sometimes: Sometimes) -> bool {
+        self.seen & (1 << sometimes as u16) != 0
+    }
+}
+
+/// A property for each promise: that it is kept, and that it was put to the test.
+fn properties_of<const PROMISE: usize>(names: [&'static str; 2]) -> [Property<Setting>; 2] {
+    [
+        Property::always(names[0], |_, state: &State| !state.breaks(Promise::ALL[PROMISE])),
+        Property::sometimes(names[1], |_, state: &State| state.tests(Promise::ALL[PROMISE])),
+    ]
+}
+
+fn sometimes<const SOMETIMES: u16>(name: &'static str) -> Property<Setting> {
+    Property::sometimes(name, |_, state: &State| state.seen & (1 << SOMETIMES) != 0)
+}
+
+impl Model for Setting {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![self.start()]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if state.over {
+            return;
+        }
+        for (at, output) in state.pending.iter().enumerate() {
+            actions.push(Action::Answer(at as u8));
+            if matches!(output, Output::Fence { .. }) && self.scenario.unproven && !self.lands_in_file() {
+                actions.push(Action::Unproven(at as u8));
+            }
+        }
+        if state.core.next_deadline().is_some_and(|at| at.0 < state.now.after_ms(PATIENCE_MS / 2).0) {
+            actions.push(Action::GraceEnds);
+        }
+        for (at, slot) in state.slots.iter().enumerate() {
+            let wanted = &self.scenario.slots[at];
+            if slot.sent >= 2 * wanted.rounds {
+                continue;
+            }
+            let Some(lease) = slot.lease else { continue };
+            if state.keys.contains_key(&lease) {
+                actions.push(Action::Dma(at as u8));
+            } else if state.faults_left > 0 && self.host.device_faults && !slot.over {
+                actions.push(Action::DeviceFault(at as u8));
+            }
+        }
+        if self.lands_in_file() && !self.lands_on_disk() {
+            actions.push(Action::Writeback);
+        }
+        for (at, act) in self.scenario.acts.iter().enumerate() {
+            if state.left & (1 << at) != 0 && self.is_act_possible(state, act) {
+                actions.push(Action::Act(at as u8));
+            }
+        }
+        if self.scenario.crash {
+            let torn = !self.lands_in_file() && state.pending.iter().any(|output| matches!(output, Output::Write { .. }));
+            actions.extend((0..if torn { 4 } else { 1 }).map(Action::Crash));
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        let happens = match action {
+            Action::Act(number) => self.act(&mut state, number),
+            Action::Dma(slot) => self.dma(&mut state, slot),
+            Action::DeviceFault(slot) => {
+                state.faults_left -= 1;
+                let lease = state.slots[usize::from(slot)].lease?;
+                self.step(&mut state, Input::DeviceFault { lease });
+                state.core != last.core
+            }
+            Action::Answer(at) => {
+                let output = state.pending.remove(usize::from(at));
+                let input = self.perform(&mut state, output);
+                if let Some(input) = input {
+                    self.step(&mut state, input);
+                }
+                true
+            }
+            Action::Unproven(at) => {
+                let Output::Fence { lease, .. } = state.pending.remove(usize::from(at)) else { return None };
+                if self.mutated(Mutation::NoQuarantine) {
+                    self.step(&mut state, Input::Fenced { lease });
+                } else {
+                    state.see(Sometimes::Quarantined);
+                    if let Some(key) = state.keys.get_mut(&lease) {
+                        key.quarantined = true;
+                    }
+                    self.step(&mut state, Input::FenceUnproven { lease });
+                }
+                true
+            }
+            Action::GraceEnds => {
+                state.now = state.core.next_deadline()?;
+                self.step(&mut state, Input::Tick);
+                true
+            }
+            Action::Writeback => {
+                self.step(&mut state, Input::Writeback { file: file_id(MAIN) });
+                state != *last
+            }
+            Action::Crash(landed) => {
+                self.crash(&mut state, landed);
+                true
+            }
+        };
+        happens.then_some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Setting>> {
+        let mut all = Vec::new();
+        all.extend(properties_of::<0>(["P1", "P1 tested"]));
+        all.extend(properties_of::<1>(["P2", "P2 tested"]));
+        all.extend(properties_of::<2>(["P3", "P3 tested"]));
+        all.extend(properties_of::<3>(["P4", "P4 tested"]));
+        all.extend(properties_of::<4>(["P5", "P5 tested"]));
+        all.extend(properties_of::<5>(["P6", "P6 tested"]));
+        all.extend(properties_of::<6>(["P7", "P7 tested"]));
+        all.extend(properties_of::<7>(["P8", "P8 tested"]));
+        all.extend(properties_of::<8>(["P9", "P9 tested"]));
+        all.extend(properties_of::<9>(["P10", "P10 tested"]));
+        all.push(sometimes::<{ Sometimes::Granted as u16 }>("granted"));
+        all.push(sometimes::<{ Sometimes::Committed as u16 }>("committed"));
+        all.push(sometimes::<{ Sometimes::Changed as u16 }>("changed"));
+        all.push(sometimes::<{ Sometimes::Synced as u16 }>("synced"));
+        all.push(sometimes::<{ Sometimes::Revoked as u16 }>("revoked"));
+        all.push(sometimes::<{ Sometimes::Mismatch as u16 }>("mismatch"));
+        all.push(sometimes::<{ Sometimes::Quarantined as u16 }>("quarantined"));
+        all.push(sometimes::<{ Sometimes::Read as u16 }>("read"));
+        all
+    }
+
+    fn format_action(&self, action: &Action) -> String {
+        match action {
+            Action::Act(number) => format!("{:?}", self.scenario.acts[usize::from(*number)]),
+            other => format!("{other:?}"),
+        }
+    }
+}
