@@ -126,9 +126,11 @@ impl Inner {
             self.disk.sync(&file.disk)?;
             let mut sums = file.sums();
             sums.disk_size = size;
+            // First, since it may fail: the core goes on with the old size then, and so do the checksums.
+            self.apply(&mut sums, &body)?;
             sums.recorded_size = size;
             sums.set_size(size);
-            self.apply(&mut sums, &body)
+            Ok(())
         })?;
         if let Some(hole) = hole {
             self.drop_writes(file, hole);
