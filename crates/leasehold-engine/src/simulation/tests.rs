@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 /// Seeds that once failed, and why. A seed means something else once the engine or the simulation has changed, so they cost
 /// little and prove little; what they taught has tests of its own.
-const ONCE_FAILED: [(u64, &str); 6] = [
+const ONCE_FAILED: [(u64, &str); 7] = [
     (15, "the disk failed a write on the thread that asked for it, which held what the answer needs"),
     (948, "a read that a commit made the file longer under was as long as before, with the new bytes"),
     (1431, "the oracle took a change of names for acknowledged that was under way when a sync began"),
     (7192, "a batch that failed took the open records, which no segment had any more"),
     (3595, "a write was forgotten whose checksums could not be noted, and tried again"),
+    (15703, "a truncate failed half way, and what it had cut read as zeros"),
     (475, "a change that the disk failed half way left blocks that fail to read, as it should"),
 ];
 
