@@ -7,11 +7,11 @@ mod disk;
 mod fabric;
 mod holder;
 mod local;
+mod machine;
 mod oracle;
 mod random;
 mod scheduler;
 pub(crate) mod sync;
-#[cfg(test)]
 mod tests;
 mod world;
 

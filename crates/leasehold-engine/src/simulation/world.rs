@@ -1,22 +1,20 @@
 //! One run: an engine on a disk and a fabric that are not real, clients and local programs at work, and the power that goes.
 
-use super::disk::{Trouble, Troubled};
 use super::fabric::{FakeFabric, Skip, Weather};
 use super::holder::hold;
 use super::local::work;
+use super::machine::Machine;
 use super::oracle::{CELL, Content, FoundFile, Oracle};
 use super::sync::block_on;
-use super::{Random, below, chance, trace};
-use crate::arena::Pages;
-use crate::engine::{Config, Engine, StartError};
+use super::{Random, below, chance};
+use crate::engine::Engine;
 use crate::files::FileError;
 use crate::open_files::Pinned;
 use crate::path::StorePath;
-use crate::storage::tests::power::recorder::{Lie, Tape};
-use crate::storage::tests::power::replay::{Effort, Moment};
+use crate::storage::Detail;
+use crate::storage::tests::power::recorder::Lie;
 use crate::storage::tests::power::volume::{InodeId, Volume};
 use crate::storage::tests::power::workshop;
-use crate::storage::{Backend, Detail, StorageConfig};
 use crate::sync;
 use leasehold_core::identity::{Evidence, Identity};
 use leasehold_core::ids::FileId;
@@ -24,7 +22,6 @@ use leasehold_core::input::{Change, Fault};
 use leasehold_core::output::ReadError;
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -52,8 +49,8 @@ pub(super) struct Plan {
     lives: u64,
     holders: u64,
     locals: u64,
-    frames: u64,
-    workers: usize,
+    pub(super) frames: u64,
+    pub(super) workers: usize,
     pub(super) grace: Duration,
 }
 
@@ -185,74 +182,6 @@ pub(super) fn live(plan: Plan) -> (Tally, Vec<tempfile::TempDir>) {
     }
     let tally = std::mem::take(&mut *tally.lock().expect("locked for a moment"));
     (tally, places)
-}
-
-/// What the store is opened on.
-#[derive(Clone)]
-struct Machine {
-    place: PathBuf,
-    tape: Arc<Tape>,
-    trouble: Arc<Trouble>,
-    fabric: Arc<FakeFabric>,
-}
-
-impl Machine {
-    fn new(plan: Plan, place: &Path, volume: &Volume) -> Machine {
-        let tape = Tape::new(place, volume.next_inode(), volume.place(place), plan.lie);
-        let fabric = Arc::new(FakeFabric::new(plan.weather, plan.skip));
-        Machine { place: place.to_owned(), tape, trouble: Arc::default(), fabric }
-    }
-
-    fn start(&self, plan: Plan) -> Result<Engine, StartError> {
-        let (recorder, trouble) = (self.tape.clone(), self.trouble.clone());
-        let storage = StorageConfig {
-            backend: Backend::Threads,
-            workers: plan.workers,
-            checkpoint_bytes: 48 << 10,
-            segment_bytes: 64 << 10,
-            wrap_disk: Some(Arc::new(move |disk| {
-                recorder.wrap(Arc::new(Troubled { disk, trouble: trouble.clone() }))
-            })),
-            ..StorageConfig::new(&self.place)
-        };
-        let config = Config {
-            arena_bytes: plan.frames * BLOCK_BYTES,
-            pages: Pages::Normal,
-            grace_ms: plan.grace.as_millis() as u64,
-            fence_ms: FENCE.as_millis() as u64,
-            retry_ms: 50,
-            session_ttl_ms: 2_000,
-            open_files_max: 2,
-            ..Config::new(&self.place)
-        };
-        Engine::start_on(config, storage, self.fabric.clone(), Arc::default())
-    }
-
-    /// The moment that the power goes; what the disk is then. Those at work find out.
-    fn lose_power(&self, volume: &Volume) -> Volume {
-        let events = self.tape.take();
-        self.trouble.dead.store(true, Ordering::Relaxed);
-        let mut moment = Moment::new(volume.clone(), &events);
-        while moment.advance().is_some() {}
-        let mut random = Random::new(below(u64::MAX));
-        let variants = moment.variants(&mut random, &Effort { singles: 2, random: 4, second: 0 });
-        let variant = &variants[random.below(variants.len() as u64) as usize];
-        let image = moment.image(variant);
-        trace(|| format!("the power goes; what is left: {variant}"));
-        super::note(image.fingerprint());
-        self.fabric.cut();
-        image
-    }
-
-    /// The power goes while the store is opened, or soon after.
-    fn lose_power_at_the_start(&self, plan: Plan, volume: &Volume) -> Volume {
-        let machine = self.clone();
-        let opening = sync::spawn("opening", move || machine.start(plan)).expect("a task");
-        sync::sleep(Duration::from_micros(below(2_000)));
-        let left = self.lose_power(volume);
-        drop(sync::join(opening));
-        left
-    }
 }
 
 impl Life {
