@@ -1,11 +1,13 @@
 //! Checks schemes: each in every world that can make a difference to it, and what all of them together say.
 
-use crate::explorer::{Bounds, Exploration, explore};
+use crate::explorer::{Bounds, Ending, Exploration, cross_check, explore};
+use crate::report::{Explored, PromiseReport, Report, SchemeReport, Verdict};
 use crate::scenario::{self, Act, Scenario};
 use crate::world::{Action, Filesystem, Setting, State};
+use crate::{Options, costs, narrate};
 use leasehold_core::promise::Promise;
 use leasehold_core::scheme::{Admission, Backing, DataPath, FsyncRule, Host, Scheme, Writeback};
-use leasehold_core::schemes::Entry;
+use leasehold_core::schemes::{self, Entry};
 
 /// The worlds in which the scheme of an entry is checked.
 #[must_use]
@@ -19,7 +21,14 @@ pub fn settings(entry: &Entry, scenarios: &[Scenario]) -> Vec<Setting> {
             if entry.layout_is_fixed {
                 scenario.acts.retain(|act| !matches!(act, Act::Change(_)));
             }
-            all.push(Setting { scheme: entry.scheme, host, filesystem, scenario, thorough: false, mutation: None });
+            all.push(Setting {
+                scheme: entry.scheme,
+                host,
+                filesystem,
+                scenario,
+                thorough: false,
+                mutation: None,
+            });
         }
     }
     all
@@ -31,9 +40,14 @@ fn hosts(scheme: &Scheme) -> Vec<(Host, Filesystem)> {
     let in_file = scheme.data_path == DataPath::FileFrames;
     let faults = scheme.writeback == Writeback::Refault
         || scheme.fsync == FsyncRule::FenceAndWrite
-        || [(Backing::PageCache, true), (Backing::PageCache, false), (Backing::Dax, true), (Backing::Dax, false)]
-            .iter()
-            .any(|&(backing, writes)| scheme.admission.of(backing, writes) == Admission::IfFaults);
+        || [
+            (Backing::PageCache, true),
+            (Backing::PageCache, false),
+            (Backing::Dax, true),
+            (Backing::Dax, false),
+        ]
+        .iter()
+        .any(|&(backing, writes)| scheme.admission.of(backing, writes) == Admission::IfFaults);
     for device_faults in [false, true] {
         for (backing, filesystem) in [
             (Backing::PageCache, Filesystem::InPlace),
@@ -48,26 +62,137 @@ fn hosts(scheme: &Scheme) -> Vec<(Host, Filesystem)> {
     all
 }
 
-/// What one world says of a promise.
+/// Checks the schemes that the options name.
 #[must_use]
-pub fn is_broken(exploration: &Exploration<State, Action>, promise: Promise) -> bool {
-    exploration.path(promise.name()).is_some() || promise == Promise::P5 && !exploration.starved.is_empty()
+pub fn check(options: &Options) -> Report {
+    let scenarios = if options.deep { scenario::deep() } else { scenario::all() };
+    let bounds = bounds(options);
+    let schemes = entries(options).map(|entry| check_entry(entry, &scenarios, options, &bounds)).collect();
+    Report { bounds: bounds_in_words(&scenarios, &bounds), schemes }
 }
 
-/// The default bounds of one world.
-#[must_use]
-pub fn bounds(threads: usize) -> Bounds {
-    Bounds { states_max: 400_000, threads, ..Bounds::default() }
+/// The entries of the schemes that the options name, in the order of the table.
+pub fn entries(options: &Options) -> impl Iterator<Item = &'static Entry> {
+    let named = |entry: &&Entry| {
+        options.schemes.is_empty() || options.schemes.iter().any(|name| name == entry.scheme.name)
+    };
+    schemes::ALL.iter().filter(named)
 }
 
-/// Explores one world.
-#[must_use]
-pub fn run(setting: &Setting, bounds: &Bounds) -> Exploration<State, Action> {
-    explore(setting, bounds)
+fn bounds(options: &Options) -> Bounds {
+    let states_max = if options.deep { 40_000_000 } else { 2_000_000 };
+    Bounds { states_max, threads: options.threads.get(), exact: options.exact, ..Bounds::default() }
 }
 
-/// All the small worlds.
-#[must_use]
-pub fn scenarios() -> Vec<Scenario> {
-    scenario::all()
+fn bounds_in_words(scenarios: &[Scenario], bounds: &Bounds) -> String {
+    let most = |of: fn(&Scenario) -> usize| scenarios.iter().map(of).max().unwrap_or(0);
+    format!(
+        "{} scenarios of at most {} blocks, {} keys and {} acts, each act once at any moment; a peer writes each block in \
+         two parts, at most twice; at most {} device faults; {} states a world",
+        scenarios.len(),
+        most(|scenario| scenario.blocks),
+        most(|scenario| scenario.slots.len()),
+        most(|scenario| scenario.acts.len()),
+        most(|scenario| scenario.faults_max.into()),
+        bounds.states_max,
+    )
+}
+
+/// What was found of one promise in all worlds so far.
+#[derive(Clone, Debug, Default)]
+struct Found {
+    tested: bool,
+    /// The shortest interleaving that breaks it, and where.
+    shortest: Option<(Setting, Vec<Action>, Option<Ending<Action>>)>,
+}
+
+impl Found {
+    fn verdict(&self) -> Verdict {
+        match (&self.shortest, self.tested) {
+            (Some(_), _) => Verdict::Broken,
+            (None, true) => Verdict::Kept,
+            (None, false) => Verdict::Vacuous,
+        }
+    }
+
+    fn take_in(&mut self, setting: &Setting, promise: Promise, exploration: &Exploration<State, Action>) {
+        self.tested |= exploration.path(tested(promise)).is_some();
+        let broken = exploration.path(promise.name()).map(|path| (path, None));
+        let starved = exploration.starved.iter().filter(|_| promise == Promise::P5);
+        let starved = starved.map(|starvation| (&starvation.path, Some(&starvation.ending)));
+        for (path, ending) in broken.into_iter().chain(starved) {
+            let actions = path.clone().into_actions();
+            if self.shortest.as_ref().is_none_or(|(_, shortest, _)| actions.len() < shortest.len()) {
+                self.shortest = Some((setting.clone(), actions, ending.cloned()));
+            }
+        }
+    }
+}
+
+/// The property that a promise was put to the test.
+fn tested(promise: Promise) -> &'static str {
+    const TESTED: [&str; 10] = [
+        "P1 tested",
+        "P2 tested",
+        "P3 tested",
+        "P4 tested",
+        "P5 tested",
+        "P6 tested",
+        "P7 tested",
+        "P8 tested",
+        "P9 tested",
+        "P10 tested",
+    ];
+    TESTED[promise as usize]
+}
+
+fn check_entry(
+    entry: &'static Entry,
+    scenarios: &[Scenario],
+    options: &Options,
+    bounds: &Bounds,
+) -> SchemeReport {
+    let mut found = vec![Found::default(); Promise::ALL.len()];
+    let mut explored = Explored::default();
+    for setting in settings(entry, scenarios) {
+        let exploration = explore(&setting, bounds);
+        if options.cross_check {
+            let check = cross_check(setting.clone(), &exploration, options.threads.get());
+            check.unwrap_or_else(|error| panic!("stateright's search says otherwise: {error}"));
+        }
+        for promise in Promise::ALL {
+            found[promise as usize].take_in(&setting, promise, &exploration);
+        }
+        add(&mut explored, &exploration);
+    }
+    let promises = Promise::ALL.into_iter().zip(found).map(|(promise, found)| {
+        let (declared, reason) = entry.declared(promise);
+        let verdict = found.verdict();
+        let trace = found
+            .shortest
+            .map(|(setting, actions, ending)| narrate::trace(&setting, promise, actions, ending.as_ref()));
+        PromiseReport { promise, found: verdict, declared, reason, trace }
+    });
+    SchemeReport {
+        name: entry.scheme.name.into(),
+        idea: entry.idea,
+        sources: entry.sources,
+        promises: promises.collect(),
+        costs: costs::of(&entry.scheme),
+        explored,
+    }
+}
+
+fn add(explored: &mut Explored, exploration: &Exploration<State, Action>) {
+    explored.worlds += 1;
+    explored.states += exploration.states;
+    explored.transitions += exploration.transitions;
+    explored.depth = explored.depth.max(exploration.depth);
+    if !exploration.complete {
+        explored.cut_off = Some("the limit of states");
+    }
+    explored.visited_bytes += exploration.visited_bytes;
+    explored.frontier_bytes = explored.frontier_bytes.max(exploration.frontier_bytes);
+    explored.collision += exploration.collision;
+    explored.elapsed += exploration.elapsed;
 }

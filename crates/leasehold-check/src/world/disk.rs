@@ -36,7 +36,8 @@ pub(super) struct Disk {
 impl Disk {
     /// The main file of `blocks` blocks, durable, and another's of one, a hole.
     pub fn new(filesystem: Filesystem, blocks: usize, value: Value) -> Disk {
-        let file = |map: Vec<Option<Extent>>| File { asked: vec![false; map.len()], size: 2 * map.len(), map };
+        let file =
+            |map: Vec<Option<Extent>>| File { asked: vec![false; map.len()], size: 2 * map.len(), map };
         let main = file((0..blocks).map(|extent| Some(extent as Extent)).collect());
         let files = [Some(main), Some(file(vec![None])), None];
         Disk { filesystem, files, extents: vec![[value; 2]; blocks], cloned: None }
@@ -49,7 +50,12 @@ impl Disk {
     /// A block as it reads: zeros in holes and past the end.
     pub fn block(&self, file: usize, block: usize) -> Block {
         let Some(found) = &self.files[file] else { return [0; 2] };
-        let content = found.map.get(block).copied().flatten().map_or([0; 2], |extent| self.extents[usize::from(extent)]);
+        let content = found
+            .map
+            .get(block)
+            .copied()
+            .flatten()
+            .map_or([0; 2], |extent| self.extents[usize::from(extent)]);
         [0, 1].map(|part| if 2 * block + part < found.size { content[part] } else { 0 })
     }
 
@@ -121,7 +127,9 @@ impl Disk {
         let there = found.map[block];
         let keeps = match (self.filesystem, there) {
             (_, None) | (Filesystem::CopyOnWrite, _) => None,
-            (Filesystem::InPlace, Some(extent)) => Some(extent).filter(|&extent| !(asked && self.is_shared(extent))),
+            (Filesystem::InPlace, Some(extent)) => {
+                Some(extent).filter(|&extent| !(asked && self.is_shared(extent)))
+            }
         };
         match keeps {
             Some(extent) => self.extents[usize::from(extent)] = content,

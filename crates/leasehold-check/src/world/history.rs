@@ -41,6 +41,14 @@ impl History {
         }
     }
 
+    /// The value is the newest one there from now on.
+    pub fn take_effect(&mut self, part: usize, value: Value) {
+        let part = &mut self.0[part];
+        if part.place(value) != Some(part.length - 1) {
+            part.push(value);
+        }
+    }
+
     /// Zeros get there by a change, whatever was there before.
     pub fn zero(&mut self, parts: Parts) {
         self.0[parts].iter_mut().for_each(|part| part.push(0));

@@ -1,15 +1,15 @@
 //! What the world sees, judged.
 
-use super::{Block, LOCAL_VALUE, MAIN, Setting, Sometimes, State, frame_at};
+use super::{Block, LOCAL_VALUE, Lane, MAIN, Setting, Sometimes, State, frame_at};
 use crate::explorer::Explored;
 use crate::world::Action;
 use leasehold_core::breaks::Break;
 use leasehold_core::ids::{RequestId, SessionId};
 use leasehold_core::input::Input;
+use leasehold_core::output::Operation;
 use leasehold_core::output::{ReadError, ReadReady};
 use leasehold_core::promise::Promise;
 use leasehold_core::view::{WaitKind, WaitOn};
-use leasehold_core::output::Operation;
 use std::collections::VecDeque;
 
 impl Setting {
@@ -33,7 +33,8 @@ impl Setting {
         let told = |state: &State, lease| {
             let slot = state.slots.iter().find(|slot| slot.lease == Some(lease));
             slot.is_none_or(|slot| slot.notified || slot.over) || {
-                let breaks: Vec<&Break> = state.core.breaks().filter(|record| record.lease == lease).collect();
+                let breaks: Vec<&Break> =
+                    state.core.breaks().filter(|record| record.lease == lease).collect();
                 !breaks.is_empty() && slot.is_none_or(|slot| slot.notified)
             }
         };
@@ -82,6 +83,8 @@ impl Setting {
     }
 
     pub(super) fn judge_found(&self, state: &mut State, found: &[Option<Block>], floors: &[u8]) {
+        let values = || found.iter().flatten().flatten().map(u8::to_string).collect::<Vec<_>>().join(" ");
+        state.note(Lane::Program, Lane::Program, || format!("finds {}", values()));
         if state.history.was_acknowledged() {
             state.test(Promise::P8);
         }
@@ -107,7 +110,8 @@ impl Setting {
             )
         });
         let Some(floors) = asked.and_then(|request| state.floors.remove(&request)) else { return };
-        let found: Vec<Block> = (0..self.blocks()).map(|block| state.disk.block(super::CLONE, block)).collect();
+        let found: Vec<Block> =
+            (0..self.blocks()).map(|block| state.disk.block(super::CLONE, block)).collect();
         self.judge_read(state, &found, &floors);
     }
 
@@ -144,7 +148,11 @@ impl Explored for Setting {
             Action::Answer(_) => Some(0),
             Action::GraceEnds => Some(1),
             Action::Writeback => Some(2),
-            Action::Unproven(_) | Action::Act(_) | Action::Dma(_) | Action::DeviceFault(_) | Action::Crash(_) => None,
+            Action::Unproven(_)
+            | Action::Act(_)
+            | Action::Dma(_)
+            | Action::DeviceFault(_)
+            | Action::Crash(_) => None,
         }
     }
 }

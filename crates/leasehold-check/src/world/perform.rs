@@ -1,8 +1,8 @@
 //! What the world does about the core's outputs.
 
 use super::{
-    Action, FIRST, Key, LOCAL_VALUE, MAIN, Mutation, Setting, Sometimes, State, blocks_of, file_of, frame_at,
-    parts_of, value_of,
+    Action, FIRST, Key, LOCAL_VALUE, Lane, MAIN, Mutation, Setting, Sometimes, State, blocks_of, file_of,
+    frame_at, parts_of, value_of,
 };
 use crate::scenario::Act;
 use leasehold_core::ids::{LeaseId, RequestId, SessionId};
@@ -16,11 +16,20 @@ use std::collections::VecDeque;
 impl Setting {
     /// The core says something. Answers that make no difference come at once.
     pub(super) fn hear(&self, state: &mut State, output: Output, inputs: &mut VecDeque<Input>) {
+        self.note_output(state, &output);
         match output {
             Output::Reply { request, reply } => return self.hear_reply(state, request, reply, inputs),
             Output::Notify { notice, .. } => return self.hear_notice(state, &notice),
             Output::BreakEnded { .. } | Output::Forget { .. } => return,
             Output::Perform { request, change, .. } => self.before_perform(state, request, change),
+            Output::Record { file, range, run, .. } if file_of(file) == MAIN && !self.lands_in_file() => {
+                // The commit has just taken effect.
+                let parts = parts_of(range);
+                for part in parts.clone() {
+                    let value = state.frames[frame_at(run, part / 2 - parts.start / 2)][part % 2];
+                    state.history.take_effect(part, value);
+                }
+            }
             Output::Fence { lease, .. } => self.before_fence(state, lease),
             Output::Write { write, file, blocks, run, .. } => {
                 let handed = (0..run.frames as usize).map(|at| state.frames[frame_at(run, at)]).collect();
@@ -38,7 +47,9 @@ impl Setting {
             Output::Expose { session, .. } | Output::Fence { session, .. } => {
                 session == SessionId::LOCAL || !self.thorough && matches!(output, Output::Expose { .. })
             }
-            Output::Load { by, .. } => !self.thorough && (self.lands_in_file() || matches!(by, Loader::Read(_))),
+            Output::Load { by, .. } => {
+                !self.thorough && (self.lands_in_file() || matches!(by, Loader::Read(_)))
+            }
             _ => false,
         };
         if at_once {
@@ -60,6 +71,16 @@ impl Setting {
 
     fn hear_reply(&self, state: &mut State, request: RequestId, reply: Reply, inputs: &mut VecDeque<Input>) {
         let act = &self.scenario.acts[request.0 as usize - 1];
+        let well = match &reply {
+            Reply::Acquire(result) => result.is_ok(),
+            Reply::Change(result) => result.is_ok(),
+            Reply::Read(result) => result.is_ok(),
+            Reply::Sync(_) | Reply::Commit(_) | Reply::Release(_) | Reply::Capture(_) => true,
+        };
+        let first_half = matches!((&reply, act), (Reply::Acquire(_), Act::LocalWrite(_)));
+        if well && !first_half {
+            state.answered |= 1 << (request.0 - 1);
+        }
         match (reply, act) {
             (Reply::Acquire(Ok(leases)), Act::Acquire(slot)) => {
                 state.slots[*slot].lease = leases.first().copied();
@@ -175,11 +196,14 @@ impl Setting {
         if self.lands_on_disk() {
             state.disk.grow(MAIN, parts.end);
         }
-        state.history.write(parts, LOCAL_VALUE);
+        if self.lands_in_file() {
+            state.history.write(parts, LOCAL_VALUE);
+        }
     }
 
     /// Performs an output, and answers it.
     pub(super) fn perform(&self, state: &mut State, output: Output) -> Option<Input> {
+        self.note_performed(state, &output);
         let result = Ok(());
         Some(match output {
             Output::Load { by, file, blocks, size, into } => {
@@ -187,7 +211,8 @@ impl Setting {
                     let block = blocks.start() as usize + at;
                     let content = state.disk.block(file_of(file), block);
                     let within = |part: usize| (2 * block + part) < (size / super::PART_BYTES) as usize;
-                    state.frames[frame_at(into, at)] = [0, 1].map(|part| if within(part) { content[part] } else { 0 });
+                    state.frames[frame_at(into, at)] =
+                        [0, 1].map(|part| if within(part) { content[part] } else { 0 });
                 }
                 match by {
                     Loader::Lease(lease) => Input::LeaseLoaded { lease, result },
@@ -227,7 +252,8 @@ impl Setting {
                         let outside = !within.contains(&part);
                         if outside && !self.mutated(Mutation::NoMerge) {
                             let there = part < (size / super::PART_BYTES) as usize;
-                            state.frames[frame_at(run, at)][part % 2] = if there { content[part % 2] } else { 0 };
+                            state.frames[frame_at(run, at)][part % 2] =
+                                if there { content[part % 2] } else { 0 };
                         }
                     }
                 }
@@ -253,7 +279,10 @@ impl Setting {
                 Input::Performed { request, result: Ok(None) }
             }
             Output::Flush { request, .. } => Input::Flushed { request, result },
-            Output::Reply { .. } | Output::Notify { .. } | Output::BreakEnded { .. } | Output::Forget { .. } => {
+            Output::Reply { .. }
+            | Output::Notify { .. }
+            | Output::BreakEnded { .. }
+            | Output::Forget { .. } => {
                 return None;
             }
         })
@@ -262,9 +291,11 @@ impl Setting {
     fn expose(&self, state: &mut State, lease: LeaseId, session: SessionId, run: Run, access: Access) {
         let wanted = state.core.lease(lease).map(|view| (file_of(view.file), parts_of(view.range)));
         let (Some((file, parts)), false) = (wanted, session == SessionId::LOCAL) else { return };
-        let slot = self.scenario.slots.iter().position(|slot| {
-            (slot.session, slot.file, &slot.parts) == (session, file, &parts)
-        });
+        let slot = self
+            .scenario
+            .slots
+            .iter()
+            .position(|slot| (slot.session, slot.file, &slot.parts) == (session, file, &parts));
         let Some(slot) = slot else { return };
         let mut extents = Vec::new();
         for (at, block) in blocks_of(&parts).enumerate() {
@@ -326,7 +357,14 @@ impl Setting {
         state.records.insert(write, blocks.collect());
     }
 
-    fn written(&self, state: &mut State, write: leasehold_core::ids::WriteId, file: usize, first: usize, run: Run) {
+    fn written(
+        &self,
+        state: &mut State,
+        write: leasehold_core::ids::WriteId,
+        file: usize,
+        first: usize,
+        run: Run,
+    ) {
         let at = state.handed.iter().position(|(other, _)| *other == write).expect("it was handed over");
         let (_, handed) = state.handed.remove(at);
         for (at, handed) in handed.into_iter().enumerate() {
@@ -378,7 +416,9 @@ impl Setting {
         if change != Change::Clone {
             for (at, wanted) in self.scenario.slots.iter().enumerate() {
                 let overlaps = takes.start < wanted.parts.end && wanted.parts.start < takes.end;
-                let Some(lease) = state.slots[at].lease.filter(|_| overlaps && wanted.file == MAIN) else { continue };
+                let Some(lease) = state.slots[at].lease.filter(|_| overlaps && wanted.file == MAIN) else {
+                    continue;
+                };
                 state.test(Promise::P3);
                 if copied {
                     continue;
@@ -409,10 +449,12 @@ impl Setting {
         self.lose_power(state, landed);
         // What has been is over: only the verdict is left.
         let State { broken, tested, seen, .. } = *state;
-        *state = State { broken, tested, seen, over: true, ..self.empty() };
+        let notes = std::mem::take(&mut state.notes);
+        *state = State { broken, tested, seen, notes, over: true, ..self.empty() };
     }
 
     fn lose_power(&self, state: &mut State, landed: u8) {
+        state.note(Lane::Disk, Lane::Disk, || "power is lost; recovery".into());
         if self.host.backing == Backing::PageCache && self.lands_in_file() {
             return self.judge_crash(state, &[]);
         }

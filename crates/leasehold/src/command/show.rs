@@ -1,6 +1,7 @@
 //! How data look: for people in 80 columns, for programs as JSON.
 
 use crate::size::Size;
+use anstream::{AutoStream, ColorChoice};
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -33,6 +34,16 @@ pub(crate) fn json_line(value: &Value) -> io::Result<()> {
 /// Prints one JSON document for people to look at, too.
 pub(crate) fn json_document(value: &Value) -> io::Result<()> {
     print(format_args!("{value:#}"))
+}
+
+/// Whether colours can be used on standard output: on a terminal that has them, unless NO_COLOR or the like says no.
+pub(crate) fn has_colour() -> bool {
+    AutoStream::choice(&io::stdout()) != ColorChoice::Never
+}
+
+/// Prints text that holds no names but ours, as it is, with its colours.
+pub(crate) fn styled(text: &str) -> io::Result<()> {
+    print(text)
 }
 
 /// A name as it can be shown: what it holds beside text must not reach the terminal.
