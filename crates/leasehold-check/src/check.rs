@@ -32,7 +32,8 @@ pub fn settings(entry: &Entry, scenarios: &[Scenario]) -> Vec<Setting> {
                 host,
                 filesystem,
                 scenario,
-                thorough: false,
+                // Where no page cache multiplies the states, every answer may take its time.
+                thorough: entry.scheme.data_path != DataPath::FileFrames,
                 mutation: None,
             });
         }
@@ -161,7 +162,7 @@ fn check_entry(
     let mut found = vec![Found::default(); Promise::ALL.len()];
     let mut explored = Explored::default();
     for setting in settings(entry, scenarios) {
-        let setting = Setting { thorough: options.deep, ..setting };
+        let setting = Setting { thorough: setting.thorough || options.deep, ..setting };
         let exploration = explore(&setting, bounds);
         if options.cross_check {
             let check = cross_check(setting.clone(), &exploration, options.threads.get());

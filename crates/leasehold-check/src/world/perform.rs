@@ -73,7 +73,8 @@ impl Setting {
         let act = &self.scenario.acts[request.0 as usize - 1];
         let well = match &reply {
             Reply::Acquire(result) => result.is_ok(),
-            Reply::Change(result) => result.is_ok(),
+            // A refusal, too, ends the wait.
+            Reply::Change(_) => true,
             Reply::Read(result) => result.is_ok(),
             Reply::Sync(_) | Reply::Commit(_) | Reply::Release(_) | Reply::Capture(_) => true,
         };
@@ -107,6 +108,9 @@ impl Setting {
                 state.see(Sometimes::Synced);
                 if let Some(floors) = state.floors.remove(&request) {
                     state.history.synced(&floors);
+                }
+                if self.scenario.crash && state.history.was_synced() {
+                    state.test(Promise::P2);
                 }
             }
             (Reply::Read(result), _) => self.hear_read(state, request, &result, inputs),
