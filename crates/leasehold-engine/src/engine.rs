@@ -12,14 +12,14 @@ use crate::metrics::Counters;
 use crate::open_files::{OpenFiles, Opening, Pinned};
 use crate::path::StorePath;
 use crate::session::{LINGERING_MAX, Sessions, TokenGate};
-use crate::storage::{Detail, Mismatch, NamespaceError, OpenError, Opened, Storage, StorageConfig};
+use crate::storage::{Detail, Mismatch, NamespaceError, OpenError, Opened, Storage, StorageConfig, WrapDisk};
 use bytes::Bytes;
 use leasehold_core::identity::Identity;
 use leasehold_core::ids::{LeaseId, RequestId, SessionId};
 use leasehold_core::input::{Access, Fault, Input, OnConflict, Want};
 use leasehold_core::output::{self, NoSuchLease, Reply};
 use leasehold_core::range::ByteRange;
-use leasehold_core::scheme::{Backing, Host};
+use leasehold_core::scheme::{Backing, Host, Scheme};
 use leasehold_core::view::Stats;
 use leasehold_core::{Core, Limits, OnExpiry, schemes};
 use leasehold_fabric::iwarp::{self, Iwarp};
@@ -305,11 +305,22 @@ impl Engine {
     /// # Errors
     /// [`StartError`], with the remedy. Nothing is served then.
     pub fn start(config: Config) -> Result<Engine, StartError> {
+        Engine::start_under(schemes::LEASEHOLD, false, None, config)
+    }
+
+    /// [`Engine::start`], under any scheme: only for [`crate::throw_away`].
+    pub(crate) fn start_under(
+        scheme: Scheme,
+        device_faults: bool,
+        wrap_disk: Option<WrapDisk>,
+        config: Config,
+    ) -> Result<Engine, StartError> {
         let arena = Arena::new(config.arena_bytes, config.pages)?;
         let (driver, work) = driver::queue();
         let counters = Arc::new(Counters::default());
         let answers = driver.clone();
         let mut storage_config = StorageConfig::new(&config.directory);
+        storage_config.wrap_disk = wrap_disk;
         let (mismatches, _) = broadcast::channel(4096);
         let (counted, found) = (counters.clone(), mismatches.clone());
         storage_config.mismatches = Some(Arc::new(move |mismatch| {
@@ -340,12 +351,12 @@ impl Engine {
         let listener = fabric.listen(config.data_address, gate)?;
         let (watch, _) = broadcast::channel(1024);
         let core = Core::new(leasehold_core::Config {
-            scheme: schemes::LEASEHOLD,
+            scheme,
             grace_ms: config.grace_ms,
             on_expiry: config.on_expiry,
             retry_ms: config.retry_ms,
             frames: arena.frames(),
-            host: Host { backing: Backing::PageCache, device_faults: false },
+            host: Host { backing: Backing::PageCache, device_faults },
             // A local write is a session too, and not one that the operator counts.
             limits: Limits {
                 sessions_max: config.limits.sessions_max + config.limits.requests_max,

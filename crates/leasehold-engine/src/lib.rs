@@ -69,6 +69,7 @@ pub mod storage;
 mod store;
 mod sums;
 mod threads;
+pub mod throw_away;
 mod workers;
 mod writeback;
 mod writes;
