@@ -6,8 +6,8 @@
 //!
 //! What the host does in the kernel happens here when it is asked for: writeback, reclaim, a device's fault.
 //!
-//! Invariant: a peer is quiet while its frames are written back, but for what [`ThrowAway::write_back`] is given to happen
-//! meanwhile, which happens when they have been summed up and the kernel alone looks at them.
+//! The caller upholds that a peer is quiet while its frames are written back, unless writes are held
+//! ([`ThrowAway::hold_writes`]): then they have been summed up, and the kernel alone looks at them.
 
 use crate::arena::Pages;
 use crate::disk::{Disk, Done, Memory, Transfer, Verb};
@@ -106,37 +106,36 @@ impl ThrowAway {
         self.directory.path().join("store/files").join(path.as_str().trim_start_matches('/'))
     }
 
-    /// Writes back what is dirty of the file, as the kernel does from time to time. If anything is written, `meanwhile`
-    /// happens between the checksum of the first frame and the disk's look at it. Returns whether it did.
+    /// Writes back what is dirty of the file, as the kernel does from time to time.
     ///
     /// # Errors
     /// There is no such file.
-    pub async fn write_back(
-        &self,
-        path: &StorePath,
-        meanwhile: impl Future<Output = ()>,
-    ) -> Result<bool, NamespaceError> {
+    pub async fn write_back(&self, path: &StorePath) -> Result<(), NamespaceError> {
+        self.begin_writeback(path).await?;
+        self.quiet().await;
+        Ok(())
+    }
+
+    /// [`ThrowAway::write_back`], without waiting for the end: for when writes are held.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub async fn begin_writeback(&self, path: &StorePath) -> Result<(), NamespaceError> {
         let pinned = self.engine.pin(path).await?;
-        let mut caught = self.gate.close();
         self.engine.0.driver.send(Work::Input(Input::Writeback { file: pinned.file() }));
-        let mut written = false;
-        loop {
-            tokio::select! {
-                biased;
-                _ = &mut caught => { written = true; break },
-                () = tokio::time::sleep(AGAIN) => {
-                    if self.is_quiet().await { break }
-                }
-            }
-        }
-        if written {
-            meanwhile.await;
-        }
-        self.gate.open();
+        Ok(())
+    }
+
+    /// From now on what is written from frames waits on its way to the disk, when it has been summed up.
+    #[must_use]
+    pub fn hold_writes(&self) -> HeldWrites<'_> {
+        HeldWrites { first: self.gate.close(), one_waits: false, store: self }
+    }
+
+    async fn quiet(&self) {
         while !self.is_quiet().await {
             tokio::time::sleep(AGAIN).await;
         }
-        Ok(written)
     }
 
     async fn is_quiet(&self) -> bool {
@@ -174,10 +173,10 @@ impl ThrowAway {
         }
     }
 
-    /// Whether the key is there without a fault.
-    pub async fn is_live(&self, lease: LeaseId) -> bool {
+    /// Whether the key was taken back, and comes again when the device faults.
+    pub async fn is_parked(&self, lease: LeaseId) -> bool {
         let state = self.engine.look(move |view| view.core.lease(lease).map(|lease| lease.state)).await;
-        state.flatten() == Some(LeaseState::Live)
+        state.flatten() == Some(LeaseState::Parked)
     }
 
     /// Whether somebody waits for a lease that has no deadline.
@@ -195,6 +194,43 @@ impl ThrowAway {
             _ => None,
         });
         found.await.flatten()
+    }
+}
+
+/// Writes that wait, until this is dropped.
+pub struct HeldWrites<'a> {
+    first: oneshot::Receiver<()>,
+    one_waits: bool,
+    store: &'a ThrowAway,
+}
+
+impl HeldWrites<'_> {
+    /// Returns once one waits, or there is nothing to write: whether one does.
+    pub async fn caught(&mut self) -> bool {
+        while !self.one_waits {
+            tokio::select! {
+                biased;
+                _ = &mut self.first => self.one_waits = true,
+                () = tokio::time::sleep(AGAIN) => {
+                    if self.store.is_quiet().await {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// Lets them go, and waits until they are durable.
+    pub async fn let_go(self) {
+        self.store.gate.open();
+        self.store.quiet().await;
+    }
+}
+
+impl Drop for HeldWrites<'_> {
+    fn drop(&mut self) {
+        self.store.gate.open();
     }
 }
 

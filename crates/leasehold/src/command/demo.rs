@@ -5,6 +5,7 @@ mod narrate;
 mod peer;
 mod scheme;
 mod stage;
+mod verdict;
 
 use crate::command::exit::{Exit, Failure, Outcome};
 use crate::size::{Size, rough};

@@ -6,15 +6,14 @@
 
 use super::narrate::{say, step};
 use super::peer::{Held, Peer};
+use super::verdict::{self, Seen, breaks};
 use crate::command::exit::{Exit, Failure, Outcome};
-use crate::command::show;
-use anyhow::Context as _;
 use bytes::Bytes;
 use leasehold_client::{Access, ByteRange, this_process};
 use leasehold_core::output::{self, ChangeError};
 use leasehold_core::promise::Promise;
 use leasehold_core::scheme::{Admission, DataPath};
-use leasehold_core::schemes::{self, Entry, Verdict};
+use leasehold_core::schemes::{self, Entry};
 use leasehold_engine::engine::AcquireError;
 use leasehold_engine::files::FileError;
 use leasehold_engine::path::StorePath;
@@ -35,15 +34,6 @@ const BOUND: Duration = Duration::from_millis(GRACE_MS + FENCE_MS);
 /// How often the story looks whether what it waits for has come.
 const LOOK: Duration = Duration::from_millis(5);
 
-const RED: &str = "\x1b[1;31m";
-const RESET: &str = "\x1b[0m";
-
-/// Who breaks one of these loses what was written, or gives it to others.
-const LOSES: [Promise; 5] = [Promise::P1, Promise::P2, Promise::P3, Promise::P9, Promise::P10];
-
-/// What was seen to break, and how.
-type Seen = Vec<(Promise, String)>;
-
 /// The scheme of that name.
 ///
 /// # Errors
@@ -55,7 +45,7 @@ pub(super) fn named(name: &str) -> Result<&'static Entry, String> {
 
 /// Plays the story.
 pub(super) async fn play(entry: &'static Entry, parent: PathBuf) -> Outcome {
-    warn(entry);
+    verdict::warn(entry);
     let scheme = entry.scheme;
     let faults = scheme.admission.cache_write == Admission::IfFaults;
     if faults {
@@ -76,26 +66,7 @@ pub(super) async fn play(entry: &'static Entry, parent: PathBuf) -> Outcome {
         }
     }
     drop(store);
-    conclude(entry, &seen)
-}
-
-/// Loud, and not to be missed in a terminal.
-fn warn(entry: &Entry) {
-    let broken = Promise::ALL.into_iter().filter(|promise| entry.declared(*promise).0 == Verdict::Broken);
-    let broken: Vec<Promise> = broken.collect();
-    let names: Vec<&str> = broken.iter().map(|promise| promise.name()).collect();
-    let loses = broken.iter().any(|promise| LOSES.contains(promise));
-    let what = match (broken.is_empty(), loses) {
-        (true, _) => "declares that it breaks no promise".to_owned(),
-        (false, false) => format!("breaks {}", names.join(", ")),
-        (false, true) => format!("LOSES DATA: it breaks {}", names.join(", ")),
-    };
-    let name = entry.scheme.name;
-    anstream::eprintln!("{RED}WARNING: the scheme `{name}` {what}.{RESET}");
-    anstream::eprintln!(
-        "{RED}This runs it on a store that is made for that, and thrown away in the end.{RESET}"
-    );
-    anstream::eprintln!("{RED}`leasehold serve` serves nothing but `leasehold`.{RESET}");
+    verdict::conclude(entry, &seen)
 }
 
 async fn start(entry: &'static Entry, faults: bool, parent: &Path) -> anyhow::Result<ThrowAway> {
@@ -145,22 +116,22 @@ async fn stable_writeback(store: &ThrowAway, seen: &mut Seen) -> Outcome {
     let mut peer = Peer::connect(store).await?;
     let mut held = peer.acquire(store, &path, range(BLOCK), Access::Update).await?;
     peer.write(store, &mut held, bytes(NEW, BLOCK)).await?;
-    let mut stalled = false;
-    let meanwhile = async {
-        if store.is_live(held.lease).await {
-            // Seen by what it does to the file.
-            let _ = peer.write_blindly(held, bytes(NEWEST, BLOCK)).await;
-        } else {
-            stalled = true;
-        }
-    };
-    let written = store.write_back(&path, meanwhile).await?;
+    let mut held_up = store.hold_writes();
+    store.begin_writeback(&path).await?;
+    if !held_up.caught().await {
+        say("Writeback found nothing that it may write; so the peer commits first.")?;
+        peer.commit(held).await?;
+    }
+    if !held_up.caught().await {
+        say("The commit had nothing written either.")?;
+    } else if store.is_parked(held.lease).await {
+        say("The key had been taken back for the writeback: the peer has to wait.")?;
+    } else {
+        peer.write_blindly(held, bytes(NEWEST, BLOCK)).await?;
+    }
+    held_up.let_go().await;
     let on_disk = std::fs::read(store.file(&path))?;
-    say(&match (written, stalled) {
-        (false, _) => "Writeback found nothing that it may write.".to_owned(),
-        (true, true) => "The key had been taken back for the writeback: the peer had to wait.".to_owned(),
-        (true, false) => format!("The disk got {} bytes of what came last.", count(&on_disk, NEWEST)),
-    })?;
+    say(&format!("The disk got {} bytes of what came last.", count(&on_disk, NEWEST)))?;
     match store.engine().read(&path, range(BLOCK)).await {
         Ok(_) => say("What is on disk matches its checksum."),
         Err(FileError::Read { source: output::ReadError::Fault(_), .. }) => {
@@ -180,7 +151,7 @@ async fn nothing_lost(store: &ThrowAway, seen: &mut Seen) -> Outcome {
     let mut peer = Peer::connect(store).await?;
     let mut held = peer.acquire(store, &path, range(FILE), Access::Update).await?;
     peer.write(store, &mut held, bytes(NEW, FILE)).await?;
-    store.write_back(&path, async {}).await?;
+    store.write_back(&path).await?;
     peer.write(store, &mut held, bytes(NEWEST, FILE)).await?;
     let committed = peer.commit(held).await?;
     store.engine().sync(&path).await?;
@@ -211,7 +182,7 @@ async fn no_disowned_page(store: &ThrowAway, seen: &mut Seen) -> Outcome {
     let mut peer = Peer::connect(store).await?;
     let mut held = peer.acquire(store, &path, range(BLOCK), Access::Update).await?;
     peer.write(store, &mut held, bytes(NEW, BLOCK)).await?;
-    store.write_back(&path, async {}).await?;
+    store.write_back(&path).await?;
     store.reclaim(&path).await?;
     peer.release(store, held).await;
     match store.disowned().await {
@@ -365,54 +336,4 @@ async fn coherent_reads(store: &ThrowAway, seen: &mut Seen) -> Outcome {
 
 fn count(bytes: &[u8], wanted: u8) -> usize {
     bytes.iter().filter(|byte| **byte == wanted).count()
-}
-
-fn breaks(seen: &mut Seen, promise: Promise, how: String) -> Outcome {
-    say(&format!("{promise} is broken."))?;
-    seen.push((promise, how));
-    Ok(())
-}
-
-/// Why a broken promise cannot be shown here; `None`: it can.
-fn out_of_reach(entry: &Entry, promise: Promise) -> Option<&'static str> {
-    let one_mark = entry.scheme.name == schemes::DIRTY_UNTAGGED.name;
-    match promise {
-        Promise::P1 | Promise::P4 if one_mark => Some("it takes two keys in one page"),
-        Promise::P9 => {
-            Some("it takes a filesystem that overwrites shared blocks, which O_DIRECT writes do not")
-        }
-        Promise::P10 => Some("it takes DAX, where frames are the storage's own blocks"),
-        _ => None,
-    }
-}
-
-/// One line a promise, and whether all is as the entry declares.
-fn conclude(entry: &Entry, seen: &Seen) -> Outcome {
-    let name = entry.scheme.name;
-    show::line("")?;
-    let mut wrong = Vec::new();
-    for promise in Promise::ALL {
-        let declared = entry.declared(promise).0 == Verdict::Broken;
-        let how = seen.iter().find(|(broken, _)| *broken == promise).map(|(_, how)| how);
-        match (how, declared, out_of_reach(entry, promise)) {
-            (Some(how), _, _) => show::line(format_args!("{promise} broken: {how}"))?,
-            (None, true, Some(why)) => {
-                show::line(format_args!("{promise} is broken too, but not here: {why}"))?
-            }
-            _ => {}
-        }
-        let expected = declared && out_of_reach(entry, promise).is_none();
-        if how.is_some() != expected {
-            wrong.push(promise.name());
-        }
-    }
-    if seen.is_empty() {
-        show::line("No promise was broken.")?;
-    }
-    show::line(format_args!("All interleavings, shortest first: leasehold check {name}"))?;
-    if wrong.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::new(Exit::Failed, format!("not as {name} declares: {}", wrong.join(", "))))
-        .context("the demo")
 }
