@@ -12,14 +12,15 @@
 use crate::arena::Pages;
 use crate::disk::{Disk, Done, Memory, Transfer, Verb};
 use crate::driver::Work;
-use crate::engine::{Config, Engine, StartError};
+use crate::engine::{Config, Engine, StartError, fabric_config};
 use crate::path::StorePath;
-use crate::storage::NamespaceError;
+use crate::storage::{NamespaceError, StorageConfig};
 use leasehold_core::ids::{LeaseId, SessionId};
 use leasehold_core::input::Input;
 use leasehold_core::scheme::Scheme;
 use leasehold_core::view::{LeaseState, WaitOn};
 use leasehold_core::violation::Violation;
+use leasehold_fabric::iwarp::Iwarp;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -90,7 +91,12 @@ impl ThrowAway {
         let gate = Arc::new(Gate::default());
         let behind = gate.clone();
         let wrap = move |disk| Arc::new(Gated { disk, gate: behind.clone() }) as Arc<dyn Disk>;
-        let engine = Engine::start_under(scheme, device_faults, Some(Arc::new(wrap)), config)?;
+        let storage =
+            StorageConfig { wrap_disk: Some(Arc::new(wrap)), ..StorageConfig::new(&config.directory) };
+        let fabric = Iwarp::new(fabric_config(&config)).map_err(StartError::Thread)?;
+        let counters = fabric.counters();
+        let design = (scheme, device_faults);
+        let engine = Engine::start_under(design, config, storage, Arc::new(fabric), counters)?;
         Ok(ThrowAway { engine, gate, directory })
     }
 
