@@ -57,11 +57,14 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts(self.memory.base.as_ptr(), self.len()) }
     }
 
-    /// Lets the peer of `endpoint` write the first `length` bytes.
+    /// Lets the peer of `endpoint` write the first `length` bytes: for those who speak to the fabric themselves.
+    ///
+    /// # Errors
+    /// [`ExposeError`]; the buffer is dropped.
     ///
     /// # Panics
     /// If the buffer is shorter.
-    pub(crate) fn expose(self, endpoint: Arc<dyn Endpoint>, length: usize) -> Result<Exposed, ExposeError> {
+    pub fn expose(self, endpoint: Arc<dyn Endpoint>, length: usize) -> Result<Exposed, ExposeError> {
         assert!(length <= self.len(), "the buffer has {} bytes, {length} were asked for", self.len());
         let owner: Arc<dyn Any + Send + Sync> = self.memory.clone();
         // SAFETY: `owner` keeps the allocation valid. From here until the fence is proven, `Exposed` owns the only
@@ -93,7 +96,7 @@ impl Drop for Memory {
 
 /// A buffer that the peer may write. Dropping it fences as well, and frees the memory only when the fabric, too, has
 /// let go of it.
-pub(crate) struct Exposed {
+pub struct Exposed {
     buffer: Option<Buffer>,
     endpoint: Arc<dyn Endpoint>,
     tag: Tag,
@@ -101,13 +104,17 @@ pub(crate) struct Exposed {
 
 impl Exposed {
     /// What the peer calls the buffer.
-    pub(crate) fn tag(&self) -> Tag {
+    #[must_use]
+    pub fn tag(&self) -> Tag {
         self.tag
     }
 
     /// Takes the buffer back. Blocks for at most `patience`. If the fence could not be proven, the memory stays with
     /// the fabric until the connection is gone.
-    pub(crate) fn fence(mut self, patience: Duration) -> Result<Buffer, Unproven> {
+    ///
+    /// # Errors
+    /// [`Unproven`]; the buffer is not given back.
+    pub fn fence(mut self, patience: Duration) -> Result<Buffer, Unproven> {
         let buffer = self.buffer.take().expect("only `fence` and `drop` take the buffer, and both end this");
         self.endpoint.fence(self.tag, patience)?;
         self.endpoint.forget(self.tag);

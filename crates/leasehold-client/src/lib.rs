@@ -59,7 +59,7 @@ mod session;
 mod written;
 
 pub use block_map::{BLOCK_BYTES, BlockMap, crc32c, crc32c_of_blocks};
-pub use buffer::Buffer;
+pub use buffer::{Buffer, Exposed};
 pub use caller::this_process;
 pub use client::{Client, ScrubOptions};
 pub use error::{

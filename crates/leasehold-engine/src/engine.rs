@@ -20,7 +20,7 @@ use leasehold_core::ids::{LeaseId, RequestId, SessionId};
 use leasehold_core::input::{Access, Fault, Input, OnConflict, Want};
 use leasehold_core::output::{self, NoSuchLease, Reply};
 use leasehold_core::range::ByteRange;
-use leasehold_core::scheme::{Backing, Host};
+use leasehold_core::scheme::{Backing, Host, Scheme};
 use leasehold_core::view::Stats;
 use leasehold_core::{Core, Limits, OnExpiry, schemes};
 use leasehold_fabric::iwarp::{self, Iwarp};
@@ -315,6 +315,17 @@ impl Engine {
     /// [`Engine::start`] with the store's own settings, on any fabric.
     pub(crate) fn start_on(
         config: Config,
+        storage_config: StorageConfig,
+        fabric: Arc<dyn Fabric>,
+        fabric_counters: Arc<iwarp::Counters>,
+    ) -> Result<Engine, StartError> {
+        Engine::start_under((schemes::LEASEHOLD, false), config, storage_config, fabric, fabric_counters)
+    }
+
+    /// [`Engine::start_on`], under any scheme, and with devices that fault or not: only for [`crate::throw_away`].
+    pub(crate) fn start_under(
+        (scheme, device_faults): (Scheme, bool),
+        config: Config,
         mut storage_config: StorageConfig,
         fabric: Arc<dyn Fabric>,
         fabric_counters: Arc<iwarp::Counters>,
@@ -352,12 +363,12 @@ impl Engine {
         let listener = fabric.listen(config.data_address, gate)?;
         let (watch, _) = broadcast::channel(1024);
         let core = Core::new(leasehold_core::Config {
-            scheme: schemes::LEASEHOLD,
+            scheme,
             grace_ms: config.grace_ms,
             on_expiry: config.on_expiry,
             retry_ms: config.retry_ms,
             frames: arena.frames(),
-            host: Host { backing: Backing::PageCache, device_faults: false },
+            host: Host { backing: Backing::PageCache, device_faults },
             // A local write is a session too, and not one that the operator counts.
             limits: Limits {
                 sessions_max: config.limits.sessions_max + config.limits.requests_max,
@@ -670,7 +681,7 @@ impl Engine {
 }
 
 /// The fabric must never be the first to run out of tags: the core's limits come with better words.
-fn fabric_config(config: &Config) -> iwarp::Config {
+pub(crate) fn fabric_config(config: &Config) -> iwarp::Config {
     let Limits { leases_per_session_max, remembered_per_session_max, sessions_max, .. } = config.limits;
     iwarp::Config {
         strict: config.strict_placement,

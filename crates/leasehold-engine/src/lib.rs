@@ -72,6 +72,7 @@ mod store;
 mod sums;
 mod sync;
 mod threads;
+pub mod throw_away;
 mod workers;
 mod writeback;
 mod writes;

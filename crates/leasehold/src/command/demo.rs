@@ -2,10 +2,14 @@
 //! this very program; this one only starts them and tells.
 
 mod narrate;
+mod peer;
+mod scheme;
 mod stage;
+mod verdict;
 
 use crate::command::exit::{Exit, Failure, Outcome};
 use crate::size::{Size, rough};
+use leasehold_core::schemes::Entry;
 use narrate::{say, step};
 use stage::{Actor, Stage};
 use std::fs::File;
@@ -26,8 +30,11 @@ const SIZE_MIN: u64 = 64 << 20;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Demo {
     /// How much to transfer; at least 64MiB
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", conflicts_with = "scheme")]
     size: Size,
+    /// See what another design for DMA into files does to them, instead: its name, as `leasehold check` has it
+    #[arg(long, value_name = "NAME", value_parser = scheme::named)]
+    scheme: Option<&'static Entry>,
     /// Where to make the throw-away store [default: the system's temporary directory]
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
@@ -45,6 +52,9 @@ impl Demo {
     }
 
     async fn play(self) -> Outcome {
+        if let Some(entry) = self.scheme {
+            return scheme::play(entry, self.directory.unwrap_or_else(std::env::temp_dir)).await;
+        }
         if self.size.0 < SIZE_MIN {
             return Err(Failure::new(
                 Exit::Usage,
