@@ -184,14 +184,13 @@ impl Core {
         let Kind::Acquire(acquire) = &self.requests[&id].kind else { return };
         let breaker = self.sessions[&acquire.session].identity.clone();
         for want in acquire.wants.clone() {
-            let leases: Vec<LeaseId> =
-                self.file(want.file).leases.conflicting(want.range, want.access.writes()).collect();
             // A key without a lease is nothing that could be broken.
-            let leases = leases.into_iter().filter(|&lease| {
+            let is_lease = |&lease: &LeaseId| {
                 let writes = self.leases[lease].access.writes();
                 self.config.scheme.admission.of(self.config.host.backing, writes) == Admission::Lease
-            });
-            let leases: Vec<LeaseId> = leases.collect();
+            };
+            let conflicting = self.file(want.file).leases.conflicting(want.range, want.access.writes());
+            let leases: Vec<LeaseId> = conflicting.filter(is_lease).collect();
             let operation = Operation::Acquire { range: want.range, access: want.access };
             for lease in leases {
                 self.begin_break(lease, &breaker, operation, out);
