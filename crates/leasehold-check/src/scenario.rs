@@ -66,7 +66,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    fn new(name: &'static str, slots: Vec<Slot>, acts: Vec<Act>) -> Scenario {
+    pub(crate) fn new(name: &'static str, slots: Vec<Slot>, acts: Vec<Act>) -> Scenario {
         let blocks = 1;
         Scenario {
             name,

@@ -9,6 +9,7 @@
 //! copy-on-write see to, while our own direct writes may be torn at every part.
 
 mod disk;
+mod experiment;
 mod history;
 mod judge;
 mod notes;
@@ -16,6 +17,7 @@ mod perform;
 mod trial;
 
 pub use disk::Filesystem;
+pub use experiment::Experiment;
 pub use notes::{LANES, Lane};
 pub(crate) use trial::Trial;
 
@@ -84,8 +86,11 @@ pub struct Setting {
 /// A rule that is taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mutation {
-    /// A fence is answered while the key is live: frames are reused under it.
-    NoFence,
+    /// A key that its holder commits, or gives back, is taken for fenced while it is live: its frames are written, and
+    /// reused, under it.
+    NoFenceAtCommit,
+    /// A key that is revoked is taken for fenced while it is live.
+    NoFenceAtBreak,
     /// A key whose fence is not proven is taken for fenced: no quarantine.
     NoQuarantine,
     /// A commit does not compare the CRC.
@@ -102,9 +107,13 @@ pub enum Mutation {
     NoBreak,
     /// Holders hear nothing of breaks.
     NoNotice,
+    /// A grace period never ends.
+    NoGrace,
     /// A sync is acknowledged at once.
     NoSyncWait,
-    /// A change is performed while writebacks of its blocks are under way.
+    /// A read does not wait for the writebacks of its blocks.
+    NoReadWait,
+    /// A change for which no lease has to go is performed while writebacks of its blocks are under way.
     NoDrain,
 }
 
@@ -383,6 +392,9 @@ impl Setting {
                 }
                 state.since.insert(request, state.now);
                 self.change_comes(state, request, change);
+                if self.mutated(Mutation::NoDrain) {
+                    self.change_early(state, request, change);
+                }
                 if self.mutated(Mutation::NoBreak) {
                     // As if nobody held anything: performed without asking the core.
                     state.left &= !(1 << number);
@@ -391,6 +403,13 @@ impl Setting {
                     return true;
                 }
                 Input::Change { request, file: file_id(MAIN), change, breaker: IDENTITY[1].clone() }
+            }
+            Act::Sync if self.mutated(Mutation::NoSyncWait) => {
+                let floors = state.history.visible();
+                state.history.synced(&floors);
+                state.see(Sometimes::Synced);
+                state.left &= !(1 << number);
+                return true;
             }
             Act::Sync => {
                 state.floors.insert(request, state.history.visible());
@@ -478,7 +497,7 @@ impl Setting {
             return false;
         }
         let floors = state.history.visible();
-        if !self.lands_in_file() {
+        if !self.lands_in_file() && !self.mutated(Mutation::NoReadWait) {
             state.left &= !(1 << number);
             self.note_act(state, number);
             state.floors.insert(request, floors);
@@ -625,7 +644,8 @@ impl Model for Setting {
                 actions.push(Action::Unproven(at as u8));
             }
         }
-        if state.core.next_deadline().is_some_and(|at| at.0 < state.now.after_ms(PATIENCE_MS / 2).0) {
+        let deadline = state.core.next_deadline().filter(|_| !self.mutated(Mutation::NoGrace));
+        if deadline.is_some_and(|at| at.0 < state.now.after_ms(PATIENCE_MS / 2).0) {
             actions.push(Action::GraceEnds);
         }
         for (at, slot) in state.slots.iter().enumerate() {

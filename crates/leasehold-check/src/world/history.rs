@@ -90,6 +90,11 @@ impl History {
         self.0[part].place(value).map(|place| place >= floor)
     }
 
+    /// Whether a crash must leave `value` there, or a newer one.
+    pub fn is_durable(&self, part: usize, value: Value) -> bool {
+        self.0[part].place(value).is_some_and(|place| place <= self.0[part].durable)
+    }
+
     /// Whether `value`, found in a part after a crash, may be there.
     pub fn may_survive(&self, part: usize, value: Value) -> bool {
         self.is_new(part, value, self.0[part].durable) == Some(true)

@@ -115,8 +115,8 @@ impl Setting {
         self.judge_read(state, &found, &floors);
     }
 
-    /// What a crash, and the recovery from it, have left; `lost` blocks were reported as torn.
-    pub(super) fn judge_crash(&self, state: &mut State, lost: &[usize]) {
+    /// What a crash, and the recovery from it, have left; `lost` blocks were reported as torn while this was written.
+    pub(super) fn judge_crash(&self, state: &mut State, lost: &[(usize, Block)]) {
         if state.history.was_synced() {
             state.test(Promise::P2);
         }
@@ -124,7 +124,12 @@ impl Setting {
         if state.removed || !state.disk.exists(MAIN) {
             return;
         }
-        for block in (0..self.blocks()).filter(|block| !lost.contains(block)) {
+        for &(block, written) in lost {
+            // What the write was not about was not its to lose.
+            let owed = [0, 1].into_iter().any(|part| state.history.is_durable(2 * block + part, written[part]));
+            state.break_unless(!owed, Promise::P2);
+        }
+        for block in (0..self.blocks()).filter(|block| lost.iter().all(|(other, _)| other != block)) {
             let content = state.disk.block(MAIN, block);
             for part in 0..2 {
                 let kept = state.history.may_survive(2 * block + part, content[part]);
