@@ -24,7 +24,13 @@ pub struct Experiment {
 impl Experiment {
     /// A machine that was just started.
     #[must_use]
-    pub fn on(scheme: Scheme, host: Host, filesystem: Filesystem, blocks: usize, slots: Vec<Slot>) -> Experiment {
+    pub fn on(
+        scheme: Scheme,
+        host: Host,
+        filesystem: Filesystem,
+        blocks: usize,
+        slots: Vec<Slot>,
+    ) -> Experiment {
         let scenario = Scenario { blocks, ..Scenario::new("by hand", slots, Vec::new()) };
         let setting = Setting { scheme, host, filesystem, scenario, thorough: false, mutation: None };
         let state = setting.start();

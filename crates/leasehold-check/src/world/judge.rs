@@ -126,7 +126,8 @@ impl Setting {
         }
         for &(block, written) in lost {
             // What the write was not about was not its to lose.
-            let owed = [0, 1].into_iter().any(|part| state.history.is_durable(2 * block + part, written[part]));
+            let owed =
+                [0, 1].into_iter().any(|part| state.history.is_durable(2 * block + part, written[part]));
             state.break_unless(!owed, Promise::P2);
         }
         for block in (0..self.blocks()).filter(|block| lost.iter().all(|(other, _)| other != block)) {
