@@ -376,7 +376,7 @@ impl Setting {
                 if wanted.file == MAIN && self.lands_in_file() {
                     state
                         .history
-                        .write(wanted.parts.clone(), value_of(slot, state.slots[slot].committed - 1));
+                        .write(wanted.writes.clone(), value_of(slot, state.slots[slot].committed - 1));
                 }
                 Input::Commit { request, session: wanted.session, lease }
             }
@@ -449,8 +449,9 @@ impl Setting {
         let value = value_of(at, round);
         let pieces = if half == 0 { "first halves" } else { "second halves" };
         state.note(Lane::peer(wanted.session), Lane::Memory, || format!("write {value} lands: {pieces}"));
-        for part in wanted.parts.clone().filter(|part| part % 2 == half || wanted.parts.len() == 1) {
-            if wanted.parts.len() == 1 && half == 1 {
+        let alone = wanted.writes.len() == 1;
+        for part in wanted.writes.clone().filter(|part| part % 2 == half || alone) {
+            if alone && half == 1 {
                 continue;
             }
             self.land(state, lease, &key, part, value);

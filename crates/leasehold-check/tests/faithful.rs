@@ -39,7 +39,7 @@ const WRITTEN_AGAIN: Block = [11; 2];
 const BY_SECOND: Block = [14; 2];
 
 fn slot(session: SessionId, file: usize, parts: Range<usize>, access: Access) -> Slot {
-    Slot { session, file, parts, access, rounds: 2 }
+    Slot { session, file, writes: parts.clone(), parts, access, rounds: 2 }
 }
 
 fn writer(parts: Range<usize>) -> Slot {

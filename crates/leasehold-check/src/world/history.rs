@@ -1,6 +1,6 @@
 //! What may be read where: for each part of a file, every value that was ever written there, in order.
 
-use super::{Parts, Value};
+use super::{LOCAL_VALUE, Parts, Value};
 
 const VALUES_MAX: usize = 10;
 
@@ -41,10 +41,11 @@ impl History {
         }
     }
 
-    /// The value is the newest one there from now on.
+    /// The value is the newest one there from now on. What a peer was loaded with, and has not written, is no new one.
     pub fn take_effect(&mut self, part: usize, value: Value) {
         let part = &mut self.0[part];
-        if part.place(value) != Some(part.length - 1) {
+        let place = part.place(value);
+        if place.is_none() || value == LOCAL_VALUE && place != Some(part.length - 1) {
             part.push(value);
         }
     }

@@ -96,7 +96,9 @@ impl Setting {
                 let wanted = &self.scenario.slots[*slot];
                 if wanted.file == MAIN {
                     let value = value_of(*slot, state.slots[*slot].committed - 1);
-                    state.history.acknowledge(wanted.parts.clone(), value);
+                    // What is acknowledged must be seen, even if the file has not got it.
+                    state.history.write(wanted.writes.clone(), value);
+                    state.history.acknowledge(wanted.writes.clone(), value);
                 }
             }
             (Reply::Commit(Err(_)), Act::Commit(_)) => state.see(Sometimes::Mismatch),
@@ -293,11 +295,9 @@ impl Setting {
     fn expose(&self, state: &mut State, lease: LeaseId, session: SessionId, run: Run, access: Access) {
         let wanted = state.core.lease(lease).map(|view| (file_of(view.file), parts_of(view.range)));
         let (Some((file, parts)), false) = (wanted, session == SessionId::LOCAL) else { return };
-        let slot = self
-            .scenario
-            .slots
-            .iter()
-            .position(|slot| (slot.session, slot.file, &slot.parts) == (session, file, &parts));
+        let slot = self.scenario.slots.iter().position(|slot| {
+            (slot.session, slot.file, &slot.parts, slot.access) == (session, file, &parts, access)
+        });
         let Some(slot) = slot else { return };
         let mut extents = Vec::new();
         for (at, block) in blocks_of(&parts).enumerate() {
@@ -344,7 +344,10 @@ impl Setting {
         let Some(at) = state.slots.iter().position(|slot| slot.lease == Some(lease)) else { return true };
         let value = value_of(at, state.slots[at].committed - 1);
         let parts = parts_of(range);
-        parts.clone().all(|part| state.frames[frame_at(run, part / 2 - parts.start / 2)][part % 2] == value)
+        self.scenario.slots[at]
+            .writes
+            .clone()
+            .all(|part| state.frames[frame_at(run, part / 2 - parts.start / 2)][part % 2] == value)
     }
 
     fn record(&self, state: &mut State, write: leasehold_core::ids::WriteId, range: ByteRange, run: Run) {
@@ -508,6 +511,7 @@ impl Setting {
             let record = records.filter(|(at, ..)| *at == block).copied().next_back();
             match record {
                 Some((_, image, true)) => state.disk.write(MAIN, block, image, true),
+                Some((..)) if state.disk.block(MAIN, block) == content => {}
                 Some((..)) => reported.push((block, content)),
                 None if state.disk.block(MAIN, block) == content => {}
                 // Its checksum is neither the old nor the new one, and nobody knows why.
