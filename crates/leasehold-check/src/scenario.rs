@@ -133,10 +133,11 @@ pub fn all() -> Vec<Scenario> {
         },
         Scenario {
             blocks: 2,
+            faults_max: 1,
             ..Scenario::new(
                 "a punch of one of two leases of a peer",
                 vec![writer(0..2, 1), writer(2..4, 1)],
-                vec![Acquire(0), Acquire(1), punch(0..2), Commit(1), Read],
+                vec![Acquire(0), Acquire(1), punch(0..2), Commit(1)],
             )
         },
         Scenario {
@@ -197,8 +198,31 @@ pub fn all() -> Vec<Scenario> {
     ]
 }
 
-/// Larger worlds: two blocks where the small ones have one, more acts, every answer in its own time.
+/// Larger worlds: power is lost and fences fail in all of them, and there are more acts.
 #[must_use]
 pub fn deep() -> Vec<Scenario> {
-    all()
+    use Act::{Acquire, Commit, LocalWrite, Read, Release, Sync};
+    let larger = |scenario: Scenario| Scenario { crash: true, unproven: true, ..scenario };
+    let mut deep: Vec<Scenario> = all().into_iter().map(larger).collect();
+    deep.extend([
+        larger(Scenario::new(
+            "two changes, one behind the other",
+            vec![writer(0..2, 1)],
+            vec![Acquire(0), truncate(1), punch(0..2), Commit(0), LocalWrite(0..2), Sync],
+        )),
+        larger(Scenario {
+            blocks: 2,
+            ..Scenario::new(
+                "leases across blocks, a clone and a truncate",
+                vec![writer(0..3, 1), writer(3..4, 1)],
+                vec![Acquire(0), Acquire(1), Act::Change(Change::Clone), Commit(0), Commit(1), truncate(1), Sync],
+            )
+        }),
+        larger(Scenario::new(
+            "a reader and a writer of the same bytes",
+            vec![slot(FIRST, 0..2, Access::Read, 0), slot(SECOND, 0..2, Access::Update, 1)],
+            vec![Acquire(0), Acquire(1), Commit(1), Act::RemoteRead(0), Release(0), Read],
+        )),
+    ]);
+    deep
 }

@@ -35,6 +35,7 @@ use leasehold_core::{Config, Core};
 use notes::Notes;
 use stateright::{Model, Property};
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
@@ -153,8 +154,6 @@ pub struct State {
     slots: Vec<Slot>,
     keys: BTreeMap<LeaseId, Key>,
     frames: [Block; FRAMES as usize],
-    /// Frames and extents that held the first tenant's bytes.
-    used: (u16, u16),
     disk: Disk,
     /// What was handed to the disk, as it was then.
     handed: Vec<(WriteId, Vec<Block>)>,
@@ -167,12 +166,34 @@ pub struct State {
     faults_left: u8,
     removed: bool,
     over: bool,
-    /// Acts that were answered, with success; a bit each.
-    answered: u16,
     broken: u16,
+    past: Past,
+}
+
+/// What has happened on the way, and decides nothing: it tells no two states apart. So of two ways to one state only the
+/// one that was found first counts for what is to happen `sometimes`; what must happen `always` is not concerned.
+#[derive(Clone, Debug, Default)]
+struct Past {
+    /// Promises that were put to the test.
     tested: u16,
     seen: u16,
+    /// Acts that were answered, with success.
+    answered: u16,
+    /// Frames and extents that held the first tenant's bytes.
+    used: (u16, u16),
     notes: Notes,
+}
+
+impl PartialEq for Past {
+    fn eq(&self, _: &Past) -> bool {
+        true
+    }
+}
+
+impl Eq for Past {}
+
+impl Hash for Past {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 /// What can happen next.
@@ -224,6 +245,10 @@ static IDENTITY: LazyLock<[Arc<Identity>; 2]> = LazyLock::new(|| {
         Arc::new(Identity { host, pid, uid, program: program.into(), evidence: Evidence::Claimed })
     })
 });
+
+fn fingerprint(output: &Output) -> u64 {
+    foldhash::quality::FixedState::default().hash_one(output)
+}
 
 fn file_id(file: usize) -> FileId {
     FileId(1 + file as u64)
@@ -308,7 +333,6 @@ impl Setting {
             slots: vec![slot; self.scenario.slots.len()],
             keys: BTreeMap::new(),
             frames: [[0; 2]; FRAMES as usize],
-            used: (0, 0),
             disk: Disk::new(self.filesystem, self.blocks(), BEFORE),
             handed: Vec::new(),
             records: BTreeMap::new(),
@@ -318,11 +342,8 @@ impl Setting {
             faults_left: self.scenario.faults_max,
             removed: false,
             over: false,
-            answered: 0,
             broken: 0,
-            tested: 0,
-            seen: 0,
-            notes: Notes::default(),
+            past: Past::default(),
         }
     }
 
@@ -348,6 +369,9 @@ impl Setting {
                 self.hear(state, output, &mut inputs);
             }
         }
+        // Answers come in any order, so it does not matter in which they are asked for.
+        state.pending.sort_by_cached_key(fingerprint);
+        state.handed.sort_unstable();
         self.judge(state);
     }
 
@@ -518,7 +542,7 @@ impl Setting {
             }
         }
         state.left &= !(1 << number);
-        state.answered |= 1 << number;
+        state.past.answered |= 1 << number;
         self.note_act(state, number);
         self.judge_read(state, &found, &floors);
         true
@@ -582,11 +606,11 @@ impl State {
     }
 
     fn test(&mut self, promise: Promise) {
-        self.tested |= 1 << promise as u16;
+        self.past.tested |= 1 << promise as u16;
     }
 
     fn see(&mut self, sometimes: Sometimes) {
-        self.seen |= 1 << sometimes as u16;
+        self.past.seen |= 1 << sometimes as u16;
     }
 
     /// Other keys that reach the frame.
@@ -605,13 +629,13 @@ impl State {
     /// Whether the promise was put to the test on the way here.
     #[must_use]
     pub fn tests(&self, promise: Promise) -> bool {
-        self.tested & (1 << promise as u16) != 0
+        self.past.tested & (1 << promise as u16) != 0
     }
 
     /// Whether this has happened on the way here.
     #[must_use]
     pub fn has_seen(&self, sometimes: Sometimes) -> bool {
-        self.seen & (1 << sometimes as u16) != 0
+        self.past.seen & (1 << sometimes as u16) != 0
     }
 }
 
@@ -624,7 +648,7 @@ fn properties_of<const PROMISE: usize>(names: [&'static str; 2]) -> [Property<Se
 }
 
 fn sometimes<const SOMETIMES: u16>(name: &'static str) -> Property<Setting> {
-    Property::sometimes(name, |_, state: &State| state.seen & (1 << SOMETIMES) != 0)
+    Property::sometimes(name, |_, state: &State| state.past.seen & (1 << SOMETIMES) != 0)
 }
 
 impl Model for Setting {

@@ -276,8 +276,7 @@ impl Core {
         let Kind::Acquire(acquire) = &self.requests[&id].kind else { return None };
         let mut runs = Vec::with_capacity(acquire.wants.len());
         for &want in &acquire.wants {
-            self.last_id += 1;
-            let lease = LeaseId(self.last_id);
+            let lease = LeaseId(self.last_lease.next());
             let frames =
                 u32::try_from(want.range.blocks().len()).expect("admitted, so no larger than the arena");
             let Some(run) = self.frames.allocate(frames, Owner::Lease(lease)) else {

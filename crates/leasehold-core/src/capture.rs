@@ -19,7 +19,7 @@
 
 use crate::core::{Core, Timer};
 use crate::frame::Owner;
-use crate::ids::{FrameId, LeaseId, RequestId, SessionId, Tick, WriteId};
+use crate::ids::{FrameId, LeaseId, RequestId, SessionId, Tick};
 use crate::input::Access;
 use crate::lease::{Lease, State, Step};
 use crate::output::{CommitError, Committed, Output, Reply};
@@ -116,7 +116,7 @@ impl Core {
             let error = CommitError::Limit { limit: "captures_per_lease_max", max: max as u64 };
             return self.refuse_capture(id, error, out);
         }
-        let lease = LeaseId(self.next_id());
+        let lease = self.next_lease();
         let frames = u32::try_from(range.blocks().len()).expect("no larger than the arena");
         let after_others = self.frame_queue.first().is_some_and(|&first| first < id);
         let run = if after_others { None } else { self.frames.allocate(frames, Owner::Lease(lease)) };
@@ -182,7 +182,7 @@ impl Core {
                 self.complete_boundary(id, out);
             }
             Some(_) => {}
-            None => self.snapshot_taken(WriteId(id.0), out),
+            None => self.snapshot_taken(id, out),
         }
     }
 

@@ -54,7 +54,10 @@ pub struct Core {
     pub(crate) config: Config,
     /// The latest moment that an input came with.
     pub(crate) now: Tick,
-    pub(crate) last_id: u64,
+    /// Leases are numbered apart: their numbers last, and so do not depend on what came and went meanwhile.
+    pub(crate) last_lease: Last,
+    /// Of everything else.
+    pub(crate) last_id: Last,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) files: BTreeMap<FileId, File>,
     pub(crate) leases: SparseTable<LeaseId, Box<Lease>>,
@@ -76,6 +79,30 @@ pub struct Core {
     /// A lease that marked a page dirty that its file had given up: only older schemes get here.
     pub(crate) disowned: Option<LeaseId>,
     pub(crate) work: Work,
+}
+
+/// The number that was given out last. It tells no two states apart: only how numbers compare matters, and the next one is
+/// greater than all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Last(u64);
+
+impl Last {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 += 1;
+        self.0
+    }
+}
+
+impl PartialEq for Last {
+    fn eq(&self, _: &Last) -> bool {
+        true
+    }
+}
+
+impl Eq for Last {}
+
+impl core::hash::Hash for Last {
+    fn hash<H: core::hash::Hasher>(&self, _: &mut H) {}
 }
 
 /// What is due at some moment.
@@ -111,7 +138,8 @@ impl Core {
         Core {
             config,
             now: Tick(0),
-            last_id: 0,
+            last_lease: Last(0),
+            last_id: Last(0),
             sessions: BTreeMap::from([(SessionId::LOCAL, Session::local())]),
             files: BTreeMap::new(),
             leases: SparseTable::default(),
@@ -246,7 +274,11 @@ impl Core {
 
     /// A number that was not given out before.
     pub(crate) fn next_id(&mut self) -> u64 {
-        self.last_id += 1;
-        self.last_id
+        self.last_id.next()
+    }
+
+    /// See [`Core::next_id`].
+    pub(crate) fn next_lease(&mut self) -> LeaseId {
+        LeaseId(self.last_lease.next())
     }
 }

@@ -113,7 +113,7 @@ impl Core {
     pub(crate) fn pages_for(&mut self, id: RequestId) -> Option<Vec<(LeaseId, Want, Run)>> {
         let Kind::Acquire(acquire) = &self.requests[&id].kind else { return None };
         let page_of = |core: &mut Core, want: Want| {
-            let lease = LeaseId(core.next_id());
+            let lease = core.next_lease();
             core.page_run(want.file, want.range.blocks()).map(|run| (lease, want, run))
         };
         acquire.wants.clone().into_iter().map(|want| page_of(self, want)).collect()
@@ -426,8 +426,7 @@ impl Core {
                 write.run = into;
                 self.page_of_write(frame, id).dirty = false;
                 self.insert_write(id, write, out);
-                // A write's number is no lease's, so it can stand for one here.
-                out.push(Output::Capture { lease: LeaseId(id.0), file, range, from: run, into });
+                out.push(Output::Capture { lease: snapshot_number(id), file, range, from: run, into });
             }
             _ => {
                 self.page_of_write(frame, id).dirty = false;
@@ -460,7 +459,8 @@ impl Core {
     }
 
     /// The copy of a page is made.
-    pub(crate) fn snapshot_taken(&mut self, id: WriteId, out: &mut Vec<Output>) {
+    pub(crate) fn snapshot_taken(&mut self, number: LeaseId, out: &mut Vec<Output>) {
+        let id = WriteId(u64::MAX - number.0);
         if self.writes.get(&id).is_some_and(|write| write.state == WriteState::Copying) {
             self.go_on_writing(id, WriteState::Recording, out);
         }
@@ -511,4 +511,9 @@ impl Core {
             }
         }
     }
+}
+
+/// What a copy of a page goes by, where the captures of leases go by theirs: numbers that no lease comes to.
+fn snapshot_number(write: WriteId) -> LeaseId {
+    LeaseId(u64::MAX - write.0)
 }

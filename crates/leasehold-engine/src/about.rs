@@ -1,9 +1,10 @@
 //! What is known about a file beside its bytes: its blocks' checksums, its attributes.
 
-use crate::engine::{Engine, blocking};
+use crate::engine::Engine;
 use crate::files::FileError;
 use crate::path::StorePath;
 use crate::storage::{Attributes, MapRun};
+use crate::sync::blocking;
 use leasehold_core::output;
 use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange};
 

@@ -5,14 +5,13 @@
 //! that a crash cut short is skipped when the log is read. A thread of its own writes it: a disk that takes its time must not
 //! hold up whoever breaks or is broken.
 
+use crate::sync::{self, mpsc};
 use leasehold_core::identity::{Evidence, Identity};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
 
 /// A log longer than this is renamed to `breaks.jsonl.1` and begun anew.
 const BYTES_MAX: u64 = 16 << 20;
@@ -139,8 +138,8 @@ impl BreakLogger {
     pub(crate) fn start(mut log: BreakLog) -> io::Result<BreakLogger> {
         let (queue, jobs) = mpsc::channel();
         let path = log.path.clone();
-        thread::Builder::new().name("leasehold-breaks".into()).spawn(move || {
-            for job in jobs {
+        sync::spawn("leasehold-breaks", move || {
+            for job in jobs.iter() {
                 match job {
                     Job::Append(row) => {
                         if let Err(error) = log.append(&row) {

@@ -17,6 +17,7 @@ use crate::sidecar::{BlockState, PAGE};
 use crate::staging::Staged;
 use crate::storage::{Detail, Inner};
 use crate::sums::Sums;
+use crate::sync::mpsc;
 use crate::writeback::fault_of;
 use leasehold_core::ids::{FileId, RequestId};
 use leasehold_core::input::{Change, Fault, Input};
@@ -25,8 +26,8 @@ use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, mpsc};
 
 /// A boundary block as it will be: block, CRC, bytes.
 type Image = (u64, u32, Box<[u8; PAGE]>);
@@ -125,9 +126,11 @@ impl Inner {
             self.disk.sync(&file.disk)?;
             let mut sums = file.sums();
             sums.disk_size = size;
+            // First, since it may fail: the core goes on with the old size then, and so do the checksums.
+            self.apply(&mut sums, &body)?;
             sums.recorded_size = size;
             sums.set_size(size);
-            self.apply(&mut sums, &body)
+            Ok(())
         })?;
         if let Some(hole) = hole {
             self.drop_writes(file, hole);

@@ -14,8 +14,10 @@ use crate::record::Body;
 use crate::sidecar::PAGE;
 use crate::storage::Inner;
 use crate::sums::page_offset;
+use crate::sync::{self, Mutex, mpsc};
 use std::io;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::Arc;
+use std::vec::IntoIter;
 
 /// What goes into the record with the pages.
 struct Notes {
@@ -45,22 +47,25 @@ impl Inner {
     fn checkpoint_files(self: &Arc<Inner>, files: Vec<Arc<StoreFile>>) -> io::Result<()> {
         // A file costs several flushes, and filesystems do those that wait at the same moment as one.
         let threads = (files.len() / FILES_A_THREAD).clamp(1, THREADS_MAX);
-        let files = Mutex::new(files.into_iter());
-        let work = || -> io::Result<()> {
-            loop {
-                let next = files.lock().expect("no panic while held").next();
-                let Some(file) = next else { return Ok(()) };
-                self.checkpoint_file(&file).inspect_err(|error| {
-                    tracing::error!(path = %file.path(), %error, "cannot write the checksums back");
-                })?;
-            }
-        };
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mine = work();
-            let all = others.into_iter().map(|other| other.join().expect("a panic ends the process"));
-            all.fold(mine, Result::and)
-        })
+        let files = Arc::new(Mutex::new(files.into_iter()));
+        let others = (1..threads).map(|_| {
+            let (inner, files) = (Arc::clone(self), Arc::clone(&files));
+            sync::spawn("storage-checkpoint", move || inner.checkpoint_each(&files))
+        });
+        let others: Vec<_> = others.collect();
+        let mine = self.checkpoint_each(&files);
+        let all = others.into_iter().map(|other| sync::join(other?).expect("a panic ends the process"));
+        all.fold(mine, Result::and)
+    }
+
+    fn checkpoint_each(self: &Arc<Inner>, files: &Mutex<IntoIter<Arc<StoreFile>>>) -> io::Result<()> {
+        loop {
+            let next = files.lock().expect("no panic while held").next();
+            let Some(file) = next else { return Ok(()) };
+            self.checkpoint_file(&file).inspect_err(|error| {
+                tracing::error!(path = %file.path(), %error, "cannot write the checksums back");
+            })?;
+        }
     }
 
     fn checkpoint_file(self: &Arc<Inner>, file: &Arc<StoreFile>) -> io::Result<()> {

@@ -14,13 +14,14 @@ use crate::sparse::next_data;
 use crate::staging::Staged;
 use crate::storage::Inner;
 use crate::sums::page_offset;
+use crate::sync::MutexGuard;
 use leasehold_core::range::{BLOCK_BYTES, BlockRange};
 use rustix::fs::{Mode, XattrFlags, fchmod, fsetxattr, fstat};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 /// Blocks whose states are looked at together.
 const MAP_BLOCKS: u64 = 1 << 16;

@@ -4,11 +4,12 @@
 //! whole or not at all: it is made beside the store's files, and gets its name last. A range is copied piece by piece, each
 //! a read and a local write, so it is neither atomic nor more than one piece in memory.
 
-use crate::engine::{Engine, blocking};
+use crate::engine::Engine;
 use crate::files::{CALL_BYTES_MAX, FileError};
 use crate::open_files::Pinned;
 use crate::path::StorePath;
 use crate::storage::{Detail, Kind, NamespaceError, Staged};
+use crate::sync::{self, blocking};
 use leasehold_core::identity::Identity;
 use leasehold_core::input::Change;
 use leasehold_core::range::ByteRange;
@@ -32,7 +33,7 @@ impl Engine {
         let source = self.pin(from).await?;
         self.check_place(&source, from, to, replace).await?;
         let (engine, from, to) = (self.clone(), from.clone(), to.clone());
-        let cloning = tokio::spawn(async move {
+        sync::detached(async move {
             let staged = engine.0.storage.stage();
             let detail = Detail::Clone { staged };
             engine.change(&from, &source, Change::Clone, detail, breaker.clone()).await?;
@@ -42,8 +43,8 @@ impl Engine {
                 blocking(move || engine.0.storage.discard(staged)).await;
             }
             placed.map(|()| shares)
-        });
-        cloning.await.expect("a clone neither panics nor is aborted")
+        })
+        .await
     }
 
     /// Before blocks are copied, and leases broken, for nothing.

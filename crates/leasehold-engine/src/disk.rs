@@ -8,11 +8,12 @@
 pub use crate::identity::Identity;
 
 use crate::buffer::Buffer;
+use crate::sync::{Mutex, mpsc};
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::Arc;
 
 /// Larger operations go to the kernel in pieces of this size, many at once. Pieces of frames are cut at multiples of
 /// it in the arena, so none straddles two registered buffers.
@@ -352,3 +353,6 @@ impl Gathered {
         done(result);
     }
 }
+
+#[cfg(test)]
+mod conformance;

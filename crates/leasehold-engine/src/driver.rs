@@ -14,6 +14,8 @@ use crate::metrics::Counters;
 use crate::operation::Operations;
 use crate::session::{InFlight, Session, Sessions};
 use crate::storage::{Detail, Storage};
+use crate::sync::mpsc::{self, RecvTimeoutError};
+use crate::sync::{self, Mutex, MutexGuard};
 use bytes::Bytes;
 use leasehold_core::Core;
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
@@ -22,9 +24,8 @@ use leasehold_core::output::{Output, Reply};
 use leasehold_core::range::Run;
 use leasehold_fabric::Endpoint;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{broadcast, oneshot};
 
@@ -102,11 +103,14 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn start() -> Clock {
-        Clock { started: Instant::now(), started_at: SystemTime::now() }
+        Clock { started: sync::now(), started_at: SystemTime::now() }
     }
 
     pub(crate) fn now(&self) -> Tick {
-        Tick(u64::try_from(self.started.elapsed().as_micros()).expect("no machine runs for 584,000 years"))
+        Tick(
+            u64::try_from(sync::now().duration_since(self.started).as_micros())
+                .expect("no machine runs for 584,000 years"),
+        )
     }
 
     pub(crate) fn system(&self, tick: Tick) -> SystemTime {
@@ -147,7 +151,7 @@ impl Driver {
         RequestId(self.next_request.fetch_add(1, Ordering::Relaxed))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, mpsc::Sender<Work>> {
+    fn lock(&self) -> MutexGuard<'_, mpsc::Sender<Work>> {
         self.queue.lock().expect("no code panics while it holds the queue")
     }
 }
@@ -191,7 +195,7 @@ pub(crate) fn run(parts: Parts, driver: Driver, work: mpsc::Receiver<Work>) -> s
         departing: HashMap::new(),
         stopping: None,
     };
-    std::thread::Builder::new().name("leasehold-core".into()).spawn(move || state.run(&work))?;
+    sync::spawn("leasehold-core", move || state.run(&work))?;
     Ok(())
 }
 
@@ -225,10 +229,10 @@ struct State {
 impl State {
     /// Runs until [`Work::Stop`] is done, or [`Work::Quit`].
     fn run(mut self, work: &mpsc::Receiver<Work>) {
-        let mut reap_at = Instant::now() + REAP_EVERY;
+        let mut reap_at = sync::now() + REAP_EVERY;
         loop {
             let now = self.clock.now();
-            let until_reap = reap_at.saturating_duration_since(Instant::now());
+            let until_reap = reap_at.saturating_duration_since(sync::now());
             let wait = match self.parts.core.next_deadline() {
                 Some(deadline) => until_reap.min(Duration::from_micros(deadline.0.saturating_sub(now.0))),
                 None => until_reap,
@@ -239,8 +243,8 @@ impl State {
                 Err(RecvTimeoutError::Timeout) => self.step(Input::Tick),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if Instant::now() >= reap_at {
-                reap_at = Instant::now() + REAP_EVERY;
+            if sync::now() >= reap_at {
+                reap_at = sync::now() + REAP_EVERY;
                 for session in self.parts.sessions.silent() {
                     self.end_session(session, "it was silent for longer than its time to live");
                 }
@@ -284,7 +288,7 @@ impl State {
                 }
                 self.operations.note(&input, &detail);
                 let summed = self.keep_crc(&input, &detail);
-                self.replies.insert(id, Pending { asker, detail, since: Instant::now(), summed });
+                self.replies.insert(id, Pending { asker, detail, since: sync::now(), summed });
                 self.step(input);
             }
             Work::Poisoned(session) => {

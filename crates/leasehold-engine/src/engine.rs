@@ -13,6 +13,7 @@ use crate::open_files::{OpenFiles, Opening, Pinned};
 use crate::path::StorePath;
 use crate::session::{LINGERING_MAX, Sessions, TokenGate};
 use crate::storage::{Detail, Mismatch, NamespaceError, OpenError, Opened, Storage, StorageConfig};
+use crate::sync::{self, Mutex, blocking};
 use bytes::Bytes;
 use leasehold_core::identity::Identity;
 use leasehold_core::ids::{LeaseId, RequestId, SessionId};
@@ -26,8 +27,8 @@ use leasehold_fabric::iwarp::{self, Iwarp};
 use leasehold_fabric::{Fabric, ListenError, Listener};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -160,7 +161,8 @@ pub(crate) struct Inner {
     pub(crate) files: OpenFiles,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) fabric: Iwarp,
+    fabric_counters: Arc<iwarp::Counters>,
+    _fabric: Arc<dyn Fabric>,
     watch: broadcast::Sender<Event>,
     /// Blocks that loads found to differ from their checksums, for scrubs.
     pub(crate) mismatches: broadcast::Sender<Mismatch>,
@@ -305,11 +307,22 @@ impl Engine {
     /// # Errors
     /// [`StartError`], with the remedy. Nothing is served then.
     pub fn start(config: Config) -> Result<Engine, StartError> {
+        let fabric = Iwarp::new(fabric_config(&config)).map_err(StartError::Thread)?;
+        let (storage, counters) = (StorageConfig::new(&config.directory), fabric.counters());
+        Engine::start_on(config, storage, Arc::new(fabric), counters)
+    }
+
+    /// [`Engine::start`] with the store's own settings, on any fabric.
+    pub(crate) fn start_on(
+        config: Config,
+        mut storage_config: StorageConfig,
+        fabric: Arc<dyn Fabric>,
+        fabric_counters: Arc<iwarp::Counters>,
+    ) -> Result<Engine, StartError> {
         let arena = Arena::new(config.arena_bytes, config.pages)?;
         let (driver, work) = driver::queue();
         let counters = Arc::new(Counters::default());
         let answers = driver.clone();
-        let mut storage_config = StorageConfig::new(&config.directory);
         let (mismatches, _) = broadcast::channel(4096);
         let (counted, found) = (counters.clone(), mismatches.clone());
         storage_config.mismatches = Some(Arc::new(move |mismatch| {
@@ -331,7 +344,6 @@ impl Engine {
             Duration::from_millis(config.session_ttl_ms),
             Duration::from_millis(config.token_ttl_ms),
         ));
-        let fabric = Iwarp::new(fabric_config(&config)).map_err(StartError::Thread)?;
         let gate = Arc::new(TokenGate {
             sessions: sessions.clone(),
             driver: driver.clone(),
@@ -375,7 +387,8 @@ impl Engine {
             arena,
             sessions,
             counters,
-            fabric,
+            fabric_counters,
+            _fabric: fabric,
             watch,
             mismatches,
             listener: Mutex::new(Some(listener)),
@@ -406,10 +419,10 @@ impl Engine {
         let (done, drained) = oneshot::channel();
         self.0.driver.send(Work::Stop(done));
         let drain_ms = self.0.config.drain_ms;
-        let drained = tokio::time::timeout(Duration::from_millis(drain_ms), drained).await;
+        let drained = sync::timeout(Duration::from_millis(drain_ms), drained).await;
         let break_log = self.0.break_log.clone();
         blocking(move || break_log.wait()).await;
-        if drained.is_err() {
+        if drained.is_none() {
             let writebacks = self.stats().await.map_or(0, |stats| stats.writebacks);
             return Err(StopError::Undrained { writebacks, drain_ms });
         }
@@ -567,7 +580,7 @@ impl Engine {
     /// What the fabric has counted.
     #[must_use]
     pub fn fabric_counters(&self) -> Arc<iwarp::Counters> {
-        self.0.fabric.counters()
+        self.0.fabric_counters.clone()
     }
 
     /// How full the tables are; `None` once the engine has stopped.
@@ -691,9 +704,4 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.driver.send(Work::Quit);
     }
-}
-
-/// Runs a blocking call on tokio's threads for those.
-pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(call).await.expect("a blocking call neither panics nor is aborted")
 }

@@ -7,12 +7,13 @@ use crate::record::Body;
 use crate::sidecar::{BlockState, Header};
 use crate::storage::Mismatch;
 use crate::sums::{Sums, SumsError};
+use crate::sync::{Mutex, MutexGuard};
 use leasehold_core::ids::FileId;
 use leasehold_core::input::Fault;
 use leasehold_core::range::BlockRange;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard};
 
 /// So many troubles of a file are remembered; then they are forgotten, since a file that is bad throughout needs no list.
 const TROUBLES_MAX: usize = 256;

@@ -2,10 +2,11 @@
 //! a breaker, and says who it is.
 
 use crate::driver::{self, View};
-use crate::engine::{Ended, Engine, blocking};
+use crate::engine::{Ended, Engine};
 use crate::open_files::{Opening, Pinned};
 use crate::path::StorePath;
 use crate::storage::{self, CollapseRefused, Detail, Kind, NamespaceError, Storage};
+use crate::sync::blocking;
 use bytes::Bytes;
 use leasehold_core::identity::Identity;
 use leasehold_core::ids::{FileId, LeaseId, SessionId};
@@ -455,7 +456,7 @@ impl Engine {
         self.sync_file(file, &path.unwrap_or(StorePath::ROOT)).await
     }
 
-    async fn sync_file(&self, file: FileId, path: &StorePath) -> Result<(), FileError> {
+    pub(crate) async fn sync_file(&self, file: FileId, path: &StorePath) -> Result<(), FileError> {
         let Reply::Sync(result) =
             self.begin(|request| Input::Sync { request, file }, Detail::None).await?.reply
         else {

@@ -63,11 +63,14 @@ mod scrub;
 pub mod scrubber;
 pub mod session;
 mod sidecar;
+#[cfg(test)]
+mod simulation;
 mod sparse;
 mod staging;
 pub mod storage;
 mod store;
 mod sums;
+mod sync;
 mod threads;
 mod workers;
 mod writeback;

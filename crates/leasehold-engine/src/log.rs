@@ -17,10 +17,11 @@ pub(crate) use segment::{Scan, SegmentHead, scan};
 use crate::disk::{Disk, DiskFile, Memory, Transfer, Verb};
 use crate::identity::Identity;
 use crate::record::{BATCH_ALIGNMENT, BatchHead, Body, Record};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::{buffer::Buffer, disk};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 
 /// A batch takes no more records once it is this long.
 const BATCH_BYTES: usize = 1 << 20;
@@ -47,6 +48,10 @@ struct State {
     in_flight: bool,
     /// Cancellations whose outcome is not known here yet.
     cancelling: usize,
+    /// Open records on their way to the segment that was switched to.
+    repeating: usize,
+    /// One of them did not get there.
+    unrepeated: bool,
     /// Begin no batch: the segments are being switched.
     held: bool,
     /// Whether the other segment is still needed.
@@ -58,16 +63,12 @@ struct State {
 
 struct Waiting {
     bytes: Arc<[u8]>,
+    /// `None`: a mark, which is in the same batch as the record behind it, and so is there if that is.
     durable: Option<Durable>,
 }
 
-/// A record whose data is not durable yet.
-struct Open {
-    /// Its file's mark, then the record itself.
-    bytes: [Arc<[u8]>; 2],
-    /// The epoch of the segment that holds it.
-    epoch: u64,
-}
+/// A record whose data is not durable yet: its file's mark, then the record itself.
+type Open = [Arc<[u8]>; 2];
 
 /// What is to be recorded of one file.
 pub(crate) struct Entry {
@@ -99,6 +100,8 @@ impl Log {
             waiting: VecDeque::new(),
             in_flight: false,
             cancelling: 0,
+            repeating: 0,
+            unrepeated: false,
             held: false,
             unretired,
             undecided,
@@ -124,7 +127,7 @@ impl Log {
         state.next_sequence += 1;
         let bytes: Arc<[u8]> =
             Record { sequence, identity: entry.identity, body: entry.body }.encode().into();
-        state.open.insert(sequence, Open { bytes: [mark, Arc::clone(&bytes)], epoch });
+        state.open.insert(sequence, [mark, Arc::clone(&bytes)]);
         state.waiting.push_back(Waiting { bytes, durable: Some(durable) });
         self.begin_batch(state);
         Appended { sequence, epoch }
@@ -181,13 +184,14 @@ impl Log {
         if state.in_flight || state.held || state.waiting.is_empty() {
             return;
         }
-        let (mut records, mut count, mut told) = (Vec::new(), 0, Vec::new());
+        let (mut records, mut count, mut told, mut whole) = (Vec::new(), 0, Vec::new(), false);
         while let Some(next) = state.waiting.front()
-            && (count == 0 || records.len() + next.bytes.len() <= BATCH_BYTES)
+            && (!whole || records.len() + next.bytes.len() <= BATCH_BYTES)
         {
             let Waiting { bytes, durable } = state.waiting.pop_front().expect("seen above");
             records.extend_from_slice(&bytes);
             count += 1;
+            whole = durable.is_some();
             told.extend(durable);
         }
         let first_open = state.open.first_key_value().map_or(state.next_sequence, |(first, _)| *first);
@@ -228,11 +232,15 @@ impl Log {
         }
     }
 
-    /// Goes over to the other segment, which repeats what is open. Blocks. Does nothing while the other segment is still
-    /// needed (a checkpoint failed half way).
+    /// Goes over to the other segment, which repeats what is open. Blocks. While the other segment is still needed (a checkpoint
+    /// failed half way), no more is done than to repeat what did not get there.
     pub(crate) fn switch(self: &Arc<Log>) -> io::Result<()> {
         let mut state = self.state();
         if state.unretired {
+            if state.unrepeated {
+                self.repeat(&mut state);
+                self.begin_batch(state);
+            }
             return Ok(());
         }
         state.held = true;
@@ -249,27 +257,47 @@ impl Log {
             state.epoch = head.epoch;
             state.offset = BATCH_ALIGNMENT as u64;
             state.unretired = true;
-            let epoch = head.epoch;
-            let State { open, waiting, .. } = &mut *state;
-            // What still waits goes to the new segment by itself; repeating it does no harm.
-            let repeated = open.values_mut().flat_map(|open| {
-                open.epoch = epoch;
-                open.bytes.iter().map(|bytes| Waiting { bytes: Arc::clone(bytes), durable: None })
-            });
-            let mut all: VecDeque<Waiting> = repeated.collect();
-            all.append(waiting);
-            *waiting = all;
+            self.repeat(&mut state);
         }
         self.begin_batch(state);
         written
     }
 
+    /// Puts what is open in front. What still waits goes to the new segment by itself; repeating it does no harm.
+    fn repeat(self: &Arc<Log>, state: &mut State) {
+        state.unrepeated = false;
+        state.repeating += state.open.len();
+        let repeated = state.open.values().flat_map(|[mark, record]| {
+            let log = Arc::clone(self);
+            let landed: Durable = Box::new(move |result| {
+                let mut state = log.state();
+                state.repeating -= 1;
+                state.unrepeated |= result.is_err();
+                drop(state);
+                log.landed.notify_all();
+            });
+            [(mark, None), (record, Some(landed))]
+        });
+        let repeated = repeated.map(|(bytes, durable)| Waiting { bytes: Arc::clone(bytes), durable });
+        let mut all: VecDeque<Waiting> = repeated.collect();
+        all.append(&mut state.waiting);
+        state.waiting = all;
+    }
+
     /// The other segment is not needed any more. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// If the disk fails, and if it failed to repeat what is open: then only the other segment has that.
     pub(crate) fn retire(&self) -> io::Result<()> {
         let (other, epoch, first_batch) = {
-            let state = self.state();
+            let repeats = |state: &mut State| state.repeating > 0;
+            let state = self.landed.wait_while(self.state(), repeats).expect("no panic while held");
             if !state.unretired {
                 return Ok(());
+            }
+            if state.unrepeated {
+                return Err(io::Error::other("a record that is still open could not be repeated"));
             }
             (1 - state.active, state.epoch, state.next_batch)
         };

@@ -6,13 +6,14 @@
 use crate::disk::{Disk, NameChange};
 use crate::path::StorePath;
 use crate::store::Store;
+use crate::sync::{Mutex, MutexGuard};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 /// See the module.
 pub(crate) struct Names {

@@ -10,7 +10,7 @@ use crate::sums::{Sums, page_offset};
 use leasehold_core::ids::FileId;
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -158,8 +158,8 @@ pub(crate) enum Damaged {
 #[derive(Default)]
 pub(crate) struct Files {
     next: u64,
-    pub(crate) by_id: HashMap<FileId, Arc<StoreFile>>,
-    pub(crate) by_identity: HashMap<Identity, Arc<StoreFile>>,
+    pub(crate) by_id: BTreeMap<FileId, Arc<StoreFile>>,
+    pub(crate) by_identity: BTreeMap<Identity, Arc<StoreFile>>,
 }
 
 impl Files {

@@ -7,11 +7,12 @@
 use crate::driver::{Driver, Work};
 use crate::path::StorePath;
 use crate::storage::{NamespaceError, OpenedFile, Storage};
+use crate::sync::{Mutex, MutexGuard, mpsc};
 use leasehold_core::ids::FileId;
 use leasehold_core::input::Input;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 /// How many files are tried at most when one has to be closed.
 const TRIES: usize = 64;

@@ -4,14 +4,14 @@
 //! disk view is registered as fixed buffers of at most 1 GiB, where the limit of locked memory allows it.
 
 use crate::disk::{self, Disk, Done, Memory, Transfer, Verb};
+use crate::sync::{self, JoinHandle, Mutex, mpsc};
 use crate::workers::or_abort;
 use io_uring::{IoUring, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 const DEPTH: u32 = 128;
 const FIXED_BYTES: usize = 1 << 30;
@@ -55,7 +55,7 @@ impl Ring {
         let shared = Arc::new(Shared { queue: Mutex::default(), doorbell });
         let (report, started) = mpsc::channel();
         let for_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("storage-ring".into()).spawn(move || {
+        let thread = sync::spawn("storage-ring", move || {
             match Issuer::new(for_thread, view) {
                 Ok((issuer, note)) => {
                     // The starter waits right below.
@@ -96,13 +96,9 @@ impl Disk for Ring {
     fn finish(&self) {
         self.shared.queue.lock().expect("no panic while held").closed = true;
         self.ring_doorbell();
-        // The last completion may own the last reference to what owns the ring.
-        if let Some(thread) = self.thread.lock().expect("no panic while held").take()
-            && thread.thread().id() != std::thread::current().id()
-        {
-            // It ends without a panic, or the panic was reported.
-            let _ = thread.join();
-        }
+        let thread = self.thread.lock().expect("no panic while held").take();
+        // It is this one if the last completion owned the last reference to what owns the ring.
+        thread.map(sync::join);
     }
 }
 

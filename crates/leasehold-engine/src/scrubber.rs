@@ -3,11 +3,12 @@
 //! A scrub runs beside everything else: it reads one piece at a time, and every read takes its turn like any other. What
 //! it adopts, it names.
 
-use crate::engine::{Engine, blocking};
+use crate::engine::Engine;
 use crate::files::{CALL_BYTES_MAX, FileError};
 use crate::open_files::{Opening, Pinned};
 use crate::path::StorePath;
 use crate::storage::{Detail, Kind, Mismatch, Orphans};
+use crate::sync::blocking;
 use leasehold_core::identity::Identity;
 use leasehold_core::input::{Change, Fault};
 use leasehold_core::output::ReadError;

@@ -7,16 +7,17 @@
 use crate::driver::{Asker, Driver, Work};
 use crate::event::Event;
 use crate::storage::Detail;
+use crate::sync::{self, Mutex, MutexGuard};
 use bytes::Bytes;
 use leasehold_core::ids::{LeaseId, RequestId, SessionId};
 use leasehold_core::input::{Access, Input};
 use leasehold_core::range::ByteRange;
 use leasehold_fabric::message::{Captured, Committed, Fetched, Message, Status};
 use leasehold_fabric::{Admitted, CloseReason, Endpoint, Gate, Handler, OperationError, Remote, Source, Tag};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -41,7 +42,7 @@ pub(crate) struct Sessions {
 #[derive(Default)]
 struct Table {
     next: u64,
-    sessions: HashMap<SessionId, Arc<Session>>,
+    sessions: BTreeMap<SessionId, Arc<Session>>,
     tokens: HashMap<Token, Ticket>,
 }
 
@@ -94,7 +95,7 @@ impl Sessions {
         let id = SessionId(table.next);
         table.next += 1;
         let state = State {
-            last_heard: Instant::now(),
+            last_heard: sync::now(),
             endpoint: None,
             keys: HashMap::new(),
             lingering: VecDeque::new(),
@@ -116,7 +117,7 @@ impl Sessions {
     pub(crate) fn token(&self, session: SessionId, peer: IpAddr) -> Result<Token, getrandom::Error> {
         let mut token = Token::default();
         getrandom::fill(&mut token)?;
-        let expires = Instant::now() + self.token_ttl;
+        let expires = sync::now() + self.token_ttl;
         self.lock().tokens.insert(token, Ticket { session, peer: peer.to_canonical(), expires });
         Ok(token)
     }
@@ -131,7 +132,7 @@ impl Sessions {
 
     /// Notes a sign of life. `false`: there is no such session.
     pub(crate) fn heard(&self, session: SessionId) -> bool {
-        self.get(session).map(|session| session.lock().last_heard = Instant::now()).is_some()
+        self.get(session).map(|session| session.lock().last_heard = sync::now()).is_some()
     }
 
     pub(crate) fn remove(&self, session: SessionId) -> Option<Arc<Session>> {
@@ -142,7 +143,7 @@ impl Sessions {
 
     /// The sessions that were silent for too long. Tokens that nobody used in time are forgotten.
     pub(crate) fn silent(&self) -> Vec<SessionId> {
-        let now = Instant::now();
+        let now = sync::now();
         let mut table = self.lock();
         table.tokens.retain(|_, ticket| ticket.expires > now);
         let silent = |session: &Session| now.duration_since(session.lock().last_heard) > self.ttl;
@@ -154,7 +155,7 @@ impl Sessions {
         let token = Token::try_from(private_data).map_err(|_| "the private data is not a 16-byte token")?;
         let mut table = self.lock();
         let ticket = table.tokens.remove(&token).ok_or("unknown token: it was used, or it has expired")?;
-        if ticket.expires <= Instant::now() {
+        if ticket.expires <= sync::now() {
             return Err("the token has expired");
         }
         if ticket.peer != peer.to_canonical() {

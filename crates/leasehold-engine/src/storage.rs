@@ -5,7 +5,7 @@
 
 mod inner;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use inner::Inner;
 
@@ -489,6 +489,12 @@ impl Storage {
     pub fn closing(&self) -> usize {
         let files = self.inner.files();
         files.by_identity.len().saturating_sub(files.by_id.len())
+    }
+
+    /// What an open file is on its disk.
+    #[cfg(test)]
+    pub(crate) fn disk_file(&self, file: FileId) -> Option<Arc<crate::disk::DiskFile>> {
+        self.inner.files().by_id.get(&file).map(|file| Arc::clone(&file.disk))
     }
 
     /// Closes an open file. The core must have forgotten it, with nothing under way. Its checksums are written back at

@@ -185,11 +185,6 @@ impl Sums {
 
     /// The pages from `first` to before `last` hold nothing any more.
     fn clear_pages(&mut self, disk: &dyn Disk, first: u64, last: u64) -> Result<(), SumsError> {
-        let numbers = first as u32..=(last - 1) as u32;
-        // Not dropped: a checkpoint may be about to write an older copy in place.
-        for (number, cached) in self.pages.range_mut(numbers) {
-            *cached = Cached::dirty(Page::holes(*number, &self.header));
-        }
         // Below this, a page that was never written stands for blocks that others brought.
         let adopted = self.header.adopted_blocks.div_ceil(BLOCKS_PER_PAGE).clamp(first, last);
         if self.shifted.is_some() || self.sidecar.is_none() {
@@ -199,6 +194,7 @@ impl Sums {
                 next = written + 1;
             }
             (first..adopted).for_each(|number| self.install_holes(number));
+            self.clear_cached(first, last);
             return Ok(());
         }
         let sidecar = self.sidecar.as_ref().expect("looked at above");
@@ -215,7 +211,16 @@ impl Sums {
         } else if from < length && from < to {
             disk.punch(sidecar, from, to - from)?;
         }
+        // Last: if the disk fails, what is in memory is as before, and finds the change out.
+        self.clear_cached(first, last);
         Ok(())
+    }
+
+    fn clear_cached(&mut self, first: u64, last: u64) {
+        // Not dropped: a checkpoint may be about to write an older copy in place.
+        for (number, cached) in self.pages.range_mut(first as u32..=(last - 1) as u32) {
+            *cached = Cached::dirty(Page::holes(*number, &self.header));
+        }
     }
 
     fn install_holes(&mut self, number: u64) {

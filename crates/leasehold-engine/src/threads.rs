@@ -1,12 +1,12 @@
 //! The disk by pread and pwrite on a few threads, where io_uring is forbidden.
 
 use crate::disk::{self, Disk, Done, Transfer, Verb};
+use crate::sync::{self, Condvar, JoinHandle, Mutex};
 use crate::workers::or_abort;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 /// See the module.
 pub(crate) struct Threads {
@@ -32,9 +32,7 @@ impl Threads {
         let threads = (0..count)
             .map(|_| {
                 let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name("storage-disk".into())
-                    .spawn(move || or_abort(|| shared.run()))
+                sync::spawn("storage-disk", move || or_abort(|| shared.run()))
             })
             .collect::<io::Result<Vec<_>>>()?;
         Ok(Threads { shared, threads: Mutex::new(threads) })
@@ -77,10 +75,7 @@ impl Disk for Threads {
         self.shared.queue.lock().expect("no panic while held").closed = true;
         self.shared.filled.notify_all();
         for thread in self.threads.lock().expect("no panic while held").drain(..) {
-            if thread.thread().id() != std::thread::current().id() {
-                // It ends without a panic, or the panic was reported.
-                let _ = thread.join();
-            }
+            sync::join(thread);
         }
     }
 }

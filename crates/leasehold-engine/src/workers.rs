@@ -3,20 +3,20 @@
 //! A job that panics ends the process, and so does a thread of the disk ([`or_abort`]): it may have held a lock, and its output would never be answered, so the store
 //! would be half dead. The next start recovers, as after any crash.
 
+use crate::sync::{self, Condvar, JoinHandle, Mutex};
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Does what must not panic.
 pub(crate) fn or_abort(job: impl FnOnce()) {
     // Nothing is looked at afterwards: that what it leaves is consistent need not be so.
-    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
         tracing::error!("a storage thread panicked: the process ends, and the next start recovers");
-        std::process::abort();
+        sync::end_process(panic);
     }
 }
 
@@ -44,8 +44,7 @@ impl Workers {
         let workers = Workers::default();
         for _ in 0..count.max(1) {
             let shared = Arc::clone(&workers.shared);
-            let thread =
-                std::thread::Builder::new().name("storage-work".into()).spawn(move || shared.run())?;
+            let thread = sync::spawn("storage-work", move || shared.run())?;
             workers.threads.lock().expect("no panic while held").push(thread);
         }
         Ok(workers)
@@ -66,9 +65,7 @@ impl Workers {
         self.shared.state.lock().expect("no panic while held").closed = true;
         self.shared.filled.notify_all();
         for thread in self.threads.lock().expect("no panic while held").drain(..) {
-            if thread.thread().id() != std::thread::current().id() {
-                let _ = thread.join();
-            }
+            sync::join(thread);
         }
     }
 }

@@ -22,11 +22,12 @@ use crate::record::{BlockWrite, Body, Old, WriteBody};
 use crate::sidecar::{BlockState, PAGE};
 use crate::storage::{Detail, Inner};
 use crate::sums::Sums;
+use crate::sync::{Mutex, MutexGuard};
 use leasehold_core::ids::{FileId, LeaseId, WriteId};
 use leasehold_core::input::{Fault, Input};
 use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange, Run};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 const AHEAD_STEP_BYTES: u64 = 64 << 20;
 const AHEAD_STEP_BYTES_MAX: u64 = 1 << 30;
@@ -367,15 +368,17 @@ impl Inner {
         let states = written.map(|block| BlockState::Known(block.new_crc));
         let applied = sums.set_all(&*self.disk, blocks.start(), states);
         sums.disk_size = sums.disk_size.max(blocks.end() * BLOCK_BYTES);
+        if let Err(error) = applied {
+            drop(sums);
+            // The write stays, with its record: it will be tried again.
+            tracing::error!(path = %pending.file.path(), %error, "cannot note the checksums of a write");
+            return self.answer(Input::Written { write: pending.id, result: Err(Fault::Io) });
+        }
         let size = sums.header.size.max(pending.body.size.min(blocks.end() * BLOCK_BYTES));
         sums.set_size(size);
         drop(sums);
         self.drop_write(pending.id, |log, sequence| log.close(sequence));
-        let result = applied.map_err(|error| {
-            tracing::error!(path = %pending.file.path(), %error, "cannot note the checksums of a write");
-            Fault::Io
-        });
-        self.answer(Input::Written { write: pending.id, result });
+        self.answer(Input::Written { write: pending.id, result: Ok(()) });
     }
 
     /// Writes of the file that failed, and are tried again, whole or in parts, under this or another id.

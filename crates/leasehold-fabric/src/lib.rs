@@ -201,6 +201,12 @@ impl Region {
         Region { sums: Some(sums), ..self }
     }
 
+    /// What it sums up to, if somebody wants to know.
+    #[must_use]
+    pub fn sums(&self) -> Option<&BlockSums> {
+        self.sums.as_deref()
+    }
+
     /// The first byte.
     #[must_use]
     pub fn base(&self) -> NonNull<u8> {

@@ -48,8 +48,14 @@ impl BlockSums {
         self.sums[blocks].iter().for_each(|sum| sum.store(0, Ordering::Relaxed));
     }
 
+    /// The bytes at an address are about to change.
+    pub fn forget_at(&self, address: usize, length: usize) {
+        self.forget(self.block_at(address)..self.block_at((address + length).next_multiple_of(BLOCK)));
+    }
+
     /// The block that an address lies in.
-    pub(crate) fn block_at(&self, address: usize) -> usize {
+    #[must_use]
+    pub fn block_at(&self, address: usize) -> usize {
         (address - self.base) / BLOCK
     }
 }

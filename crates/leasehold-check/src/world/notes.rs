@@ -6,7 +6,6 @@ use crate::scenario::Act;
 use leasehold_core::ids::{LeaseId, SessionId};
 use leasehold_core::input::Change;
 use leasehold_core::output::{Notice, Output, Reply};
-use std::hash::{Hash, Hasher};
 
 /// Who takes part, from left to right.
 pub const LANES: [&str; 7] = ["other tenant", "peer", "memory", "filesystem", "disk", "breaker", "program"];
@@ -42,35 +41,23 @@ impl Lane {
     }
 }
 
-/// Nothing, while states are explored; else what has happened so far. It tells no two states apart.
+/// Nothing, while states are explored; else what has happened so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Notes(Option<Vec<Step>>);
-
-impl PartialEq for Notes {
-    fn eq(&self, _: &Notes) -> bool {
-        true
-    }
-}
-
-impl Eq for Notes {}
-
-impl Hash for Notes {
-    fn hash<H: Hasher>(&self, _: &mut H) {}
-}
 
 impl State {
     /// From now on what happens is noted.
     pub(crate) fn take_notes(&mut self) {
-        self.notes.0 = Some(Vec::new());
+        self.past.notes.0 = Some(Vec::new());
     }
 
     /// What has happened since.
     pub(crate) fn notes(&self) -> &[Step] {
-        self.notes.0.as_deref().unwrap_or_default()
+        self.past.notes.0.as_deref().unwrap_or_default()
     }
 
     pub(super) fn note(&mut self, from: Lane, to: Lane, what: impl FnOnce() -> String) {
-        if let Some(notes) = &mut self.notes.0 {
+        if let Some(notes) = &mut self.past.notes.0 {
             notes.push(Step { from: from as usize, to: to as usize, what: what() });
         }
     }
@@ -123,7 +110,7 @@ impl Setting {
     }
 
     pub(super) fn note_output(&self, state: &mut State, output: &Output) {
-        if state.notes.0.is_none() {
+        if state.past.notes.0.is_none() {
             return;
         }
         let (from, to, what): (Lane, Lane, String) = match output {
@@ -174,7 +161,7 @@ impl Setting {
     }
 
     pub(super) fn note_performed(&self, state: &mut State, output: &Output) {
-        if state.notes.0.is_none() {
+        if state.past.notes.0.is_none() {
             return;
         }
         let (from, to, what): (Lane, Lane, String) = match output {

@@ -79,7 +79,7 @@ impl Setting {
         };
         let first_half = matches!((&reply, act), (Reply::Acquire(_), Act::LocalWrite(_)));
         if well && !first_half {
-            state.answered |= 1 << (request.0 - 1);
+            state.past.answered |= 1 << (request.0 - 1);
         }
         match (reply, act) {
             (Reply::Acquire(Ok(leases)), Act::Acquire(slot)) => {
@@ -333,9 +333,9 @@ impl Setting {
     fn hand_over(&self, state: &mut State, session: SessionId, frame: Option<usize>, extent: Option<usize>) {
         let (frame, extent) = (frame.map_or(0, |at| 1 << at), extent.map_or(0, |at| 1 << at));
         if session == FIRST {
-            state.used.0 |= frame;
-            state.used.1 |= extent;
-        } else if state.used.0 & frame != 0 || state.used.1 & extent != 0 {
+            state.past.used.0 |= frame;
+            state.past.used.1 |= extent;
+        } else if state.past.used.0 & frame != 0 || state.past.used.1 & extent != 0 {
             state.test(Promise::P10);
         }
     }
@@ -474,9 +474,8 @@ impl Setting {
     pub(super) fn crash(&self, state: &mut State, landed: u8) {
         self.lose_power(state, landed);
         // What has been is over: only the verdict is left.
-        let State { broken, tested, seen, .. } = *state;
-        let notes = std::mem::take(&mut state.notes);
-        *state = State { broken, tested, seen, notes, over: true, ..self.empty() };
+        let (broken, past) = (state.broken, std::mem::take(&mut state.past));
+        *state = State { broken, past, over: true, ..self.empty() };
     }
 
     pub(super) fn lose_power(&self, state: &mut State, landed: u8) {

@@ -42,7 +42,7 @@ impl<'a> Trial<'a> {
     }
 
     fn is_answered(&self, number: usize) -> bool {
-        self.state.answered & (1 << number) != 0
+        self.state.past.answered & (1 << number) != 0
     }
 
     /// The first peer writes all that it has, once; the device faults if it must.

@@ -7,13 +7,14 @@
 use super::{Granted, State, Work};
 use crate::arena::Arena;
 use crate::session::{Key, Session};
+use crate::sync;
 use leasehold_core::ids::LeaseId;
 use leasehold_core::input::{Access, Fault, Input};
 use leasehold_core::range::Run;
 use leasehold_fabric::{Region, RemoteAccess};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long the core's thread itself waits for the proof of a fence.
 const FENCE_SPIN: Duration = Duration::from_micros(100);
@@ -54,9 +55,9 @@ impl State {
             self.inputs.push_back(Input::Fenced { lease });
             return;
         };
-        let started = Instant::now();
+        let started = sync::now();
         if endpoint.fence(key.tag, FENCE_SPIN).is_ok() {
-            self.parts.counters.fence(started.elapsed());
+            self.parts.counters.fence(sync::now().duration_since(started));
             self.inputs.push_back(Input::Fenced { lease });
             return;
         }
@@ -64,7 +65,7 @@ impl State {
         let patience = self.parts.fence.saturating_sub(FENCE_SPIN);
         let wait = move || {
             let result = endpoint.fence(key.tag, patience);
-            counters.fence(started.elapsed());
+            counters.fence(sync::now().duration_since(started));
             driver.send(Work::Input(match result {
                 Ok(()) => Input::Fenced { lease },
                 Err(error) => {
@@ -74,7 +75,7 @@ impl State {
                 }
             }));
         };
-        if let Err(error) = std::thread::Builder::new().name("leasehold-fence".into()).spawn(wait) {
+        if let Err(error) = sync::spawn("leasehold-fence", wait) {
             tracing::error!(%lease, %error, "no thread to wait for a fence: its frames go into quarantine");
             self.inputs.push_back(Input::FenceUnproven { lease });
         }

@@ -3,6 +3,7 @@
 use super::{Answer, Asker, Granted, Pending, State};
 use crate::session::{send_captured, send_committed};
 use crate::storage::Detail;
+use crate::sync;
 use leasehold_core::ids::{RequestId, SessionId};
 use leasehold_core::input::{Fault, Input};
 use leasehold_core::output::{CommitError, Committed as Done, NoSuchLease, Reply};
@@ -56,7 +57,7 @@ impl State {
         frames[usize::from(granted.skip)..][..data.len()].copy_from_slice(data);
         let (request, lease) = (self.driver.next_request(), granted.lease);
         let asker = Asker::Call(call);
-        let pending = Pending { asker, detail: Detail::None, since: Instant::now(), summed: None };
+        let pending = Pending { asker, detail: Detail::None, since: sync::now(), summed: None };
         self.replies.insert(request, pending);
         self.inputs.push_back(Input::Commit { request, session, lease });
     }
@@ -80,10 +81,11 @@ impl State {
     /// Counts and announces what a reply means. Returns the leases of a granted acquire.
     fn note(&mut self, reply: &Reply, since: Instant) -> Vec<Granted> {
         let counters = &self.parts.counters;
+        let took = sync::now().duration_since(since);
         match reply {
             Reply::Acquire(Ok(leases)) => {
                 counters.granted.fetch_add(leases.len() as u64, Ordering::Relaxed);
-                counters.acquire(since.elapsed());
+                counters.acquire(took);
                 let granted: Vec<Granted> = leases.iter().filter_map(|id| self.exposed.remove(id)).collect();
                 for lease in &granted {
                     self.announce_granted(lease);
@@ -96,7 +98,7 @@ impl State {
             }
             Reply::Commit(Ok(_)) => {
                 counters.committed.fetch_add(1, Ordering::Relaxed);
-                counters.commit(since.elapsed());
+                counters.commit(took);
                 Vec::new()
             }
             Reply::Commit(Err(error)) => {
@@ -107,17 +109,17 @@ impl State {
                 Vec::new()
             }
             Reply::Change(_) => {
-                counters.change(since.elapsed());
+                counters.change(took);
                 Vec::new()
             }
             Reply::Sync(_) => {
-                counters.sync(since.elapsed());
+                counters.sync(took);
                 Vec::new()
             }
             Reply::Capture(result) => {
                 let counter = if result.is_ok() { &counters.captured } else { &counters.captures_failed };
                 counter.fetch_add(1, Ordering::Relaxed);
-                counters.capture(since.elapsed());
+                counters.capture(took);
                 Vec::new()
             }
             Reply::Release(_) | Reply::Read(_) => Vec::new(),

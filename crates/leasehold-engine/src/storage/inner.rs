@@ -13,6 +13,7 @@ use crate::recovery::Damage;
 use crate::ring::{Ring, View};
 use crate::storage::{Answers, Backend, OpenError, Opened, StorageConfig};
 use crate::store::{BTRFS, FORMAT, Store, at};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::threads::Threads;
 use crate::workers::Workers;
 use crate::writes::Writes;
@@ -20,8 +21,8 @@ use leasehold_core::ids::FileId;
 use leasehold_core::input::Input;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 const DISK_THREADS: usize = 8;
 const CLONERS: usize = 2;

@@ -11,7 +11,7 @@ mod links;
 mod map;
 mod model;
 mod namespace;
-mod power;
+pub(crate) mod power;
 mod recovery;
 mod straight;
 mod trouble;
@@ -20,19 +20,19 @@ mod upgrade;
 use super::*;
 use crate::arena::Pages;
 use crate::checksum::crc32c;
+use crate::sync::Mutex;
+use crate::sync::mpsc::{Receiver, channel};
 use leasehold_core::ids::{FrameId, LeaseId, RequestId, WriteId};
 use leasehold_core::output::Loader;
 use leasehold_core::range::{ByteRange, Run};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 /// Where test stores lie, by name; a place that the machine lacks is skipped, loudly.
-fn places() -> Vec<(&'static str, tempfile::TempDir)> {
+pub(crate) fn places() -> Vec<(&'static str, tempfile::TempDir)> {
     let target = std::env::current_exe().expect("a test has a file");
     let target = target.parent().expect("target/debug/deps").to_owned();
     let mut places = Vec::new();

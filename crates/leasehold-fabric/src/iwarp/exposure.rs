@@ -5,7 +5,6 @@
 
 use super::fence::{Held, Slot, Validity, prove};
 use super::tag::Generator;
-use crate::crc::BLOCK;
 use crate::sums::BlockSums;
 use crate::{ExposeError, Region, RemoteAccess, Tag, Unproven};
 use std::collections::HashMap;
@@ -82,8 +81,7 @@ impl HeldExposure<'_> {
     pub(crate) fn to_place(&self, offset: u64, length: usize) -> *mut u8 {
         let address = self.address(offset, length);
         if let Some(sums) = self.sums() {
-            let end = address.addr() + length;
-            sums.forget(sums.block_at(address.addr())..sums.block_at(end.next_multiple_of(BLOCK)));
+            sums.forget_at(address.addr(), length);
         }
         address
     }

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::disk::{DiskFile, Done, Memory, Transfer, Verb};
+use crate::sync::Condvar;
+use crate::sync::mpsc::Sender;
 use std::io;
-use std::sync::Condvar;
-use std::sync::mpsc::Sender;
 use std::thread;
 
 /// What is done to files whose names begin with `closed` waits until it opens.
@@ -319,6 +319,30 @@ fn what_a_checkpoint_is_writing_back_is_not_forgotten_meanwhile() {
         checkpoint.join().unwrap().unwrap();
         assert!(read == Ok(pattern(2, 4096)), "{:?}", read.err());
     });
+}
+
+/// Found by the simulator (seed 3595): the write was forgotten although it was answered with a fault, and when the core tried it
+/// again, its thread panicked.
+#[test]
+fn a_write_whose_checksums_could_not_be_noted_can_be_tried_again() {
+    let (_, directory) = places().remove(0);
+    let (driver, gate, open) = gated(directory.path(), 2);
+    let file = driver.create("a");
+    driver.write(file, 0, &pattern(1, 4096));
+    driver.storage().checkpoint().unwrap();
+    let (write, run, range) = driver.record(file, 8, 0, &pattern(2, 4096), 4096);
+    driver.storage().inner.file(file).sums().evict_clean();
+    let arrives = close(&gate, What::Read, ".leasehold/sums");
+    let output = Output::Write { write, file, blocks: range.blocks(), size: 4096, run };
+    driver.storage().perform(output.clone(), Detail::None);
+    arrives.recv().unwrap();
+    let (transfer, done) = gate.lock().unwrap().held.remove(0);
+    open();
+    done(Err(io::Error::from_raw_os_error(libc::EIO)), transfer.memory);
+    assert_eq!(driver.answers.recv().unwrap(), Input::Written { write, result: Err(Fault::Io) });
+    assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Ok(()) });
+    assert!(driver.content(file) == pattern(2, 4096));
+    driver.stop();
 }
 
 /// A copy of a large file took a worker for as long as it lasted; two of them, and no commit of any file went on.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// What the storage was asked to do.
 #[derive(Clone, Debug)]
-pub(super) enum Asked {
+pub(crate) enum Asked {
     /// These blocks, of which `range` was committed; the file is at least `size` long afterwards.
     Write {
         inode: InodeId,
@@ -43,14 +43,14 @@ pub(super) enum Asked {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Expected {
+pub(crate) struct Expected {
     files: BTreeMap<InodeId, Committed>,
     under_way: BTreeMap<u64, Asked>,
     /// How many changes of sizes and names there were when the last name was changed, and when each flush was asked for.
     names: usize,
     flushes: BTreeMap<u64, usize>,
     /// So many changes of sizes and names must be durable, for the names' sake.
-    pub(super) names_due: usize,
+    pub(crate) names_due: usize,
     removed: BTreeSet<InodeId>,
 }
 
@@ -118,7 +118,7 @@ impl Committed {
 
 impl Expected {
     /// `metas`: how many changes of sizes and names there have been, this one included.
-    pub(super) fn see(&mut self, event: &Event, metas: usize) {
+    pub(crate) fn see(&mut self, event: &Event, metas: usize) {
         match event {
             Event::Meta(
                 Meta::Create { path, .. }
@@ -166,7 +166,7 @@ impl Expected {
     }
 
     /// `first`: nothing came between the power loss and this recovery, which therefore names what is torn.
-    pub(super) fn check(&self, image: &Volume, found: &Found, first: bool) -> Result<(), String> {
+    pub(crate) fn check(&self, image: &Volume, found: &Found, first: bool) -> Result<(), String> {
         let names = image.files();
         if !names.keys().eq(found.files.keys()) {
             let found: Vec<&String> = found.files.keys().collect();

@@ -1,9 +1,9 @@
 //! A disk that does what it is asked, and remembers it: what was begun, what was durable when, who was told what.
 
-use super::Random;
 use super::expect::Asked;
 use super::volume::{InodeId, Meta, Placed};
 use crate::disk::{Disk, DiskFile, Done, Identity, NameChange, Transfer, Verb};
+use crate::simulation::dawdle;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -11,12 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread;
-use std::time::Duration;
 
 /// What happened, in this order.
 #[derive(Clone, Debug)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// Sizes, holes and names have changed: of these inodes (the directories, of names).
     Meta(Meta, Vec<InodeId>),
     /// A write is on its way.
@@ -37,7 +35,7 @@ pub(super) enum Event {
 
 /// What a disk says is durable and is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lie {
+pub(crate) enum Lie {
     Nothing,
     /// Writes to files whose names begin so.
     Writes(&'static str),
@@ -48,12 +46,10 @@ pub(super) enum Lie {
 }
 
 /// See the module.
-pub(super) struct Tape {
+pub(crate) struct Tape {
     root: PathBuf,
     lie: Lie,
     state: Mutex<State>,
-    /// Makes the disk fast at one moment and slow at the next, so that threads overtake each other.
-    pace: Option<Mutex<Random>>,
 }
 
 struct State {
@@ -66,52 +62,42 @@ struct State {
 }
 
 impl Tape {
-    /// `pace`: see [`Tape`]; the disk is as fast as it can be without.
-    pub(super) fn new(
-        root: &Path,
-        next_inode: InodeId,
-        placed: Placed,
-        lie: Lie,
-        pace: Option<Random>,
-    ) -> Arc<Tape> {
+    pub(crate) fn new(root: &Path, next_inode: InodeId, placed: Placed, lie: Lie) -> Arc<Tape> {
         let state = State { events: Vec::new(), writes: 0, next_inode, placed, foreign: Vec::new() };
-        Arc::new(Tape { root: root.to_owned(), lie, state: Mutex::new(state), pace: pace.map(Mutex::new) })
-    }
-
-    /// Lets others go first, or not.
-    pub(super) fn dawdle(&self) {
-        let Some(pace) = &self.pace else { return };
-        let (kind, length) = {
-            let mut random = pace.lock().unwrap();
-            (random.below(8), random.below(1000))
-        };
-        match kind {
-            0 => thread::sleep(Duration::from_micros(length)),
-            1 | 2 => (0..length / 100).for_each(|_| thread::yield_now()),
-            _ => {}
-        }
+        Arc::new(Tape { root: root.to_owned(), lie, state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
-    pub(super) fn push(&self, event: Event) {
+    pub(crate) fn push(&self, event: Event) {
         self.state().events.push(event);
     }
 
-    pub(super) fn take(&self) -> Vec<Event> {
+    pub(crate) fn take(&self) -> Vec<Event> {
         std::mem::take(&mut self.state().events)
     }
 
     /// The inode at a path below the store's directory.
-    pub(super) fn inode_at(&self, path: &str) -> InodeId {
+    pub(crate) fn inode_at(&self, path: &str) -> InodeId {
         let number = fs::metadata(self.root.join(path)).unwrap().ino();
         self.state().placed.inodes[&number]
     }
 
+    /// The inode at a path below the store's directory, if there is one.
+    pub(crate) fn find(&self, path: &str) -> Option<InodeId> {
+        let number = fs::metadata(self.root.join(path)).ok()?.ino();
+        self.state().placed.inodes.get(&number).copied()
+    }
+
+    /// The inode of an open file.
+    pub(crate) fn inode_of(&self, file: &DiskFile) -> InodeId {
+        self.state().inode_of(file)
+    }
+
     /// Writes past the storage. Durable once the file is flushed.
-    pub(super) fn write_foreign(&self, path: &str, offset: u64, bytes: &Arc<[u8]>) {
+    pub(crate) fn write_foreign(&self, path: &str, offset: u64, bytes: &Arc<[u8]>) {
         let file = fs::OpenOptions::new().write(true).open(self.root.join(path)).unwrap();
         let mut state = self.state();
         let inode = state.inode(&file).expect("created before our eyes");
@@ -120,7 +106,7 @@ impl Tape {
         file.write_all_at(bytes, offset).unwrap();
     }
 
-    pub(super) fn wrap(self: &Arc<Tape>, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
+    pub(crate) fn wrap(self: &Arc<Tape>, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
         Arc::new(Recorder { disk, tape: Arc::clone(self) })
     }
 }
@@ -161,9 +147,9 @@ impl Recorder {
             let foreign: Vec<_> = state.foreign.extract_if(.., |(of, _)| Some(*of) == inode).collect();
             (state.events.len(), foreign)
         };
-        self.tape.dawdle();
+        dawdle();
         flush()?;
-        self.tape.dawdle();
+        dawdle();
         if let Some(inode) = inode
             && told
         {
@@ -187,16 +173,16 @@ impl Disk for Recorder {
         let inode = state.inode_of(&transfer.file);
         let write = state.begin(inode, transfer.offset, bytes.into());
         drop(state);
-        self.tape.dawdle();
+        dawdle();
         let tape = Arc::clone(&self.tape);
         self.disk.submit(
             transfer,
             Box::new(move |result, memory| {
-                tape.dawdle();
+                dawdle();
                 if result.is_ok() && !lies {
                     tape.push(Event::Landed { write });
                 }
-                tape.dawdle();
+                dawdle();
                 done(result, memory);
             }),
         );
@@ -212,6 +198,7 @@ impl Disk for Recorder {
     }
 
     fn truncate(&self, file: &DiskFile, size: u64) -> io::Result<()> {
+        dawdle();
         let mut state = self.tape.state();
         self.disk.truncate(file, size)?;
         let inode = state.inode_of(file);
@@ -220,6 +207,7 @@ impl Disk for Recorder {
     }
 
     fn punch(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+        dawdle();
         let mut state = self.tape.state();
         self.disk.punch(file, offset, length)?;
         let inode = state.inode_of(file);
@@ -233,6 +221,7 @@ impl Disk for Recorder {
     }
 
     fn collapse(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
+        dawdle();
         let mut state = self.tape.state();
         collapse(&file.file, offset, length)?;
         if let Some(inode) = state.inode(&file.file) {
@@ -251,6 +240,7 @@ impl Disk for Recorder {
         change: NameChange<'_>,
         perform: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<()> {
+        dawdle();
         let mut state = self.tape.state();
         self.disk.change_name(change, perform)?;
         let root = &self.tape.root;
@@ -268,8 +258,11 @@ impl Disk for Recorder {
         let event = match change {
             NameChange::Create(path) => {
                 let concerns = vec![directory(&state, path)];
-                let identity = Identity::of(&fs::File::open(root.join(path)).unwrap())?;
+                let real = Identity::of(&fs::File::open(root.join(path)).unwrap())?;
                 let inode = created(&mut state, path);
+                // The kernel's is another one each time.
+                let identity = numbered(inode);
+                state.placed.identities.insert(real, identity);
                 Event::Meta(Meta::Create { path: path.to_owned(), inode, identity }, concerns)
             }
             NameChange::MakeDirectory(path) => {
@@ -312,6 +305,14 @@ impl Disk for Recorder {
     }
 }
 
+/// The identity of a file by a number of its own, as where a filesystem has no handles.
+fn numbered(inode: InodeId) -> Identity {
+    let mut identity = [0; 32];
+    identity[..2].copy_from_slice(&[2, 20]);
+    identity[4..12].copy_from_slice(&(inode as u64).to_le_bytes());
+    Identity(identity)
+}
+
 /// Takes the bytes out, on any filesystem.
 fn collapse(file: &fs::File, offset: u64, length: u64) -> io::Result<()> {
     let size = file.metadata()?.len();
@@ -322,9 +323,9 @@ fn collapse(file: &fs::File, offset: u64, length: u64) -> io::Result<()> {
 }
 
 /// A disk on which files are taken for others, as [`Placed`] says.
-pub(super) struct Image {
-    pub(super) disk: Arc<dyn Disk>,
-    pub(super) identities: HashMap<Identity, Identity>,
+pub(crate) struct Image {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) identities: HashMap<Identity, Identity>,
 }
 
 impl Disk for Image {

@@ -6,17 +6,17 @@
 //!   what was taken out may have moved, in part.
 //! - A write that is there makes its file long enough for it, even where a change of size before it is lost.
 
-use super::Random;
 use super::recorder::Event;
 use super::volume::{BLOCK, InodeId, Meta, SECTOR, Volume};
+use crate::simulation::Random;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 /// The moment after some of the events.
-pub(super) struct Moment<'a> {
+pub(crate) struct Moment<'a> {
     events: &'a [Event],
     /// How many events have happened.
-    pub(super) at: usize,
+    pub(crate) at: usize,
     /// What the first events left for good.
     settled: Volume,
     settled_events: usize,
@@ -24,7 +24,7 @@ pub(super) struct Moment<'a> {
     /// Changes of sizes, holes and names.
     metas: usize,
     /// Of these, durable ones.
-    pub(super) metas_durable: usize,
+    pub(crate) metas_durable: usize,
     /// The event and the place in the order of the changes of each inode.
     changes: HashMap<InodeId, Vec<(usize, usize)>>,
     landed: BTreeSet<u64>,
@@ -34,7 +34,7 @@ pub(super) struct Moment<'a> {
 
 /// Which part of what is not durable is there.
 #[derive(Clone)]
-pub(super) struct Variant {
+pub(crate) struct Variant {
     metas: usize,
     /// The last of these, if it is a hole or a collapse, is there in part. It is not durable then.
     in_part: bool,
@@ -58,7 +58,7 @@ impl fmt::Display for Variant {
 
 impl<'a> Moment<'a> {
     /// Before the first event, on `volume`.
-    pub(super) fn new(volume: Volume, events: &'a [Event]) -> Moment<'a> {
+    pub(crate) fn new(volume: Volume, events: &'a [Event]) -> Moment<'a> {
         Moment {
             events,
             at: 0,
@@ -74,7 +74,7 @@ impl<'a> Moment<'a> {
     }
 
     /// How many changes there were before the event.
-    pub(super) fn advance(&mut self) -> Option<&'a Event> {
+    pub(crate) fn advance(&mut self) -> Option<&'a Event> {
         let event = self.events.get(self.at)?;
         match event {
             Event::Meta(_, concerns) => {
@@ -120,11 +120,11 @@ impl<'a> Moment<'a> {
     }
 
     /// The place in the order of changes that is reached.
-    pub(super) fn metas(&self) -> usize {
+    pub(crate) fn metas(&self) -> usize {
         self.metas
     }
 
-    pub(super) fn image(&self, variant: &Variant) -> Volume {
+    pub(crate) fn image(&self, variant: &Variant) -> Volume {
         let mut volume = self.settled.clone();
         let mut place = self.settled_metas;
         for event in &self.events[self.settled_events..self.at] {
@@ -161,7 +161,7 @@ impl<'a> Moment<'a> {
     }
 
     /// All or nothing of what is not durable; each write alone missing, alone there, or torn; and some at random.
-    pub(super) fn variants(&self, random: &mut Random, effort: &Effort) -> Vec<Variant> {
+    pub(crate) fn variants(&self, random: &mut Random, effort: &Effort) -> Vec<Variant> {
         let (durable, all) = (self.metas_durable, self.metas);
         let whole = |write: &u64| vec![true; self.under_way[write]];
         let everything: BTreeMap<u64, Vec<bool>> =
@@ -221,10 +221,10 @@ impl<'a> Moment<'a> {
 
 /// How many of all possible variants to try at each moment.
 #[derive(Clone, Copy)]
-pub(super) struct Effort {
+pub(crate) struct Effort {
     /// Writes that are tried alone.
-    pub(super) singles: usize,
-    pub(super) random: usize,
+    pub(crate) singles: usize,
+    pub(crate) random: usize,
     /// Every how many images a second power loss is tried, during recovery.
-    pub(super) second: u64,
+    pub(crate) second: u64,
 }

@@ -8,12 +8,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(super) const BLOCK: usize = 4096;
-pub(super) const SECTOR: usize = 512;
+pub(crate) const BLOCK: usize = 4096;
+pub(crate) const SECTOR: usize = 512;
 
 /// Number of an inode in a recording; the store's directory is [`ROOT`].
-pub(super) type InodeId = usize;
-pub(super) const ROOT: InodeId = 0;
+pub(crate) type InodeId = usize;
+pub(crate) const ROOT: InodeId = 0;
 
 #[derive(Clone)]
 enum Inode {
@@ -24,7 +24,7 @@ enum Inode {
 
 /// What changes sizes, holes and names.
 #[derive(Clone, Debug)]
-pub(super) enum Meta {
+pub(crate) enum Meta {
     Create { path: String, inode: InodeId, identity: Identity },
     MakeDirectory { path: String, inode: InodeId },
     Rename { from: String, to: String },
@@ -38,31 +38,31 @@ pub(super) enum Meta {
 
 /// See the module.
 #[derive(Clone)]
-pub(super) struct Volume {
+pub(crate) struct Volume {
     inodes: BTreeMap<InodeId, Inode>,
     names: BTreeMap<String, InodeId>,
 }
 
 /// How the inodes of a volume are found in the directory that it was put into.
-pub(super) struct Placed {
+pub(crate) struct Placed {
     /// By the kernel's number.
-    pub(super) inodes: HashMap<u64, InodeId>,
+    pub(crate) inodes: HashMap<u64, InodeId>,
     /// What each new file is to be taken for.
-    pub(super) identities: HashMap<Identity, Identity>,
+    pub(crate) identities: HashMap<Identity, Identity>,
 }
 
 impl Volume {
     /// An empty directory.
-    pub(super) fn empty() -> Volume {
+    pub(crate) fn empty() -> Volume {
         Volume { inodes: BTreeMap::from([(ROOT, Inode::Directory)]), names: BTreeMap::new() }
     }
 
-    pub(super) fn next_inode(&self) -> InodeId {
+    pub(crate) fn next_inode(&self) -> InodeId {
         self.inodes.last_key_value().map_or(0, |(last, _)| last + 1)
     }
 
     /// Ordinary files below `files/`, by what the store calls them.
-    pub(super) fn files(&self) -> BTreeMap<String, InodeId> {
+    pub(crate) fn files(&self) -> BTreeMap<String, InodeId> {
         let named = self.names.iter().filter_map(|(path, inode)| {
             let path = path.strip_prefix("files/")?;
             matches!(self.inodes[inode], Inode::File { .. }).then(|| (path.to_owned(), *inode))
@@ -71,7 +71,7 @@ impl Volume {
     }
 
     /// Symbolic links below `files/`, and what they say.
-    pub(super) fn symlinks(&self) -> BTreeMap<String, String> {
+    pub(crate) fn symlinks(&self) -> BTreeMap<String, String> {
         let links = self.names.iter().filter_map(|(path, inode)| {
             let path = path.strip_prefix("files/")?;
             let Inode::Symlink { target } = &self.inodes[inode] else { return None };
@@ -80,7 +80,7 @@ impl Volume {
         links.collect()
     }
 
-    pub(super) fn apply(&mut self, meta: &Meta) {
+    pub(crate) fn apply(&mut self, meta: &Meta) {
         match meta {
             Meta::Create { path, inode, identity } => {
                 let file = Inode::File { identity: *identity, size: 0, blocks: BTreeMap::new() };
@@ -136,7 +136,7 @@ impl Volume {
 
     /// The beginning of a collapse: the first `count` blocks behind what is taken out have moved. The file's length after
     /// the whole of it.
-    pub(super) fn shift(&mut self, inode: InodeId, offset: u64, length: u64, count: u64) -> u64 {
+    pub(crate) fn shift(&mut self, inode: InodeId, offset: u64, length: u64, count: u64) -> u64 {
         let Some(Inode::File { size, blocks, .. }) = self.inodes.get_mut(&inode) else { return 0 };
         let (first, taken) = (offset / BLOCK as u64, length / BLOCK as u64);
         let end = (first + taken).saturating_add(count);
@@ -151,7 +151,7 @@ impl Volume {
     }
 
     /// Writes those sectors of `bytes` that `landed` says.
-    pub(super) fn write(
+    pub(crate) fn write(
         &mut self,
         inode: InodeId,
         offset: u64,
@@ -178,7 +178,7 @@ impl Volume {
         }
     }
 
-    pub(super) fn fingerprint(&self) -> u64 {
+    pub(crate) fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         for (path, inode) in &self.names {
             (path, inode).hash(&mut hasher);
@@ -192,7 +192,7 @@ impl Volume {
     }
 
     /// Puts it into an empty directory.
-    pub(super) fn place(&self, directory: &Path) -> Placed {
+    pub(crate) fn place(&self, directory: &Path) -> Placed {
         let number = |path: &Path| fs::symlink_metadata(path).unwrap().ino();
         let mut inodes = HashMap::from([(number(directory), ROOT)]);
         let mut identities = HashMap::new();

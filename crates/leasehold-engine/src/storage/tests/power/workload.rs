@@ -1,10 +1,10 @@
 //! Random work for the storage, several pieces at a time, as the core would ask for it: what overlaps waits.
 
 use super::super::*;
-use super::Random;
 use super::expect::Asked;
 use super::recorder::{Event, Tape};
 use super::volume::{BLOCK, InodeId};
+use crate::simulation::Random;
 use leasehold_core::range::BLOCK_BYTES;
 use std::collections::BTreeMap;
 
