@@ -215,7 +215,15 @@ pub fn deep() -> Vec<Scenario> {
             ..Scenario::new(
                 "leases across blocks, a clone and a truncate",
                 vec![writer(0..3, 1), writer(3..4, 1)],
-                vec![Acquire(0), Acquire(1), Act::Change(Change::Clone), Commit(0), Commit(1), truncate(1), Sync],
+                vec![
+                    Acquire(0),
+                    Acquire(1),
+                    Act::Change(Change::Clone),
+                    Commit(0),
+                    Commit(1),
+                    truncate(1),
+                    Sync,
+                ],
             )
         }),
         larger(Scenario::new(

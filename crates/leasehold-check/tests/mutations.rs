@@ -164,7 +164,7 @@ fn decisions() -> Vec<(&'static str, Scheme, Option<Promise>, &'static str)> {
             "data path: DMA into the file's frames",
             Scheme { data_path: DataPath::FileFrames, ..LEASEHOLD },
             Some(Promise::P1),
-            "",
+            "in one block",
         ),
         ("layout: refuse", Scheme { layout: LayoutRule::Refuse, ..LEASEHOLD }, None, "a truncate under"),
         (

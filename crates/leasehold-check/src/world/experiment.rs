@@ -57,7 +57,7 @@ impl Experiment {
     /// Whether it was done, and with success.
     #[must_use]
     pub fn is_done(&self, number: usize) -> bool {
-        self.state.answered & (1 << number) != 0
+        self.state.past.answered & (1 << number) != 0
     }
 
     /// All that waits is done.
