@@ -90,8 +90,8 @@ impl Setting {
         }
         for (block, content) in found.iter().enumerate() {
             let Some(content) = content else { continue };
-            for part in 0..2 {
-                let (at, value) = (2 * block + part, content[part]);
+            for (part, &value) in content.iter().enumerate() {
+                let at = 2 * block + part;
                 if value > LOCAL_VALUE {
                     state.see(Sometimes::Read);
                 }
@@ -132,8 +132,8 @@ impl Setting {
         }
         for block in (0..self.blocks()).filter(|block| lost.iter().all(|(other, _)| other != block)) {
             let content = state.disk.block(MAIN, block);
-            for part in 0..2 {
-                let kept = state.history.may_survive(2 * block + part, content[part]);
+            for (part, value) in content.into_iter().enumerate() {
+                let kept = state.history.may_survive(2 * block + part, value);
                 state.break_unless(kept, Promise::P2);
             }
         }

@@ -303,11 +303,7 @@ impl Setting {
         for (at, block) in blocks_of(&parts).enumerate() {
             let frame = frame_at(run, at);
             if self.lands_on_disk() {
-                let extent = if access.writes() {
-                    state.disk.place(file, block)
-                } else {
-                    state.disk.place(file, block)
-                };
+                let extent = state.disk.place(file, block);
                 extents.push(extent);
                 self.hand_over(state, session, None, Some(usize::from(extent)));
                 continue;
