@@ -117,9 +117,6 @@ impl Setting {
 
     /// What a crash, and the recovery from it, have left; `lost` blocks were reported as torn while this was written.
     pub(super) fn judge_crash(&self, state: &mut State, lost: &[(usize, Block)]) {
-        if state.history.was_synced() {
-            state.test(Promise::P2);
-        }
         state.break_unless(state.disk.clone_is_as_it_was(), Promise::P9);
         if state.removed || !state.disk.exists(MAIN) {
             return;

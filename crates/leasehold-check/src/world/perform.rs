@@ -110,6 +110,10 @@ impl Setting {
                 if let Some(floors) = state.floors.remove(&request) {
                     state.history.synced(&floors);
                 }
+                // From here on a crash puts it to the test; worlds after crashes are told apart by verdicts only.
+                if self.scenario.crash && state.history.was_synced() {
+                    state.test(Promise::P2);
+                }
             }
             (Reply::Read(result), _) => self.hear_read(state, request, &result, inputs),
             (Reply::Change(result), Act::Change(change)) => {
