@@ -144,9 +144,10 @@ fn refuses(scheme: &Scheme) -> Vec<&'static str> {
 impl Scenario {
     /// One block, two peers: of whole blocks, or of half of one each (`shared`).
     fn of_costs(acts: Vec<Act>, shared: bool) -> Scenario {
-        let slot = |session, parts, rounds| crate::scenario::Slot {
+        let slot = |session, parts: std::ops::Range<usize>, rounds| crate::scenario::Slot {
             session,
             file: crate::world::MAIN,
+            writes: parts.clone(),
             parts,
             access: Access::Overwrite,
             rounds,

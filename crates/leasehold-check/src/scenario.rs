@@ -40,7 +40,9 @@ pub struct Slot {
     pub parts: Range<usize>,
     /// What for.
     pub access: Access,
-    /// How often it writes all of them; each time in two pieces.
+    /// Which of them it writes. Only an update lease may leave some as they were.
+    pub writes: Range<usize>,
+    /// How often it writes them; each time in two pieces.
     pub rounds: u8,
 }
 
@@ -66,7 +68,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    fn new(name: &'static str, slots: Vec<Slot>, acts: Vec<Act>) -> Scenario {
+    pub(crate) fn new(name: &'static str, slots: Vec<Slot>, acts: Vec<Act>) -> Scenario {
         let blocks = 1;
         Scenario {
             name,
@@ -88,7 +90,7 @@ impl Scenario {
 }
 
 fn slot(session: SessionId, parts: Range<usize>, access: Access, rounds: u8) -> Slot {
-    Slot { session, file: MAIN, parts, access, rounds }
+    Slot { session, file: MAIN, writes: parts.clone(), parts, access, rounds }
 }
 
 fn writer(parts: Range<usize>, rounds: u8) -> Slot {
@@ -96,7 +98,7 @@ fn writer(parts: Range<usize>, rounds: u8) -> Slot {
 }
 
 fn tenant() -> Slot {
-    Slot { session: SECOND, file: OTHER, parts: 0..2, access: Access::Overwrite, rounds: 1 }
+    Slot { session: SECOND, file: OTHER, ..writer(0..2, 1) }
 }
 
 fn truncate(parts: u64) -> Act {
@@ -165,6 +167,11 @@ pub fn all() -> Vec<Scenario> {
                 vec![Acquire(0), LocalWrite(0..2), punch(0..2), RemoteRead(0), Release(0), Read],
             )
         },
+        Scenario::new(
+            "a key for reading beside a peer that writes",
+            vec![slot(FIRST, 0..2, Access::Read, 0), writer(0..2, 1)],
+            vec![Acquire(0), Acquire(1), Commit(1), RemoteRead(0), Release(0)],
+        ),
         Scenario {
             ..Scenario::new(
                 "an unlink, or a rename over, under a key",

@@ -9,6 +9,7 @@
 //! copy-on-write see to, while our own direct writes may be torn at every part.
 
 mod disk;
+mod experiment;
 mod history;
 mod judge;
 mod notes;
@@ -16,6 +17,7 @@ mod perform;
 mod trial;
 
 pub use disk::Filesystem;
+pub use experiment::Experiment;
 pub use notes::{LANES, Lane};
 pub(crate) use trial::Trial;
 
@@ -85,8 +87,11 @@ pub struct Setting {
 /// A rule that is taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mutation {
-    /// A fence is answered while the key is live: frames are reused under it.
-    NoFence,
+    /// A key that its holder commits, or gives back, is taken for fenced while it is live: its frames are written, and
+    /// reused, under it.
+    NoFenceAtCommit,
+    /// A key that is revoked is taken for fenced while it is live.
+    NoFenceAtBreak,
     /// A key whose fence is not proven is taken for fenced: no quarantine.
     NoQuarantine,
     /// A commit does not compare the CRC.
@@ -103,9 +108,13 @@ pub enum Mutation {
     NoBreak,
     /// Holders hear nothing of breaks.
     NoNotice,
+    /// A grace period never ends.
+    NoGrace,
     /// A sync is acknowledged at once.
     NoSyncWait,
-    /// A change is performed while writebacks of its blocks are under way.
+    /// A read does not wait for the writebacks of its blocks.
+    NoReadWait,
+    /// A change for which no lease has to go is performed while writebacks of its blocks are under way.
     NoDrain,
 }
 
@@ -391,7 +400,7 @@ impl Setting {
                 if wanted.file == MAIN && self.lands_in_file() {
                     state
                         .history
-                        .write(wanted.parts.clone(), value_of(slot, state.slots[slot].committed - 1));
+                        .write(wanted.writes.clone(), value_of(slot, state.slots[slot].committed - 1));
                 }
                 Input::Commit { request, session: wanted.session, lease }
             }
@@ -407,6 +416,9 @@ impl Setting {
                 }
                 state.since.insert(request, state.now);
                 self.change_comes(state, request, change);
+                if self.mutated(Mutation::NoDrain) {
+                    self.change_early(state, request, change);
+                }
                 if self.mutated(Mutation::NoBreak) {
                     // As if nobody held anything: performed without asking the core.
                     state.left &= !(1 << number);
@@ -415,6 +427,13 @@ impl Setting {
                     return true;
                 }
                 Input::Change { request, file: file_id(MAIN), change, breaker: IDENTITY[1].clone() }
+            }
+            Act::Sync if self.mutated(Mutation::NoSyncWait) => {
+                let floors = state.history.visible();
+                state.history.synced(&floors);
+                state.see(Sometimes::Synced);
+                state.left &= !(1 << number);
+                return true;
             }
             Act::Sync => {
                 state.floors.insert(request, state.history.visible());
@@ -454,8 +473,9 @@ impl Setting {
         let value = value_of(at, round);
         let pieces = if half == 0 { "first halves" } else { "second halves" };
         state.note(Lane::peer(wanted.session), Lane::Memory, || format!("write {value} lands: {pieces}"));
-        for part in wanted.parts.clone().filter(|part| part % 2 == half || wanted.parts.len() == 1) {
-            if wanted.parts.len() == 1 && half == 1 {
+        let alone = wanted.writes.len() == 1;
+        for part in wanted.writes.clone().filter(|part| part % 2 == half || alone) {
+            if alone && half == 1 {
                 continue;
             }
             self.land(state, lease, &key, part, value);
@@ -502,7 +522,7 @@ impl Setting {
             return false;
         }
         let floors = state.history.visible();
-        if !self.lands_in_file() {
+        if !self.lands_in_file() && !self.mutated(Mutation::NoReadWait) {
             state.left &= !(1 << number);
             self.note_act(state, number);
             state.floors.insert(request, floors);
@@ -649,7 +669,8 @@ impl Model for Setting {
                 actions.push(Action::Unproven(at as u8));
             }
         }
-        if state.core.next_deadline().is_some_and(|at| at.0 < state.now.after_ms(PATIENCE_MS / 2).0) {
+        let deadline = state.core.next_deadline().filter(|_| !self.mutated(Mutation::NoGrace));
+        if deadline.is_some_and(|at| at.0 < state.now.after_ms(PATIENCE_MS / 2).0) {
             actions.push(Action::GraceEnds);
         }
         for (at, slot) in state.slots.iter().enumerate() {

@@ -189,6 +189,15 @@ impl Disk {
         }
     }
 
+    /// Takes blocks out; those behind them move to the front.
+    pub fn collapse(&mut self, file: usize, blocks: std::ops::Range<usize>) {
+        if let Some(found) = &mut self.files[file] {
+            found.size -= 2 * blocks.len();
+            found.map.drain(blocks.clone());
+            found.asked.drain(blocks);
+        }
+    }
+
     pub fn remove(&mut self, file: usize) {
         self.files[file] = None;
     }

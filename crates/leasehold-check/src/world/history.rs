@@ -1,6 +1,6 @@
 //! What may be read where: for each part of a file, every value that was ever written there, in order.
 
-use super::{Parts, Value};
+use super::{LOCAL_VALUE, Parts, Value};
 
 const VALUES_MAX: usize = 10;
 
@@ -41,10 +41,11 @@ impl History {
         }
     }
 
-    /// The value is the newest one there from now on.
+    /// The value is the newest one there from now on. What a peer was loaded with, and has not written, is no new one.
     pub fn take_effect(&mut self, part: usize, value: Value) {
         let part = &mut self.0[part];
-        if part.place(value) != Some(part.length - 1) {
+        let place = part.place(value);
+        if place.is_none() || value == LOCAL_VALUE && place != Some(part.length - 1) {
             part.push(value);
         }
     }
@@ -88,6 +89,11 @@ impl History {
     /// Whether `value`, found in a part, is at least as new as the floor; `None`: nobody wrote it there.
     pub fn is_new(&self, part: usize, value: Value, floor: u8) -> Option<bool> {
         self.0[part].place(value).map(|place| place >= floor)
+    }
+
+    /// Whether a crash must leave `value` there, or a newer one.
+    pub fn is_durable(&self, part: usize, value: Value) -> bool {
+        self.0[part].place(value).is_some_and(|place| place <= self.0[part].durable)
     }
 
     /// Whether `value`, found in a part after a crash, may be there.

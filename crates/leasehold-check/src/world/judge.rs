@@ -90,8 +90,8 @@ impl Setting {
         }
         for (block, content) in found.iter().enumerate() {
             let Some(content) = content else { continue };
-            for part in 0..2 {
-                let (at, value) = (2 * block + part, content[part]);
+            for (part, &value) in content.iter().enumerate() {
+                let at = 2 * block + part;
                 if value > LOCAL_VALUE {
                     state.see(Sometimes::Read);
                 }
@@ -115,16 +115,22 @@ impl Setting {
         self.judge_read(state, &found, &floors);
     }
 
-    /// What a crash, and the recovery from it, have left; `lost` blocks were reported as torn.
-    pub(super) fn judge_crash(&self, state: &mut State, lost: &[usize]) {
+    /// What a crash, and the recovery from it, have left; `lost` blocks were reported as torn while this was written.
+    pub(super) fn judge_crash(&self, state: &mut State, lost: &[(usize, Block)]) {
         state.break_unless(state.disk.clone_is_as_it_was(), Promise::P9);
         if state.removed || !state.disk.exists(MAIN) {
             return;
         }
-        for block in (0..self.blocks()).filter(|block| !lost.contains(block)) {
+        for &(block, written) in lost {
+            // What the write was not about was not its to lose.
+            let owed =
+                [0, 1].into_iter().any(|part| state.history.is_durable(2 * block + part, written[part]));
+            state.break_unless(!owed, Promise::P2);
+        }
+        for block in (0..self.blocks()).filter(|block| lost.iter().all(|(other, _)| other != block)) {
             let content = state.disk.block(MAIN, block);
-            for part in 0..2 {
-                let kept = state.history.may_survive(2 * block + part, content[part]);
+            for (part, value) in content.into_iter().enumerate() {
+                let kept = state.history.may_survive(2 * block + part, value);
                 state.break_unless(kept, Promise::P2);
             }
         }
