@@ -79,12 +79,12 @@ pub fn entries(options: &Options) -> impl Iterator<Item = &'static Entry> {
     schemes::ALL.iter().filter(named)
 }
 
-fn bounds(options: &Options) -> Bounds {
+pub(crate) fn bounds(options: &Options) -> Bounds {
     let states_max = if options.deep { 40_000_000 } else { 2_000_000 };
     Bounds { states_max, threads: options.threads.get(), exact: options.exact, ..Bounds::default() }
 }
 
-fn bounds_in_words(scenarios: &[Scenario], bounds: &Bounds) -> String {
+pub(crate) fn bounds_in_words(scenarios: &[Scenario], bounds: &Bounds) -> String {
     let most = |of: fn(&Scenario) -> usize| scenarios.iter().map(of).max().unwrap_or(0);
     format!(
         "{} scenarios of at most {} blocks, {} keys and {} acts, each act once at any moment; a peer writes each block in \
@@ -183,7 +183,7 @@ fn check_entry(
     }
 }
 
-fn add(explored: &mut Explored, exploration: &Exploration<State, Action>) {
+pub(crate) fn add(explored: &mut Explored, exploration: &Exploration<State, Action>) {
     explored.worlds += 1;
     explored.states += exploration.states;
     explored.transitions += exploration.transitions;
