@@ -1,8 +1,8 @@
 //! Every combination of the six decisions, judged.
 //!
 //! A design is judged by host (its kind of memory, and whether the device can fault), and there by what the host can see
-//! of it ([`same`]), so that each distinct design is explored once. Worlds come smallest first; the first broken promise
-//! ends a design, and who is left goes on to larger worlds. A broken P6 does not end it, since no design for the kernel
+//! of it ([`same`]), so that each distinct design is explored once. A few states of every world come first; the first
+//! broken promise ends a design, and of who is left every world is explored to its end. A broken P6 does not end it, since no design for the kernel
 //! ever kept that: who breaks nothing else is counted.
 //!
 //! Safe is who breaks no promise on any host on which it gives keys, and gives a key for writing on one.
@@ -24,7 +24,7 @@ use leasehold_core::schemes;
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 use same::{Sight, seen};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
 /// The hosts, in the order of the report.
@@ -64,6 +64,9 @@ const FSYNCS: [FsyncRule; 5] = [
 
 /// Promises that end a design when they are broken.
 const ENOUGH: [&str; 9] = ["P1", "P2", "P3", "P4", "P5", "P7", "P8", "P9", "P10"];
+
+/// Of every world, this many states are looked at before any is explored to its end: most designs break something there.
+const FIRST_STATES: u64 = 2_000;
 
 /// What became of a design on a host.
 #[derive(Clone, Debug, Default)]
@@ -106,8 +109,13 @@ impl Kind {
 struct Walk {
     kinds: Vec<Kind>,
     places: HashMap<(Scheme, Host), u32>,
+    /// Worlds that were explored to their ends.
+    done: HashSet<World>,
     explored: Explored,
 }
+
+/// What is looked at once: a design, a host and a filesystem as a scenario, by its name, sees them.
+type World = (Scheme, Host, Filesystem, &'static str);
 
 /// Where a design goes: its kind on each host, and how many combinations of answers are like it.
 struct Combination {
@@ -238,9 +246,12 @@ impl Walk {
         let pool = ThreadPoolBuilder::new().num_threads(bounds.threads).build();
         let pool = pool.expect("threads can be started");
         let bounds = Bounds { threads: 1, enough: &ENOUGH, ..bounds.clone() };
-        for filesystem in [Filesystem::InPlace, Filesystem::CopyOnWrite] {
-            for scenario in scenarios {
-                pool.install(|| self.explore_one(scenario, filesystem, &bounds));
+        for states_max in [FIRST_STATES, bounds.states_max] {
+            let bounds = Bounds { states_max, ..bounds.clone() };
+            for filesystem in [Filesystem::InPlace, Filesystem::CopyOnWrite] {
+                for scenario in scenarios {
+                    pool.install(|| self.explore_one(scenario, filesystem, &bounds));
+                }
             }
         }
     }
@@ -252,7 +263,8 @@ impl Walk {
             let (scheme, host) = seen(&kind.scheme, kind.host, Sight::of(scenario));
             let admits = |writes| scheme.admission.of(host.backing, writes) != Admission::Refuse;
             let on_disk = host.backing == Backing::Dax && filesystem == Filesystem::CopyOnWrite;
-            if !on_disk && scenario.slots.iter().any(|slot| admits(slot.access.writes())) {
+            let done = self.done.contains(&(scheme, host, filesystem, scenario.name));
+            if !done && !on_disk && scenario.slots.iter().any(|slot| admits(slot.access.writes())) {
                 groups.entry((scheme, host)).or_default().push(at);
             }
         }
@@ -261,16 +273,20 @@ impl Walk {
             .map(|((scheme, host), of)| {
                 let setting = setting(scheme, host, filesystem, scenario);
                 let (fate, explored) = judge(&setting, bounds);
-                (of, fate, explored)
+                (of, (scheme, host, filesystem, scenario.name), fate, explored)
             })
             .collect();
-        for (of, fate, explored) in found {
+        for (of, world, fate, explored) in found {
+            if explored.cut_off.is_none() {
+                self.done.insert(world);
+            }
             for at in of {
                 let there = &mut self.kinds[at].fate;
                 there.untold |= fate.untold;
                 there.killed = fate.killed.clone();
             }
-            self.explored = [self.explored, explored].iter().sum();
+            let cut_off = explored.cut_off.filter(|_| bounds.states_max > FIRST_STATES);
+            self.explored = [self.explored, Explored { cut_off, ..explored }].iter().sum();
         }
     }
 
@@ -359,7 +375,9 @@ fn judge(setting: &Setting, bounds: &Bounds) -> (Fate, Explored) {
     let exploration = explore(setting, bounds);
     let broken = ENOUGH.iter().find_map(|&name| exploration.path(name).map(|path| (name, path)));
     let kill = |promise, actions, ending| Kill { promise, setting: setting.clone(), actions, ending };
-    let killed = match (broken, exploration.starved.first()) {
+    // Where the search was cut off, nobody knows how a wait ends.
+    let starved = exploration.starved.first().filter(|_| exploration.complete);
+    let killed = match (broken, starved) {
         (Some((name, path)), _) => {
             let promise = Promise::ALL.into_iter().find(|promise| promise.name() == name);
             Some(kill(promise.expect("it has a name"), path.clone().into_actions(), None))

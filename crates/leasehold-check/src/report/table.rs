@@ -136,10 +136,10 @@ mod tests {
     fn a_phrase_that_goes_on_in_the_next_line_is_indented_and_none_is_a_dash() {
         let table = costs(&sample::report(), false);
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines[1], "naive                 0       0         no     -");
-        assert_eq!(lines[2], "break_layouts         0       0         no     waits: a truncate for the");
-        assert_eq!(lines[3], "                                                 holder, for ever");
-        assert!(table.contains("leasehold             1.5     0.25      yes    waits: "), "{table}");
+        assert_eq!(lines[1], "naive                 0       0         no     no    -");
+        assert_eq!(lines[2], "break_layouts         0       0         no     no    waits: a truncate for");
+        assert_eq!(lines[3], "                                                       the holder, for ever");
+        assert!(table.contains("leasehold             1.5     0.25      yes    yes   waits: "), "{table}");
     }
 
     #[test]

@@ -28,7 +28,7 @@ fn small_scenarios() -> Vec<Scenario> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn a_design_breaks_what_the_one_that_stands_for_it_breaks(
@@ -108,4 +108,28 @@ fn the_walk_never_says_broken_of_what_an_entry_declares_kept() {
             );
         }
     }
+}
+
+/// Found by the walk: the fence by which writeback took the key woke the sync, which then waited for nobody's wake-up.
+#[test]
+fn a_sync_waits_on_for_a_holder_whose_key_is_taken_for_writeback_and_comes_again() {
+    let scheme = Scheme { fsync: FsyncRule::Wait, ..schemes::NOTIFIER };
+    let mut scenarios = scenario::all().into_iter();
+    let scenario = scenarios.find(|scenario| scenario.name.starts_with("a local writer")).unwrap();
+    let setting = setting(scheme, HOSTS[1], Filesystem::InPlace, &scenario);
+    let found = explore(&setting, &Bounds { threads: 1, states_max: 20_000, ..Bounds::default() });
+    assert!(found.path("synced").is_some());
+}
+
+/// A private frame does not come back: a key that could fault, taken for a truncate, is over.
+#[test]
+fn a_key_to_private_frames_that_is_taken_does_not_come_again() {
+    let admission = AdmissionRules::all(Admission::IfFaults);
+    let scheme = Scheme { admission, layout: LayoutRule::Fence, ..schemes::LEASEHOLD };
+    let scenario = smallest_first(scenario::all())
+        .into_iter()
+        .find(|scenario| scenario.changes_layout() && scenario.slots.iter().all(|slot| slot.access.writes()));
+    let setting = setting(scheme, HOSTS[1], Filesystem::InPlace, &scenario.unwrap());
+    let found = explore(&setting, &Bounds { threads: 1, states_max: 20_000, ..Bounds::default() });
+    assert!(found.path("changed").is_some() && found.path("P3").is_none());
 }
