@@ -9,6 +9,8 @@ use leasehold_core::input::Change;
 use leasehold_core::promise::Promise;
 use leasehold_core::scheme::{Admission, Backing, DataPath, FsyncRule, Host, Scheme, Writeback};
 use leasehold_core::schemes::{self, Entry};
+use rayon::prelude::*;
+use std::time::Instant;
 
 /// The worlds in which the scheme of an entry is checked.
 #[must_use]
@@ -74,7 +76,13 @@ fn hosts(scheme: &Scheme) -> Vec<(Host, Filesystem)> {
 pub fn check(options: &Options) -> Report {
     let scenarios = if options.deep { scenario::deep() } else { scenario::all() };
     let bounds = bounds(options);
-    let schemes = entries(options).map(|entry| check_entry(entry, &scenarios, options, &bounds)).collect();
+    // Worlds are many and small: each is one thread's.
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads.get())
+        .build()
+        .expect("threads can be had");
+    let of = |entry| pool.install(|| check_entry(entry, &scenarios, options, &bounds));
+    let schemes = entries(options).map(of).collect();
     Report { bounds: bounds_in_words(&scenarios, &bounds), schemes }
 }
 
@@ -86,12 +94,12 @@ pub fn entries(options: &Options) -> impl Iterator<Item = &'static Entry> {
     schemes::ALL.iter().filter(named)
 }
 
-fn bounds(options: &Options) -> Bounds {
+pub(crate) fn bounds(options: &Options) -> Bounds {
     let states_max = if options.deep { 4_000_000 } else { 2_000_000 };
-    Bounds { states_max, threads: options.threads.get(), exact: options.exact, ..Bounds::default() }
+    Bounds { states_max, threads: 1, exact: options.exact, ..Bounds::default() }
 }
 
-fn bounds_in_words(scenarios: &[Scenario], bounds: &Bounds) -> String {
+pub(crate) fn bounds_in_words(scenarios: &[Scenario], bounds: &Bounds) -> String {
     let most = |of: fn(&Scenario) -> usize| scenarios.iter().map(of).max().unwrap_or(0);
     format!(
         "{} scenarios of at most {} blocks, {} keys and {} acts, each act once at any moment; a peer writes each block in \
@@ -161,18 +169,26 @@ fn check_entry(
 ) -> SchemeReport {
     let mut found = vec![Found::default(); Promise::ALL.len()];
     let mut explored = Explored::default();
-    for setting in settings(entry, scenarios) {
-        let setting = Setting { thorough: setting.thorough || options.deep, ..setting };
-        let exploration = explore(&setting, bounds);
-        if options.cross_check {
-            let check = cross_check(setting.clone(), &exploration, options.threads.get());
-            check.unwrap_or_else(|error| panic!("stateright's search says otherwise: {error}"));
-        }
+    let began = Instant::now();
+    let explored_by_world: Vec<_> = settings(entry, scenarios)
+        .into_par_iter()
+        .map(|setting| {
+            let setting = Setting { thorough: setting.thorough || options.deep, ..setting };
+            let exploration = explore(&setting, bounds);
+            if options.cross_check {
+                let check = cross_check(setting.clone(), &exploration, 1);
+                check.unwrap_or_else(|error| panic!("stateright's search says otherwise: {error}"));
+            }
+            (setting, exploration)
+        })
+        .collect();
+    for (setting, exploration) in explored_by_world {
         for promise in Promise::ALL {
             found[promise as usize].take_in(&setting, promise, &exploration);
         }
         add(&mut explored, &exploration);
     }
+    explored.elapsed = began.elapsed();
     let promises = Promise::ALL.into_iter().zip(found).map(|(promise, found)| {
         let (declared, reason) = entry.declared(promise);
         let verdict = found.verdict();
@@ -191,7 +207,7 @@ fn check_entry(
     }
 }
 
-fn add(explored: &mut Explored, exploration: &Exploration<State, Action>) {
+pub(crate) fn add(explored: &mut Explored, exploration: &Exploration<State, Action>) {
     explored.worlds += 1;
     explored.states += exploration.states;
     explored.transitions += exploration.transitions;

@@ -2,7 +2,7 @@
 
 use crate::report::Costs;
 use crate::scenario::{Act, Scenario};
-use crate::world::{FIRST, Filesystem, PART_BYTES, SECOND, Setting, Trial};
+use crate::world::{FIRST, Filesystem, PART_BYTES, SECOND, Setting, Sometimes, Trial};
 use leasehold_core::input::{Access, Change};
 use leasehold_core::range::ByteRange;
 use leasehold_core::scheme::{Backing, Host, LayoutRule, Scheme};
@@ -18,6 +18,7 @@ pub(crate) fn of(scheme: &Scheme) -> Costs {
         waits: waits(scheme),
         refuses: refuses(scheme),
         kills: scheme.layout == LayoutRule::BreakThenKill,
+        half_writes: half_writes(scheme),
     }
 }
 
@@ -55,6 +56,18 @@ fn copies_and_refaults(scheme: &Scheme) -> (f64, f64) {
         trial.acts(act);
     }
     (f64::from(trial.copied) / f64::from(rounds.max(1)), f64::from(trial.faulted) / f64::from(rounds.max(1)))
+}
+
+/// Half of a write lands, and its holder lets go without a commit: is any of it in the file?
+fn half_writes(scheme: &Scheme) -> bool {
+    let Some(host) = host_that_admits(scheme) else { return false };
+    let setting = setting(scheme, host, vec![Act::Acquire(0), Act::Release(0), Act::Read], false);
+    let mut trial = Trial::new(&setting);
+    trial.acts(0);
+    trial.writes_half();
+    trial.acts(1);
+    trial.acts(2);
+    trial.has_seen(Sometimes::Read)
 }
 
 fn waits(scheme: &Scheme) -> Vec<&'static str> {

@@ -105,6 +105,8 @@ pub struct Bounds {
     pub elapsed_max: Option<Duration>,
     /// Threads that expand states; they do not change what is found.
     pub threads: usize,
+    /// Properties of which a first violation, or example, is enough: the search ends there.
+    pub enough: &'static [&'static str],
     /// Whether to keep whole states instead of fingerprints: slower, larger, and without any chance of a collision.
     pub exact: bool,
 }
@@ -112,7 +114,7 @@ pub struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        Self { states_max: u64::MAX, depth_max: None, elapsed_max: None, threads, exact: false }
+        Self { states_max: u64::MAX, depth_max: None, elapsed_max: None, threads, enough: &[], exact: false }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod explorer;
 mod narrate;
 pub mod report;
 pub mod scenario;
+mod space;
 pub mod world;
 
 use explorer::ServeError;
@@ -55,8 +56,8 @@ pub fn check(options: &Options) -> Report {
 
 /// Walks through every combination of the six decisions; of the options, the schemes do not matter.
 #[must_use]
-pub fn space(_options: &Options) -> Space {
-    todo!("it comes next")
+pub fn space(options: &Options) -> Space {
+    space::space(options)
 }
 
 /// Serves the states of the first of the schemes to a browser, on a port of this machine only, until it is killed.

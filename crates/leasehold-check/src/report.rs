@@ -102,6 +102,8 @@ pub struct Costs {
     pub refuses: Vec<&'static str>,
     /// Whether a holder can be killed.
     pub kills: bool,
+    /// Whether what a peer wrote and never committed stays in the file.
+    pub half_writes: bool,
 }
 
 /// How much was explored.

@@ -6,7 +6,6 @@ use std::fs;
 use std::path::Path;
 
 #[test]
-#[ignore = "enable it with the explorer and docs/schemes.md; it takes as long as a check"]
 fn the_tables_in_the_docs_are_what_a_check_finds() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schemes.md");
     fresh(&page, &check(&Options::default())).unwrap();

@@ -69,7 +69,9 @@ impl Core {
         let admission = self.config.scheme.admission.of(self.config.host.backing, lease.access.writes());
         lease.session != SessionId::LOCAL
             && self.config.host.device_faults
-            && (admission == Admission::IfFaults || admission == Admission::Lease && self.lands_in_file())
+            // What a private frame holds is discarded with its key: there is nothing to come back to.
+            && self.lands_in_file()
+            && matches!(admission, Admission::IfFaults | Admission::Lease)
     }
 
     /// Whether a layout change has to see the lease go before it goes on.

@@ -87,9 +87,9 @@ impl Core {
 
     /// The holder that the sync waits for has gone, or its key was taken back.
     pub(crate) fn advance_sync(&mut self, id: RequestId, out: &mut Vec<Output>) {
-        if let Some(&Sync { file, stage: SyncStage::Holder(lease) }) = self.sync_of(id)
-            && !self.leases.contains_key(lease)
-        {
+        if let Some(&sync @ Sync { file, stage: SyncStage::Holder(_) }) = self.sync_of(id) {
+            // Of a lease whose key was taken back, and comes again, nobody would wake it another time.
+            self.leave_sync_line(id, sync);
             self.begin_sync(id, file, out);
         }
     }

@@ -20,6 +20,8 @@ pub(super) struct Search<'a, M: Explored> {
     properties: Vec<Property<M>>,
     /// The first state that shows each property's violation or example.
     found: Vec<Option<Number>>,
+    /// A bit for each property of which the first is enough.
+    enough: u64,
     visited: Visited<M::State>,
     waiting: Waiting,
     /// What was found in this level, in chunks.
@@ -72,9 +74,13 @@ impl<'a, M: Explored> Search<'a, M> {
                 "property {name:?}: say who waits (`Explored::waits`) instead of `eventually`"
             );
         }
+        let enough =
+            properties.iter().enumerate().filter(|(_, property)| bounds.enough.contains(&property.name));
+        let enough = enough.map(|(place, _)| 1 << place).sum();
         Self {
             model,
             bounds,
+            enough,
             found: vec![None; properties.len()],
             properties,
             visited: Visited::new(bounds.exact),
@@ -240,6 +246,9 @@ impl<'a, M: Explored> Search<'a, M> {
             if shows >> place & 1 == 1 {
                 self.found[place].get_or_insert(number);
             }
+        }
+        if shows & self.enough != 0 {
+            return Err(Cut);
         }
         match self.next.last_mut().filter(|chunk| chunk.states.len() < CHUNK) {
             Some(chunk) => chunk.states.push(state),

@@ -147,6 +147,7 @@ mod tests {
             waits: all(&value["waits"], text),
             refuses: all(&value["refuses"], text),
             kills: value["kills"].as_bool().unwrap(),
+            half_writes: value["half_writes"].as_bool().unwrap(),
         }
     }
 

@@ -57,13 +57,18 @@ pub fn tables(report: &Report) -> String {
                   that could break it.";
     let _ = writeln!(text, "\n{legend}\n");
 
-    row(&mut text, ["scheme", "copies", "refaults", "waits", "refuses", "kills"].map(str::to_owned));
-    rule(&mut text, 6);
+    row(
+        &mut text,
+        ["scheme", "copies", "refaults", "waits", "refuses", "kills", "half writes"].map(str::to_owned),
+    );
+    rule(&mut text, 7);
     for scheme in &report.schemes {
         let costs = &scheme.costs;
-        let kills = if costs.kills { "yes" } else { "no" }.to_owned();
+        let [kills, half] =
+            [costs.kills, costs.half_writes].map(|yes| if yes { "yes" } else { "no" }.to_owned());
         let (waits, refuses) = (phrases(&costs.waits), phrases(&costs.refuses));
-        row(&mut text, [name(scheme), number(costs.copies), number(costs.refaults), waits, refuses, kills]);
+        let (copies, refaults) = (number(costs.copies), number(costs.refaults));
+        row(&mut text, [name(scheme), copies, refaults, waits, refuses, kills, half]);
     }
 
     text.push('\n');
@@ -124,7 +129,9 @@ mod tests {
             "\n| `break_layouts` | **NO** | yes | yes | yes | **NO** | - | yes | yes | yes | yes |\n"
         ));
         assert!(
-            page.contains("| `break_layouts` | 0 | 0 | a truncate for the holder, for ever | - | no |\n"),
+            page.contains(
+                "| `break_layouts` | 0 | 0 | a truncate for the holder, for ever | - | no | no |\n"
+            ),
             "{page}"
         );
     }

@@ -1,6 +1,6 @@
 //! Reports that were made up, to test how reports look. Nothing in them was found by a check.
 
-use super::space::{DECISIONS, Design, Space};
+use super::space::{Answer, DECISIONS, Design, Killer, OnHost, Space};
 use super::{
     Costs, Explored, PromiseReport, Report, SchemeReport, Source, Step, Trace, Verdict, Verdict::Broken,
     Verdict::Kept, Verdict::Vacuous,
@@ -40,6 +40,7 @@ pub(super) fn report() -> Report {
                     ],
                     refuses: vec!["a write lease on bytes under a read lease"],
                     kills: true,
+                    half_writes: true,
                 },
                 explored: Explored { cut_off: Some("the limit of 10 million states"), ..explored() },
                 ..scheme("leasehold", [Kept; 10])
@@ -140,11 +141,33 @@ pub(super) fn space() -> Space {
         name,
         decisions: DECISIONS.map(|what| format!("{} that is made up", format!("{what} ").repeat(6))),
         costs: Costs { copies: 1.0, waits: vec!["somebody for something"], kills: true, ..Costs::default() },
+        alike: 1 + u64::from(name == Some("leasehold")),
         on_front,
     };
+    let answer = |answer, killer| Answer {
+        decision: "admission of writers",
+        answer,
+        designs: vec![20, 4, 0, 0],
+        safe: vec![2, 0, 0, 0],
+        safe_but_untold: vec![1, 0, 0, 0],
+        killer,
+    };
+    let killer = Killer { promise: Promise::P3, designs: 7, trace: stray() };
     Space {
         bounds: "small".to_owned(),
         designs: 2304,
+        distinct: 900,
+        idle: 100,
+        safe_distinct: 3,
+        safe_but_untold: 1,
+        hosts: vec![OnHost {
+            host: "page cache",
+            data_path: "the file's own frames",
+            designs: 20,
+            safe: 2,
+            safe_but_untold: 3,
+        }],
+        answers: vec![answer("allow", None), answer("lease", Some(killer))],
         safe: vec![design(Some("leasehold"), true), design(None, true), design(Some("bounce"), false)],
         explored: Explored { worlds: 9000, states: 1_000_000, ..Explored::default() },
     }

@@ -2,7 +2,8 @@
 
 use super::explored::{bounds, completeness, figures, plural};
 use super::table::number;
-use super::{Costs, Explored, json};
+use super::{Costs, Explored, Trace, json};
+use leasehold_core::promise::Promise;
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -19,10 +20,66 @@ pub struct Space {
     pub bounds: String,
     /// How many combinations there are.
     pub designs: u64,
-    /// Those that break no promise.
+    /// How many of them differ in anything that a host can see.
+    pub distinct: u64,
+    /// Distinct ones that give no key for writing, anywhere.
+    pub idle: u64,
+    /// Distinct ones that break no promise, and are not idle.
+    pub safe_distinct: u64,
+    /// Distinct ones that break P6, and nothing else.
+    pub safe_but_untold: u64,
+    /// On each host, by data path.
+    pub hosts: Vec<OnHost>,
+    /// Every answer, where DMA lands in the file's own frames.
+    pub answers: Vec<Answer>,
+    /// Those that break no promise, one for each set of costs; the front comes first.
     pub safe: Vec<Design>,
     /// How much was explored for it.
     pub explored: Explored,
+}
+
+/// The designs of one data path that give keys for writing on one host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OnHost {
+    /// Backing and device.
+    pub host: &'static str,
+    /// Where DMA lands.
+    pub data_path: &'static str,
+    /// Those that this host can tell apart.
+    pub designs: u64,
+    /// Those that break no promise there.
+    pub safe: u64,
+    /// Those that break P6 only.
+    pub safe_but_untold: u64,
+}
+
+/// One answer to one decision; the numbers are by host, in the order of [`Space::hosts`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Answer {
+    /// Which decision.
+    pub decision: &'static str,
+    /// Which answer.
+    pub answer: &'static str,
+    /// Distinct designs with it; 0: there it is the same as another.
+    pub designs: Vec<u64>,
+    /// Those that break no promise.
+    pub safe: Vec<u64>,
+    /// Those that break P6 only.
+    pub safe_but_untold: Vec<u64>,
+    /// What ends most designs with it, if none is safe anywhere.
+    pub killer: Option<Killer>,
+}
+
+/// A promise that ended designs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Killer {
+    /// Which.
+    #[serde(serialize_with = "json::name_of")]
+    pub promise: Promise,
+    /// How many, on all hosts together.
+    pub designs: u64,
+    /// The shortest way that was found.
+    pub trace: Trace,
 }
 
 /// One combination that breaks no promise.
@@ -34,27 +91,30 @@ pub struct Design {
     pub decisions: [String; 6],
     /// What it costs.
     pub costs: Costs,
+    /// Distinct designs with these costs, itself among them.
+    pub alike: u64,
     /// Whether no other safe design is better in one cost and no worse in any.
     pub on_front: bool,
 }
 
-/// The designs that no other one beats, each with its decisions, in at most 80 columns.
+/// What was found: counts, answers that are never safe, and the designs that no other one beats, in at most 80 columns.
 #[must_use]
 pub fn text(space: &Space) -> String {
     let front: Vec<&Design> = space.safe.iter().filter(|design| design.on_front).collect();
-    let mut text = fill(
-        &format!(
-            "Of {}, {} break no promise. Of those, no other one beats {} on all costs:",
-            plural(space.designs, "design"),
-            space.safe.len(),
-            front.len()
-        ),
-        80,
+    let summary = format!(
+        "Of {} ({} distinct; {} of those give no key for writing) {} break no promise, and {} break P6 only.",
+        plural(space.designs, "design"),
+        space.distinct,
+        space.idle,
+        space.safe_distinct,
+        space.safe_but_untold,
     );
-    text.push('\n');
+    let mut text = fill(&summary, 80) + "\n\n" + &hosts(space) + "\n" + &answers(space);
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "\nSafe, and not beaten on all costs by another safe design:");
     for (index, design) in front.iter().enumerate() {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "\n{}. {}", index + 1, design.name.unwrap_or("(has no name)"));
+        let like = if design.alike > 1 { format!(", one of {} alike", design.alike) } else { String::new() };
+        let _ = writeln!(text, "\n{}. {}{like}", index + 1, design.name.unwrap_or("(has no name)"));
         for (what, answer) in DECISIONS.iter().zip(&design.decisions) {
             text += &entry(what, answer);
         }
@@ -65,9 +125,55 @@ pub fn text(space: &Space) -> String {
     if !names.is_empty() {
         let _ = writeln!(text, "\n{}", fill(&format!("Safe, but beaten: {}.", names.join(", ")), 80));
     }
-    let designs = plural(space.designs, "design");
+    let designs = plural(space.distinct, "design");
     let explored = figures(&space.explored, &designs) + " " + &completeness(space.explored.cut_off);
     text + "\n" + &fill(&explored, 80) + "\n" + &bounds(&space.bounds)
+}
+
+fn hosts(space: &Space) -> String {
+    let mut text =
+        format!("{:<27}{:<28}{:>8}{:>7}{:>9}\n", "HOST", "DMA LANDS IN", "DESIGNS", "SAFE", "BUT P6");
+    for OnHost { host, data_path, designs, safe, safe_but_untold } in &space.hosts {
+        let _ = writeln!(text, "{host:<27}{data_path:<28}{designs:>8}{safe:>7}{safe_but_untold:>9}");
+    }
+    text
+}
+
+/// `safe/designs` on each host.
+fn answers(space: &Space) -> String {
+    let mut text = String::from(
+        "Where DMA lands in the file's own frames, by answer: safe (+ P6 broken only) of\nall designs; C page cache, D \
+         DAX, f: the device faults; -: same as another answer\n\n",
+    );
+    let _ = writeln!(text, "{:<28}{:>13}{:>13}{:>13}{:>13}", "", "C", "Cf", "D", "Df");
+    let mut decision = "";
+    for answer in &space.answers {
+        if answer.decision != decision {
+            decision = answer.decision;
+            let _ = writeln!(text, "{decision}");
+        }
+        let _ = write!(text, "  {:<26}", answer.answer);
+        for at in 0..answer.designs.len() {
+            let cell = match (answer.safe[at], answer.safe_but_untold[at], answer.designs[at]) {
+                (_, _, 0) => "-".to_owned(),
+                (safe, 0, designs) => format!("{safe}/{designs}"),
+                (safe, untold, designs) => format!("{safe}+{untold}/{designs}"),
+            };
+            let _ = write!(text, "{cell:>13}");
+        }
+        text.push('\n');
+        if let Some(killer) = &answer.killer {
+            let what = format!(
+                "never safe: {} ({} designs), in {} steps: {}",
+                killer.promise,
+                killer.designs,
+                killer.trace.steps.len(),
+                killer.trace.world
+            );
+            text += &(fill(&what, Options::new(80).initial_indent("    ").subsequent_indent("    ")) + "\n");
+        }
+    }
+    text
 }
 
 /// All of it, for programs; documented with the report's schema.
@@ -90,9 +196,10 @@ fn entry(what: &str, text: &str) -> String {
 fn costs(costs: &Costs) -> String {
     let copies = format!("copies {}, refaults {}", number(costs.copies), number(costs.refaults));
     let kills = costs.kills.then(|| "kills a holder".to_owned());
+    let half = costs.half_writes.then(|| "leaves half writes".to_owned());
     let waits = costs.waits.iter().map(|what| format!("waits: {what}"));
     let refuses = costs.refuses.iter().map(|what| format!("refuses: {what}"));
-    [copies].into_iter().chain(kills).chain(waits).chain(refuses).collect::<Vec<_>>().join("; ")
+    [copies].into_iter().chain(kills).chain(half).chain(waits).chain(refuses).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -103,18 +210,29 @@ mod tests {
     #[test]
     fn the_front_is_shown_with_decisions_and_costs_and_the_beaten_by_name() {
         let text = text(&space());
+        assert!(text.starts_with("Of 2304 designs (900 distinct; 100 of those give no key"), "{text}");
         assert!(
-            text.starts_with("Of 2304 designs, 3 break no promise. Of those, no other one beats 2 on all"),
+            text.contains(
+                "page cache                 the file's own frames             20      2        3\n"
+            ),
             "{text}"
         );
-        assert!(text.contains("\n1. leasehold\n   admission       admission admission"), "{text}");
+        assert!(
+            text.contains("  allow                            2+1/20          0/4            -            -"),
+            "{text}"
+        );
+        assert!(text.contains("    never safe: P3 (7 designs), in 10 steps: page cache"), "{text}");
+        assert!(
+            text.contains("\n1. leasehold, one of 2 alike\n   admission       admission admission"),
+            "{text}"
+        );
         assert!(text.contains("\n2. (has no name)\n"), "{text}");
         assert!(
             text.contains("   costs           copies 1, refaults 0; kills a holder; waits: somebody for"),
             "{text}"
         );
         assert!(text.contains("\nSafe, but beaten: bounce.\n"), "{text}");
-        assert!(text.contains("Explored 9000 worlds of 2304 designs"), "{text}");
+        assert!(text.contains("Explored 9000 worlds of 900 designs"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 

@@ -10,7 +10,7 @@ const COLUMNS: u16 = 80;
 /// Of one promise: its verdict, a mark if that is not as declared, a space.
 const PROMISE: u16 = 5;
 /// What is left for phrases beside the other columns.
-const PHRASE: usize = 31;
+const PHRASE: usize = 25;
 
 /// Which promises each scheme keeps.
 #[must_use]
@@ -55,15 +55,16 @@ pub fn legend() -> String {
 /// What each scheme costs.
 #[must_use]
 pub fn costs(report: &Report, colour: bool) -> String {
-    let mut table = table(colour, ["SCHEME", "COPIES", "REFAULTS", "KILLS", "WAITS AND REFUSALS"]);
+    let mut table = table(colour, ["SCHEME", "COPIES", "REFAULTS", "KILLS", "HALF", "WAITS AND REFUSALS"]);
     for scheme in &report.schemes {
-        let Costs { copies, refaults, kills, .. } = scheme.costs;
-        let kills = if kills { "yes" } else { "no" };
+        let Costs { copies, refaults, kills, half_writes, .. } = scheme.costs;
+        let [kills, half] = [kills, half_writes].map(|yes| if yes { "yes" } else { "no" });
         table.add_row([
             scheme.name.clone(),
             number(copies),
             number(refaults),
             kills.to_owned(),
+            half.to_owned(),
             phrases(&scheme.costs),
         ]);
     }
@@ -75,7 +76,8 @@ pub fn costs(report: &Report, colour: bool) -> String {
 pub fn costs_legend() -> &'static str {
     "Copies by the CPU of each byte that a peer writes; faults of the device for each\n\
      block that is written back while it is registered; whether a holder can be\n\
-     killed; who waits for a holder, and what legitimate work is refused.\n"
+     killed; whether half a write that was never committed stays in the file; who\n\
+     waits for a holder, and what legitimate work is refused.\n"
 }
 
 /// With at most two digits behind the point.
@@ -134,10 +136,13 @@ mod tests {
     fn a_phrase_that_goes_on_in_the_next_line_is_indented_and_none_is_a_dash() {
         let table = costs(&sample::report(), false);
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines[1], "naive                 0       0         no     -");
-        assert_eq!(lines[2], "break_layouts         0       0         no     waits: a truncate for the");
-        assert_eq!(lines[3], "                                                 holder, for ever");
-        assert!(table.contains("leasehold             1.5     0.25      yes    waits: "), "{table}");
+        assert_eq!(lines[1], "naive                 0       0         no     no    -");
+        assert_eq!(
+            lines[2],
+            "break_layouts         0       0         no     no    waits: a truncate for the"
+        );
+        assert_eq!(lines[3], "                                                       holder, for ever");
+        assert!(table.contains("leasehold             1.5     0.25      yes    yes   waits: "), "{table}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One run of a world, in which the environment answers at once and everybody does what he is told: for counting.
 
-use super::{Setting, State};
+use super::{Setting, Sometimes, State};
 use leasehold_core::input::Input;
 use leasehold_core::output::Output;
 
@@ -43,6 +43,16 @@ impl<'a> Trial<'a> {
 
     fn is_answered(&self, number: usize) -> bool {
         self.state.past.answered & (1 << number) != 0
+    }
+
+    /// Whether this has happened.
+    pub fn has_seen(&self, sometimes: Sometimes) -> bool {
+        self.state.has_seen(sometimes)
+    }
+
+    /// The first of the two pieces of the first peer's write lands.
+    pub fn writes_half(&mut self) {
+        self.setting.dma(&mut self.state, 0);
     }
 
     /// The first peer writes all that it has, once; the device faults if it must.
