@@ -143,7 +143,7 @@ fn hosts(space: &Space) -> String {
 fn answers(space: &Space) -> String {
     let mut text = String::from(
         "Where DMA lands in the file's own frames, by answer: safe (+ P6 broken only) of\nall designs; C page cache, D \
-         DAX, f: the device faults; -: same as another answer\n\n",
+         DAX, f: the device faults; -: as another answer\n\n",
     );
     let _ = writeln!(text, "{:<28}{:>13}{:>13}{:>13}{:>13}", "", "C", "Cf", "D", "Df");
     let mut decision = "";
