@@ -8,10 +8,12 @@
 //! writes of one connection land in order; a page reaches the disk whole or not at all in a crash, as journals and
 //! copy-on-write see to, while our own direct writes may be torn at every part.
 
+mod acts;
 mod disk;
 mod experiment;
 mod history;
 mod judge;
+mod model;
 mod notes;
 mod perform;
 mod trial;
@@ -21,19 +23,18 @@ pub use experiment::Experiment;
 pub use notes::{LANES, Lane};
 pub(crate) use trial::Trial;
 
-use crate::scenario::{Act, Scenario};
+use crate::scenario::Scenario;
 use disk::{Disk, Extent};
 use history::{Floors, History};
 use leasehold_core::identity::{Evidence, Identity};
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick, WriteId};
-use leasehold_core::input::{Access, Change, Input, OnConflict, Want};
+use leasehold_core::input::{Change, Input};
 use leasehold_core::output::Output;
 use leasehold_core::promise::Promise;
 use leasehold_core::range::{BLOCK_BYTES, ByteRange, Run};
 use leasehold_core::scheme::{Backing, DataPath, Host, Scheme, Writeback};
 use leasehold_core::{Config, Core};
 use notes::Notes;
-use stateright::{Model, Property};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Range;
@@ -374,224 +375,6 @@ impl Setting {
         state.handed.sort_unstable();
         self.judge(state);
     }
-
-    /// Does what the act says, if it makes sense now.
-    fn act(&self, state: &mut State, number: u8) -> bool {
-        let request = RequestId(1 + u64::from(number));
-        let deadline = state.now.after_ms(PATIENCE_MS);
-        let input = match self.scenario.acts[usize::from(number)] {
-            Act::Acquire(slot) => {
-                let wanted = &self.scenario.slots[slot];
-                let (file, range) = (file_id(wanted.file), range_of(&wanted.parts));
-                let wants = vec![Want { file, range, access: wanted.access }];
-                let (session, on_conflict) = (wanted.session, OnConflict::Wait);
-                Input::Acquire { request, session, wants, on_conflict, deadline }
-            }
-            Act::Commit(slot) => {
-                let held = &mut state.slots[slot];
-                let (Some(lease), false) = (held.lease, held.over) else { return false };
-                let complete = held.sent >= 2 * (held.committed + 1);
-                if !complete && !self.scenario.commit_overtakes {
-                    return false;
-                }
-                held.committed += 1;
-                held.over |= self.commit_ends();
-                let wanted = &self.scenario.slots[slot];
-                if wanted.file == MAIN && self.lands_in_file() {
-                    state
-                        .history
-                        .write(wanted.writes.clone(), value_of(slot, state.slots[slot].committed - 1));
-                }
-                Input::Commit { request, session: wanted.session, lease }
-            }
-            Act::Release(slot) => {
-                let held = &mut state.slots[slot];
-                let (Some(lease), false) = (held.lease, held.over) else { return false };
-                held.over = true;
-                Input::Release { request, session: self.scenario.slots[slot].session, lease }
-            }
-            Act::Change(change) => {
-                if state.removed {
-                    return false;
-                }
-                state.since.insert(request, state.now);
-                self.change_comes(state, request, change);
-                if self.mutated(Mutation::NoDrain) {
-                    self.change_early(state, request, change);
-                }
-                if self.mutated(Mutation::NoBreak) {
-                    // As if nobody held anything: performed without asking the core.
-                    state.left &= !(1 << number);
-                    state.pending.push(Output::Perform { request, file: file_id(MAIN), change });
-                    self.before_perform(state, request, change);
-                    return true;
-                }
-                Input::Change { request, file: file_id(MAIN), change, breaker: IDENTITY[1].clone() }
-            }
-            Act::Sync if self.mutated(Mutation::NoSyncWait) => {
-                let floors = state.history.visible();
-                state.history.synced(&floors);
-                state.see(Sometimes::Synced);
-                state.left &= !(1 << number);
-                return true;
-            }
-            Act::Sync => {
-                state.floors.insert(request, state.history.visible());
-                Input::Sync { request, file: file_id(MAIN) }
-            }
-            Act::Read => return self.read(state, number, request),
-            Act::RemoteRead(slot) => return self.remote_read(state, number, slot),
-            Act::LocalWrite(ref parts) => {
-                if state.removed {
-                    return false;
-                }
-                let want = Want { file: file_id(MAIN), range: range_of(parts), access: Access::Overwrite };
-                let (session, wants, on_conflict) = (SessionId::LOCAL, vec![want], OnConflict::Break);
-                Input::Acquire { request, session, wants, on_conflict, deadline }
-            }
-            Act::Reclaim => {
-                if state.slots.iter().any(|slot| slot.lease.is_some() && !slot.over) {
-                    state.test(Promise::P4);
-                }
-                Input::Reclaim { file: file_id(MAIN) }
-            }
-        };
-        state.left &= !(1 << number);
-        self.note_act(state, number);
-        self.step(state, input);
-        true
-    }
-
-    /// The next part of a peer's writes lands, or is lost. A round's first half is every block's first part.
-    fn dma(&self, state: &mut State, slot: u8) -> bool {
-        let at = usize::from(slot);
-        let Some(lease) = state.slots[at].lease else { return false };
-        let wanted = &self.scenario.slots[at];
-        let (round, half) = (state.slots[at].sent / 2, usize::from(state.slots[at].sent % 2));
-        let Some(key) = state.keys.get(&lease).cloned() else { return false };
-        state.slots[at].sent += 1;
-        let value = value_of(at, round);
-        let pieces = if half == 0 { "first halves" } else { "second halves" };
-        state.note(Lane::peer(wanted.session), Lane::Memory, || format!("write {value} lands: {pieces}"));
-        let alone = wanted.writes.len() == 1;
-        for part in wanted.writes.clone().filter(|part| part % 2 == half || alone) {
-            if alone && half == 1 {
-                continue;
-            }
-            self.land(state, lease, &key, part, value);
-        }
-        self.judge(state);
-        true
-    }
-
-    fn land(&self, state: &mut State, lease: LeaseId, key: &Key, part: usize, value: Value) {
-        let wanted = &self.scenario.slots[usize::from(key.slot)];
-        let block = part / 2 - wanted.parts.start / 2;
-        let stray = key.stray & (1 << block) != 0;
-        if stray {
-            state.break_(Promise::P3);
-        }
-        if self.lands_on_disk() {
-            let extent = key.extents[block];
-            if state.disk.owner(extent).is_some_and(|owner| owner != wanted.file) {
-                state.break_(Promise::P3);
-                state.break_(Promise::P10);
-            }
-            state.disk.store(extent, part % 2, value);
-        } else {
-            let frame = frame_at(key.run, block);
-            for (_, other) in state.others_of(lease, frame) {
-                let theirs = &self.scenario.slots[usize::from(other.slot)];
-                if !self.lands_in_file() || theirs.file != wanted.file {
-                    state.break_(Promise::P3);
-                }
-                if theirs.session != wanted.session {
-                    state.break_unless(theirs.file == wanted.file && self.lands_in_file(), Promise::P10);
-                }
-            }
-            state.frames[frame][part % 2] = value;
-        }
-        if self.lands_in_file() && wanted.file == MAIN && !stray && !state.removed {
-            state.history.write(part..part + 1, value);
-        }
-    }
-
-    /// A read by a program on the host.
-    fn read(&self, state: &mut State, number: u8, request: RequestId) -> bool {
-        if state.removed {
-            return false;
-        }
-        let floors = state.history.visible();
-        if !self.lands_in_file() && !self.mutated(Mutation::NoReadWait) {
-            state.left &= !(1 << number);
-            self.note_act(state, number);
-            state.floors.insert(request, floors);
-            let size = state.core.file_size(file_id(MAIN)).unwrap_or(0).max(PART_BYTES);
-            let range = ByteRange::new(0, size).expect("not empty");
-            let (file, deadline) = (file_id(MAIN), state.now.after_ms(PATIENCE_MS));
-            self.step(state, Input::Read { request, file, range, deadline });
-            return true;
-        }
-        let mut found = Vec::new();
-        for block in 0..self.blocks() {
-            match state.core.page(file_id(MAIN), block as u64) {
-                // It waits until the entry is gone.
-                Some((_, true)) => return false,
-                Some((frame, false)) if !self.lands_on_disk() => found.push(state.frames[frame.0 as usize]),
-                _ => found.push(state.disk.block(MAIN, block)),
-            }
-        }
-        state.left &= !(1 << number);
-        state.past.answered |= 1 << number;
-        self.note_act(state, number);
-        self.judge_read(state, &found, &floors);
-        true
-    }
-
-    /// A peer reads what is under its key.
-    fn remote_read(&self, state: &mut State, number: u8, slot: usize) -> bool {
-        let Some(key) = state.slots[slot].lease.and_then(|lease| state.keys.get(&lease)).cloned() else {
-            return false;
-        };
-        if self.scheme.data_path == DataPath::Copied {
-            // What is there is the peer's own copy.
-            return false;
-        }
-        let wanted = &self.scenario.slots[slot];
-        let floors = state.history.visible();
-        let mut found: Vec<Option<Block>> = vec![None; self.blocks()];
-        for (at, block) in blocks_of(&wanted.parts).enumerate() {
-            found[block] = Some(if self.lands_on_disk() {
-                let extent = key.extents[at];
-                if state.disk.owner(extent).is_some_and(|owner| owner != wanted.file) {
-                    state.break_(Promise::P10);
-                }
-                state.disk.extent(extent)
-            } else {
-                state.frames[frame_at(key.run, at)]
-            });
-        }
-        state.left &= !(1 << number);
-        self.note_act(state, number);
-        if !state.removed {
-            self.judge_found(state, &found, &floors);
-        } else {
-            // There is no file any more whose bytes these could be.
-            state.break_(Promise::P8);
-        }
-        true
-    }
-
-    fn is_act_possible(&self, state: &State, act: &Act) -> bool {
-        match act {
-            Act::Commit(slot) | Act::Release(slot) | Act::RemoteRead(slot) => {
-                state.slots[*slot].lease.is_some()
-            }
-            Act::Acquire(_) | Act::Change(_) | Act::Sync | Act::Read | Act::LocalWrite(_) | Act::Reclaim => {
-                true
-            }
-        }
-    }
 }
 
 impl State {
@@ -636,151 +419,5 @@ impl State {
     #[must_use]
     pub fn has_seen(&self, sometimes: Sometimes) -> bool {
         self.past.seen & (1 << sometimes as u16) != 0
-    }
-}
-
-/// A property for each promise: that it is kept, and that it was put to the test.
-fn properties_of<const PROMISE: usize>(names: [&'static str; 2]) -> [Property<Setting>; 2] {
-    [
-        Property::always(names[0], |_, state: &State| !state.breaks(Promise::ALL[PROMISE])),
-        Property::sometimes(names[1], |_, state: &State| state.tests(Promise::ALL[PROMISE])),
-    ]
-}
-
-fn sometimes<const SOMETIMES: u16>(name: &'static str) -> Property<Setting> {
-    Property::sometimes(name, |_, state: &State| state.past.seen & (1 << SOMETIMES) != 0)
-}
-
-impl Model for Setting {
-    type State = State;
-    type Action = Action;
-
-    fn init_states(&self) -> Vec<State> {
-        vec![self.start()]
-    }
-
-    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        if state.over {
-            return;
-        }
-        for (at, output) in state.pending.iter().enumerate() {
-            actions.push(Action::Answer(at as u8));
-            if matches!(output, Output::Fence { .. }) && self.scenario.unproven && !self.lands_in_file() {
-                actions.push(Action::Unproven(at as u8));
-            }
-        }
-        let deadline = state.core.next_deadline().filter(|_| !self.mutated(Mutation::NoGrace));
-        if deadline.is_some_and(|at| at.0 < state.now.after_ms(PATIENCE_MS / 2).0) {
-            actions.push(Action::GraceEnds);
-        }
-        for (at, slot) in state.slots.iter().enumerate() {
-            let wanted = &self.scenario.slots[at];
-            if slot.sent >= 2 * wanted.rounds {
-                continue;
-            }
-            let Some(lease) = slot.lease else { continue };
-            if state.keys.contains_key(&lease) {
-                actions.push(Action::Dma(at as u8));
-            } else if state.faults_left > 0 && self.host.device_faults && !slot.over {
-                actions.push(Action::DeviceFault(at as u8));
-            }
-        }
-        if self.lands_in_file() && !self.lands_on_disk() {
-            actions.push(Action::Writeback);
-        }
-        for (at, act) in self.scenario.acts.iter().enumerate() {
-            if state.left & (1 << at) != 0 && self.is_act_possible(state, act) {
-                actions.push(Action::Act(at as u8));
-            }
-        }
-        if self.scenario.crash {
-            let torn = !self.lands_in_file()
-                && state.pending.iter().any(|output| matches!(output, Output::Write { .. }));
-            actions.extend((0..if torn { 4 } else { 1 }).map(Action::Crash));
-        }
-    }
-
-    fn next_state(&self, last: &State, action: Action) -> Option<State> {
-        let mut state = last.clone();
-        let happens = match action {
-            Action::Act(number) => self.act(&mut state, number),
-            Action::Dma(slot) => self.dma(&mut state, slot),
-            Action::DeviceFault(slot) => {
-                state.faults_left -= 1;
-                let lease = state.slots[usize::from(slot)].lease?;
-                let session = self.scenario.slots[usize::from(slot)].session;
-                state.note(Lane::peer(session), Lane::Filesystem, || "device fault".into());
-                self.step(&mut state, Input::DeviceFault { lease });
-                state.core != last.core
-            }
-            Action::Answer(at) => {
-                let output = state.pending.remove(usize::from(at));
-                let input = self.perform(&mut state, output);
-                if let Some(input) = input {
-                    self.step(&mut state, input);
-                }
-                true
-            }
-            Action::Unproven(at) => {
-                let Output::Fence { lease, .. } = state.pending.remove(usize::from(at)) else { return None };
-                state.note(Lane::Memory, Lane::Filesystem, || "the fence is not proven in time".into());
-                if self.mutated(Mutation::NoQuarantine) {
-                    self.step(&mut state, Input::Fenced { lease });
-                } else {
-                    state.see(Sometimes::Quarantined);
-                    if let Some(key) = state.keys.get_mut(&lease) {
-                        key.quarantined = true;
-                    }
-                    self.step(&mut state, Input::FenceUnproven { lease });
-                }
-                true
-            }
-            Action::GraceEnds => {
-                state.now = state.core.next_deadline()?;
-                state.note(Lane::Filesystem, Lane::Filesystem, || "the grace period is over".into());
-                self.step(&mut state, Input::Tick);
-                true
-            }
-            Action::Writeback => {
-                state.note(Lane::Filesystem, Lane::Filesystem, || "periodic writeback".into());
-                self.step(&mut state, Input::Writeback { file: file_id(MAIN) });
-                state != *last
-            }
-            Action::Crash(landed) => {
-                self.crash(&mut state, landed);
-                true
-            }
-        };
-        happens.then_some(state)
-    }
-
-    fn properties(&self) -> Vec<Property<Setting>> {
-        let mut all = Vec::new();
-        all.extend(properties_of::<0>(["P1", "P1 tested"]));
-        all.extend(properties_of::<1>(["P2", "P2 tested"]));
-        all.extend(properties_of::<2>(["P3", "P3 tested"]));
-        all.extend(properties_of::<3>(["P4", "P4 tested"]));
-        all.extend(properties_of::<4>(["P5", "P5 tested"]));
-        all.extend(properties_of::<5>(["P6", "P6 tested"]));
-        all.extend(properties_of::<6>(["P7", "P7 tested"]));
-        all.extend(properties_of::<7>(["P8", "P8 tested"]));
-        all.extend(properties_of::<8>(["P9", "P9 tested"]));
-        all.extend(properties_of::<9>(["P10", "P10 tested"]));
-        all.push(sometimes::<{ Sometimes::Granted as u16 }>("granted"));
-        all.push(sometimes::<{ Sometimes::Committed as u16 }>("committed"));
-        all.push(sometimes::<{ Sometimes::Changed as u16 }>("changed"));
-        all.push(sometimes::<{ Sometimes::Synced as u16 }>("synced"));
-        all.push(sometimes::<{ Sometimes::Revoked as u16 }>("revoked"));
-        all.push(sometimes::<{ Sometimes::Mismatch as u16 }>("mismatch"));
-        all.push(sometimes::<{ Sometimes::Quarantined as u16 }>("quarantined"));
-        all.push(sometimes::<{ Sometimes::Read as u16 }>("read"));
-        all
-    }
-
-    fn format_action(&self, action: &Action) -> String {
-        match action {
-            Action::Act(number) => format!("{:?}", self.scenario.acts[usize::from(*number)]),
-            other => format!("{other:?}"),
-        }
     }
 }
