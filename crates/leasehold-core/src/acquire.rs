@@ -13,7 +13,7 @@ use crate::input::{Fault, OnConflict, Want};
 use crate::output::{AcquireError, Operation, Output, Reply, RevokeReason};
 use crate::range::Run;
 use crate::request::{Blocker, Kind};
-use crate::scheme::{Admission, DataPath};
+use crate::scheme::Admission;
 use alloc::vec::Vec;
 
 /// An acquire that is owed an answer.
@@ -118,7 +118,7 @@ impl Core {
 
     /// Whether the scheme gives such a key at all.
     fn is_admitted(&self, writes: bool) -> bool {
-        match self.config.scheme.admission.of(self.config.host.backing, writes) {
+        match self.admission(writes) {
             Admission::Allow | Admission::Lease => true,
             Admission::Refuse => false,
             Admission::IfFaults => self.config.host.device_faults,
@@ -146,12 +146,12 @@ impl Core {
                 return Some((Blocker::Request(change), at));
             }
             let writes = want.access.writes();
-            if self.config.scheme.data_path == DataPath::FileFrames
+            if self.lands_in_file()
                 && let Some(lease) = self.page_in_the_way(want.file, want.range.blocks())
             {
                 return Some((Blocker::Lease(lease), at));
             }
-            if self.config.scheme.admission.of(self.config.host.backing, writes) != Admission::Lease {
+            if self.admission(writes) != Admission::Lease {
                 return None;
             }
             let earlier = self.acquire_ahead(id, want);
@@ -185,10 +185,8 @@ impl Core {
         let breaker = self.sessions[&acquire.session].identity.clone();
         for want in acquire.wants.clone() {
             // A key without a lease is nothing that could be broken.
-            let is_lease = |&lease: &LeaseId| {
-                let writes = self.leases[lease].access.writes();
-                self.config.scheme.admission.of(self.config.host.backing, writes) == Admission::Lease
-            };
+            let is_lease =
+                |&lease: &LeaseId| self.admission(self.leases[lease].access.writes()) == Admission::Lease;
             let conflicting = self.file(want.file).leases.conflicting(want.range, want.access.writes());
             let leases: Vec<LeaseId> = conflicting.filter(is_lease).collect();
             let operation = Operation::Acquire { range: want.range, access: want.access };
@@ -275,7 +273,7 @@ impl Core {
 
     /// Frames for all the wants, or nothing changes.
     fn allocate_for(&mut self, id: RequestId) -> Option<Vec<(LeaseId, Want, Run)>> {
-        if self.config.scheme.data_path == DataPath::FileFrames {
+        if self.lands_in_file() {
             return self.pages_for(id);
         }
         let Kind::Acquire(acquire) = &self.requests[&id].kind else { return None };

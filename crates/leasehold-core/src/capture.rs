@@ -26,7 +26,6 @@ use crate::output::{CommitError, Committed, Output, Reply};
 use crate::phase::PhaseId;
 use crate::range::{ByteRange, Run};
 use crate::request::{Blocker, Kind};
-use crate::scheme::DataPath;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -57,7 +56,7 @@ impl Core {
         }
         let lease = &self.leases[of];
         let (session, file) = (lease.session, lease.file);
-        if self.config.scheme.data_path == DataPath::FileFrames {
+        if self.lands_in_file() {
             // What the peer has placed is the file's already.
             let size = self.file(file).size;
             return self.reply(id, Reply::Capture(Ok(Committed { size })), out);

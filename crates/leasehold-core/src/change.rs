@@ -22,7 +22,7 @@ use crate::output::{ChangeError, Operation, Output, Reply};
 use crate::phase::{PhaseId, PhaseOwner, contains, intersection};
 use crate::range::{BLOCK_BYTES, BlockRange, ByteRange};
 use crate::request::{Blocker, Kind};
-use crate::scheme::{DataPath, LayoutRule};
+use crate::scheme::LayoutRule;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -190,13 +190,10 @@ impl Core {
             }
         };
         let replaced = self.phase_mut(file, phase).replaces;
-        if let Some(takes) = takes
-            && change != Change::Clone
+        if change != Change::Clone
+            && let Some(blocks) = takes.and_then(whole_blocks)
         {
-            let end = if takes.end() == u64::MAX { u64::MAX } else { takes.end() / BLOCK_BYTES };
-            if let Some(blocks) = BlockRange::new(takes.start().div_ceil(BLOCK_BYTES), end) {
-                self.orphan_pages(file, blocks);
-            }
+            self.orphan_pages(file, blocks);
         }
         if let Some(replaced) = replaced {
             self.cut_failed_writes(file, replaced, out);
@@ -268,7 +265,7 @@ impl Core {
     /// shares, what lands there during it: it takes everything from writers.
     fn takes(&self, change: Change, size: u64) -> Option<ByteRange> {
         match change {
-            Change::Clone if self.config.scheme.data_path == DataPath::FileFrames => Some(ByteRange::ALL),
+            Change::Clone if self.lands_in_file() => Some(ByteRange::ALL),
             change => takes(change, size),
         }
     }

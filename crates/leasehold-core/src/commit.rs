@@ -25,7 +25,7 @@ impl Core {
             return self.commit_failed(id, CommitError::ReadOnly(id), out);
         }
         let (file, range, run) = (lease.file, lease.range, lease.run);
-        if self.config.scheme.data_path == DataPath::FileFrames {
+        if self.lands_in_file() {
             self.commit_file_frames(id, request, out);
         } else {
             out.push(Output::Verify { lease: id, file, range, run });

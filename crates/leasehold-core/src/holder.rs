@@ -8,7 +8,7 @@ use crate::ids::{LeaseId, RequestId, SessionId, Tick};
 use crate::lease::{Ending, State};
 use crate::output::{CommitError, NoSuchLease, Output, Reply};
 use crate::range::ByteRange;
-use crate::scheme::{DataPath, Writeback};
+use crate::scheme::Writeback;
 use alloc::vec::Vec;
 
 /// One thing that a holder asks for.
@@ -35,10 +35,9 @@ impl Core {
             let why = self.late_commit(session, id, out);
             return self.reply(request, ask.refused(id, why), out);
         }
-        let scheme = self.config.scheme;
-        let ends = scheme.writeback == Writeback::FencedAtCommit || session == SessionId::LOCAL;
+        let ends = self.config.scheme.writeback == Writeback::FencedAtCommit || session == SessionId::LOCAL;
         let ending = match ask {
-            Ask::Commit if scheme.data_path == DataPath::FileFrames && !ends => {
+            Ask::Commit if self.lands_in_file() && !ends => {
                 return self.commit_in_place(id, request, out);
             }
             Ask::Commit => Ending::Commit(request),

@@ -18,7 +18,6 @@ use crate::input::{Access, Fault, Want};
 use crate::output::{CommitError, Loader, NoSuchLease, Notice, Output, Reply, RevokeReason};
 use crate::phase::{PhaseId, PhaseOwner};
 use crate::range::{BLOCK_BYTES, ByteRange, Run};
-use crate::scheme::DataPath;
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
@@ -204,7 +203,7 @@ impl Core {
         self.file_mut(file).leases.insert(range, access.writes(), id);
         self.break_for_those_who_wait(id, out);
 
-        if self.config.scheme.data_path == DataPath::FileFrames {
+        if self.lands_in_file() {
             self.pin_pages(id, out);
         } else if access != Access::Overwrite {
             let phase = self.enter_phase(file, range.blocks(), PhaseOwner::Load(id), None);
@@ -359,7 +358,7 @@ impl Core {
             _ if !proven => self.quarantine(id, out),
             Ending::Park => return self.parked(id, out),
             Ending::Commit(request) => return self.commit_fenced(id, request, out),
-            _ if self.config.scheme.data_path == DataPath::FileFrames => self.release_pages(id, out),
+            _ if self.lands_in_file() => self.release_pages(id, out),
             _ => {
                 let run = lease.run;
                 self.free_frames(run, Owner::Lease(id));
@@ -372,7 +371,7 @@ impl Core {
     fn quarantine(&mut self, id: LeaseId, out: &mut Vec<Output>) {
         let lease = &self.leases[id];
         let (run, session) = (lease.run, lease.session);
-        if self.config.scheme.data_path == DataPath::FileFrames {
+        if self.lands_in_file() {
             self.quarantine_pages(id);
         } else {
             self.frames.hand_over(run, Owner::Lease(id), Owner::Quarantine(session));
@@ -423,7 +422,7 @@ impl Core {
     }
 
     fn drop_without_key(&mut self, id: LeaseId, outcome: Outcome, out: &mut Vec<Output>) {
-        if self.config.scheme.data_path == DataPath::FileFrames {
+        if self.lands_in_file() {
             self.unpin(id, out);
         } else {
             let run = self.leases[id].run;

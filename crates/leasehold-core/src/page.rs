@@ -46,8 +46,14 @@ pub(crate) struct Page {
 }
 
 impl Core {
-    fn lands_in_file(&self) -> bool {
+    /// Whether DMA lands in the file's own frames: none of this module is for any other scheme.
+    pub(crate) fn lands_in_file(&self) -> bool {
         self.config.scheme.data_path == DataPath::FileFrames
+    }
+
+    /// What the scheme answers, on this host, to who wants a key.
+    pub(crate) fn admission(&self, writes: bool) -> Admission {
+        self.config.scheme.admission.of(self.config.host.backing, writes)
     }
 
     /// Whether the lease has a key that may place bytes in pages.
@@ -59,19 +65,18 @@ impl Core {
     /// Whether the key of the lease can be taken back: it is tied to a lease, or the device faults.
     pub(crate) fn is_fenceable(&self, id: LeaseId) -> bool {
         let lease = &self.leases[id];
-        let admission = self.config.scheme.admission.of(self.config.host.backing, lease.access.writes());
+        let admission = self.admission(lease.access.writes());
         lease.session == SessionId::LOCAL || matches!(admission, Admission::Lease | Admission::IfFaults)
     }
 
     /// Whether the key comes back by itself once it was taken.
     fn faults_back(&self, id: LeaseId) -> bool {
         let lease = &self.leases[id];
-        let admission = self.config.scheme.admission.of(self.config.host.backing, lease.access.writes());
         lease.session != SessionId::LOCAL
             && self.config.host.device_faults
             // What a private frame holds is discarded with its key: there is nothing to come back to.
             && self.lands_in_file()
-            && matches!(admission, Admission::IfFaults | Admission::Lease)
+            && self.is_fenceable(id)
     }
 
     /// Whether a layout change has to see the lease go before it goes on.
@@ -278,15 +283,19 @@ impl Core {
     /// A commit says no more than that the bytes are there; the key goes on.
     pub(crate) fn commit_in_place(&mut self, id: LeaseId, request: RequestId, out: &mut Vec<Output>) {
         if self.config.scheme.dirty.committed {
-            for frame in self.frames_of(id) {
-                // What the holder asks for goes the way of a fault.
-                if let Some(page) = self.pages.get_mut(&frame).filter(|page| !page.orphan) {
-                    (page.dirty, page.buffers) = (true, true);
-                }
-            }
+            self.dirty_pages(id);
         }
         let size = self.file(self.leases[id].file).size;
         self.reply(request, Reply::Commit(Ok(Committed { size })), out);
+    }
+
+    /// The pages become dirty by way of the filesystem, as by a fault: it is asked, and has its own data about them.
+    fn dirty_pages(&mut self, id: LeaseId) {
+        for frame in self.frames_of(id) {
+            if let Some(page) = self.pages.get_mut(&frame).filter(|page| !page.orphan) {
+                (page.dirty, page.buffers) = (true, true);
+            }
+        }
     }
 
     /// The lease is fenced and ends with a commit.
@@ -294,11 +303,7 @@ impl Core {
         let lease = &self.leases[id];
         let (session, file, local) = (lease.session, lease.file, lease.session == SessionId::LOCAL);
         if local || self.config.scheme.dirty.committed {
-            for frame in self.frames_of(id) {
-                if let Some(page) = self.pages.get_mut(&frame).filter(|page| !page.orphan) {
-                    (page.dirty, page.buffers) = (true, true);
-                }
-            }
+            self.dirty_pages(id);
         }
         let removed = self.file(file).removed;
         let size = self.file(file).size;

@@ -7,7 +7,6 @@ use crate::lease::{Ending, State, Step};
 use crate::range::Run;
 use crate::read::{Read, ReadStage};
 use crate::request::Kind;
-use crate::scheme::DataPath;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
@@ -84,7 +83,7 @@ impl Core {
             if self.frames.owns(owner, run) { Ok(()) } else { Err(format!("{owner:?} does not own {run:?}")) }
         };
         for (id, lease) in self.leases.iter() {
-            if self.config.scheme.data_path != DataPath::FileFrames {
+            if !self.lands_in_file() {
                 owns(Owner::Lease(id), lease.run)?;
             }
             if let State::Merging { step: Step::Copying(into), .. } = lease.state
@@ -144,7 +143,7 @@ impl Core {
             let file = self.file(write.file);
             let index = if write.is_in_flight() { &file.in_flight } else { &file.failed };
             sound(index.overlapping(write.blocks).any(|other| other == *id), "a writeback is not indexed")?;
-            if self.config.scheme.data_path != DataPath::FileFrames {
+            if !self.lands_in_file() {
                 let all =
                     file.in_flight.overlapping(write.blocks).chain(file.failed.overlapping(write.blocks));
                 sound(all.count() == 1, "a block has two frames outside the disk")?;
