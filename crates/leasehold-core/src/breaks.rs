@@ -144,9 +144,19 @@ impl Core {
             || self.config.scheme.layout == LayoutRule::BreakThenKill;
         if kills && session != SessionId::LOCAL {
             self.end_session(session, by, out);
+        } else if !self.is_fenceable(id) {
+            return;
         }
         // Nothing if the session's end has seen to it.
         self.revoke(id, RevokeReason::GraceOver, out);
+    }
+
+    /// The key is live again. Its grace period may have ended while it was on its way.
+    pub(crate) fn end_if_overdue(&mut self, id: LeaseId, out: &mut Vec<Output>) {
+        let Some(lease) = self.leases.get(id) else { return };
+        if !lease.breaks.is_empty() && lease.deadline.is_none() && !lease.is_ending() {
+            self.grace_over(id, out);
+        }
     }
 
     pub(crate) fn end_break(&mut self, id: BreakId, outcome: Outcome, out: &mut Vec<Output>) {

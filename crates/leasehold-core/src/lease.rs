@@ -278,6 +278,7 @@ impl Core {
                     self.one_is_live(request, out);
                 }
                 self.take_if_wanted(id, out);
+                self.end_if_overdue(id, out);
             }
         }
     }
@@ -327,7 +328,9 @@ impl Core {
     }
 
     pub(crate) fn fence(&mut self, id: LeaseId, ending: Ending, out: &mut Vec<Output>) {
-        self.stop_grace(id);
+        if ending != Ending::Park {
+            self.stop_grace(id);
+        }
         let lease = self.lease_mut(id);
         lease.state = State::Fencing(ending);
         out.push(Output::Fence { lease: id, session: lease.session });

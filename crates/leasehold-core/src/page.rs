@@ -394,9 +394,8 @@ impl Core {
     }
 
     fn write_page(&mut self, frame: FrameId, rule: Rule, out: &mut Vec<Output>) {
-        let scheme = self.config.scheme;
         let page = &self.pages[&frame];
-        if !page.dirty || page.write.is_some() || page.held && scheme.writeback == Rule::Skip {
+        if !page.dirty || page.write.is_some() || page.held && rule == Rule::Skip {
             return;
         }
         if self.config.host.backing == Backing::Dax {
@@ -446,6 +445,13 @@ impl Core {
     pub(crate) fn dirty_under_key(&self, file: FileId) -> Option<LeaseId> {
         let pages = self.pages_of(file, ByteRange::ALL.blocks()).into_iter().map(|frame| &self.pages[&frame]);
         pages.filter(|page| page.dirty && page.write.is_none()).find_map(|page| page.pins.first().copied())
+    }
+
+    /// Whether a page of the file is dirty with bytes that the writeback under way may not have.
+    pub(crate) fn dirtied_again(&self, file: FileId) -> bool {
+        let begun = |write: WriteId| self.writes[&write].state != WriteState::Fencing;
+        let pages = self.file(file).pages.values().map(|frame| &self.pages[frame]);
+        self.lands_in_file() && pages.into_iter().any(|page| page.dirty && page.write.is_some_and(begun))
     }
 
     fn page_of_write(&mut self, frame: FrameId, write: WriteId) -> &mut Page {

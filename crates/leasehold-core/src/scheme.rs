@@ -100,7 +100,7 @@ pub enum LayoutRule {
     Refuse,
     /// Fence the key at once. A key that cannot be fenced is ignored.
     Fence,
-    /// Break the lease: tell the holder, give it the grace period, then fence.
+    /// Break the lease: tell the holder, give it the grace period, then fence. A key that cannot be fenced is waited for.
     Break,
     /// Break the lease: tell the holder, give it the grace period, then kill it, whatever else it holds.
     BreakThenKill,
@@ -133,16 +133,16 @@ pub struct DirtyWhen {
     pub under_io: bool,
 }
 
-/// fsync under a live key.
+/// fsync under a live key. One with a way of its own to write also finds what writeback skips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FsyncRule {
     /// Write what is dirty, as the writeback decision says, and acknowledge.
     Acknowledge,
     /// Wait until the holders have released their keys.
     Wait,
-    /// Fence the keys, write, let the device fault them back.
+    /// Fence the keys, write what is dirty, let the device fault them back. A key that cannot be fenced is written under.
     FenceAndWrite,
-    /// Write a copy.
+    /// Write a copy of what is dirty.
     Snapshot,
     /// Acknowledge committed bytes only, once they are durable.
     CommittedBytes,

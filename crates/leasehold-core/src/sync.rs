@@ -27,8 +27,11 @@ pub(crate) struct Sync {
 pub(crate) enum SyncStage {
     /// For the holder of this lease, under schemes that do such a thing.
     Holder(LeaseId),
-    /// For all writebacks up to this one.
-    Waiting(WriteId),
+    /// For all writebacks up to the last; there are pages to be written again after that.
+    Waiting {
+        last: WriteId,
+        again: bool,
+    },
     Flushing {
         cancelled: bool,
     },
@@ -53,13 +56,15 @@ impl Core {
         self.reply(id, Reply::Sync(Err(error)), out);
     }
 
-    /// Finds out what the sync owes, unless it has to wait for a holder before.
+    /// Finds out what the sync owes, unless it has to wait for a holder before. A page that was dirtied again while it is
+    /// being written is written once more.
     fn begin_sync(&mut self, id: RequestId, file: FileId, out: &mut Vec<Output>) {
         let rule = match self.config.scheme.fsync {
             FsyncRule::Acknowledge | FsyncRule::Wait | FsyncRule::CommittedBytes => None,
             FsyncRule::FenceAndWrite => Some(Rule::Refault),
             FsyncRule::Snapshot => Some(Rule::Snapshot),
         };
+        let again = self.dirtied_again(file);
         self.write_pages(file, ByteRange::ALL.blocks(), rule, out);
         let holder = match self.config.scheme.fsync {
             FsyncRule::Wait => self.file(file).leases.conflicting(ByteRange::ALL, false).next(),
@@ -69,7 +74,7 @@ impl Core {
         let last = self.file(file).writes.last().map(|&(order, _)| order);
         let stage = match (holder, last) {
             (Some(lease), _) => SyncStage::Holder(lease),
-            (None, Some(last)) => SyncStage::Waiting(last),
+            (None, Some(last)) => SyncStage::Waiting { last, again },
             (None, None) => SyncStage::Flushing { cancelled: false },
         };
         if let Some(Kind::Sync(sync)) = self.requests.get_mut(&id).map(|request| &mut request.kind) {
@@ -77,7 +82,7 @@ impl Core {
         }
         match stage {
             SyncStage::Holder(lease) => _ = self.lease_mut(lease).watchers.insert(id),
-            SyncStage::Waiting(last) => {
+            SyncStage::Waiting { last, .. } => {
                 self.file_mut(file).syncs.insert((last, id));
                 self.retry_failed_writes(file, out);
             }
@@ -109,7 +114,7 @@ impl Core {
                     lease.watchers.remove(&id);
                 }
             }
-            SyncStage::Waiting(last) => _ = self.file_mut(file).syncs.remove(&(last, id)),
+            SyncStage::Waiting { last, .. } => _ = self.file_mut(file).syncs.remove(&(last, id)),
             SyncStage::Flushing { .. } => {}
         }
     }
@@ -123,7 +128,12 @@ impl Core {
                 return;
             }
             state.syncs.pop_first();
-            if let Some(Kind::Sync(sync)) = self.requests.get_mut(&id).map(|request| &mut request.kind) {
+            let Some(Kind::Sync(sync)) = self.requests.get_mut(&id).map(|request| &mut request.kind) else {
+                continue;
+            };
+            if matches!(sync.stage, SyncStage::Waiting { again: true, .. }) {
+                self.begin_sync(id, file, out);
+            } else {
                 sync.stage = SyncStage::Flushing { cancelled: false };
                 out.push(Output::Flush { request: id, file });
             }
@@ -141,7 +151,7 @@ impl Core {
     pub(crate) fn flushed(&mut self, id: RequestId, result: Result<(), Fault>, out: &mut Vec<Output>) {
         let Some(Kind::Sync(sync)) = self.requests.get(&id).map(|request| &request.kind) else { return };
         match sync.stage {
-            SyncStage::Holder(_) | SyncStage::Waiting(_) => {}
+            SyncStage::Holder(_) | SyncStage::Waiting { .. } => {}
             SyncStage::Flushing { cancelled: true } => self.forget_sync(id),
             SyncStage::Flushing { cancelled: false } => {
                 self.finish_sync(id, result.map_err(SyncError::Fault), out);
@@ -151,7 +161,7 @@ impl Core {
 
     pub(crate) fn sync_lost_its_file(&mut self, id: RequestId, out: &mut Vec<Output>) {
         let Kind::Sync(sync) = &self.requests[&id].kind else { return };
-        if matches!(sync.stage, SyncStage::Holder(_) | SyncStage::Waiting(_)) {
+        if matches!(sync.stage, SyncStage::Holder(_) | SyncStage::Waiting { .. }) {
             self.finish_sync(id, Err(SyncError::NoFile), out);
         }
     }
@@ -161,7 +171,7 @@ impl Core {
             return;
         };
         match &mut sync.stage {
-            SyncStage::Holder(_) | SyncStage::Waiting(_) => self.forget_sync(id),
+            SyncStage::Holder(_) | SyncStage::Waiting { .. } => self.forget_sync(id),
             SyncStage::Flushing { cancelled } => *cancelled = true,
         }
     }

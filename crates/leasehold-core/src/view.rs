@@ -237,7 +237,7 @@ impl Core {
             Kind::Sync(Sync { file, stage }) => {
                 let on = match *stage {
                     SyncStage::Holder(lease) => alloc::vec![self.lease_in_the_way(lease)],
-                    SyncStage::Waiting(last) => {
+                    SyncStage::Waiting { last, .. } => {
                         let owed = self.file(*file).writes.iter().take_while(|&&(order, _)| order <= last);
                         owed.map(|&(_, write)| WaitOn::Writeback(write)).collect()
                     }
