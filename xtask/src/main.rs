@@ -17,7 +17,8 @@ Usage: cargo xtask TASK [ARGUMENTS]
   demo    builds Leasehold and runs the main job on a throw-away store (30 s after the build)
   test    everything that must pass: format, lints, tests, the memory-order model, docs, licences
   soak    the slow tier: the revocation storm with 100,000 rounds, 100 crashes, power lost at every
-          moment of 2000 recordings, 200,000 simulated runs, long random tests (an hour or two)
+          moment of 2000 recordings, 200,000 simulated runs, every design for DMA into files
+          judged, long random tests (an hour or two)
   bench   the figures, as ratios against baselines measured in the same run
 
 ARGUMENTS are passed on (demo, bench), or name the only parts to run (test, soak).
@@ -82,6 +83,12 @@ const SOAK: &[Part] = &[
         cargo(&["test", "--release", "--package", "leasehold-engine", "--lib", test, "--", "--nocapture"])
             .env("LEASEHOLD_SIM_SEEDS", "200000")
             .run()
+    }),
+    ("space", || {
+        cargo(&["test", "--release", "--package", "leasehold-check", "--lib", "space::tests"])
+            .env("LEASEHOLD_SPACE_CASES", "2000")
+            .run()?;
+        cargo(&["run", "--release", "--quiet", "--package", "leasehold", "--", "check", "--space"]).run()
     }),
     ("random", || {
         cargo(&["test", "--release", "--package", "leasehold-core", "--package", "leasehold-engine"])

@@ -3,7 +3,7 @@
 use crate::explorer::{Bounds, Ending, Exploration, cross_check, explore};
 use crate::report::{Explored, PromiseReport, Report, SchemeReport, Verdict};
 use crate::scenario::{self, Act, Scenario};
-use crate::world::{Action, Filesystem, Setting, State};
+use crate::world::{Action, Filesystem, Setting, State, TESTED};
 use crate::{Options, costs, narrate};
 use leasehold_core::input::Change;
 use leasehold_core::promise::Promise;
@@ -24,20 +24,12 @@ pub fn settings(entry: &Entry, scenarios: &[Scenario]) -> Vec<Setting> {
                 continue;
             }
             let mut scenario = scenario.clone();
-            // Where the server does nothing on a commit, it is the peer's own word that its writes are complete.
-            scenario.commit_overtakes &= entry.scheme.data_path != DataPath::FileFrames;
             if entry.layout_is_fixed {
                 scenario.acts.retain(|act| !matches!(act, Act::Change(_)));
             }
-            all.push(Setting {
-                scheme: entry.scheme,
-                host,
-                filesystem,
-                scenario,
-                // Where no page cache multiplies the states, every answer may take its time.
-                thorough: entry.scheme.data_path != DataPath::FileFrames,
-                mutation: None,
-            });
+            // Where no page cache multiplies the states, every answer may take its time.
+            let thorough = entry.scheme.data_path != DataPath::FileFrames;
+            all.push(Setting { thorough, ..Setting::new(entry.scheme, host, filesystem, scenario) });
         }
     }
     all
@@ -131,7 +123,7 @@ impl Found {
     }
 
     fn take_in(&mut self, setting: &Setting, promise: Promise, exploration: &Exploration<State, Action>) {
-        self.tested |= exploration.path(tested(promise)).is_some();
+        self.tested |= exploration.path(TESTED[promise as usize]).is_some();
         let broken = exploration.path(promise.name()).map(|path| (path, None));
         let starved = exploration.starved.iter().filter(|_| promise == Promise::P5);
         let starved = starved.map(|starvation| (&starvation.path, Some(&starvation.ending)));
@@ -144,23 +136,6 @@ impl Found {
     }
 }
 
-/// The property that a promise was put to the test.
-fn tested(promise: Promise) -> &'static str {
-    const TESTED: [&str; 10] = [
-        "P1 tested",
-        "P2 tested",
-        "P3 tested",
-        "P4 tested",
-        "P5 tested",
-        "P6 tested",
-        "P7 tested",
-        "P8 tested",
-        "P9 tested",
-        "P10 tested",
-    ];
-    TESTED[promise as usize]
-}
-
 fn check_entry(
     entry: &'static Entry,
     scenarios: &[Scenario],
@@ -168,7 +143,7 @@ fn check_entry(
     bounds: &Bounds,
 ) -> SchemeReport {
     let mut found = vec![Found::default(); Promise::ALL.len()];
-    let mut explored = Explored::default();
+    let mut explored = Vec::new();
     let began = Instant::now();
     let explored_by_world: Vec<_> = settings(entry, scenarios)
         .into_par_iter()
@@ -186,9 +161,9 @@ fn check_entry(
         for promise in Promise::ALL {
             found[promise as usize].take_in(&setting, promise, &exploration);
         }
-        add(&mut explored, &exploration);
+        explored.push(Explored::from(&exploration));
     }
-    explored.elapsed = began.elapsed();
+    let explored = Explored { elapsed: began.elapsed(), ..explored.iter().sum() };
     let promises = Promise::ALL.into_iter().zip(found).map(|(promise, found)| {
         let (declared, reason) = entry.declared(promise);
         let verdict = found.verdict();
@@ -205,18 +180,4 @@ fn check_entry(
         costs: costs::of(&entry.scheme),
         explored,
     }
-}
-
-pub(crate) fn add(explored: &mut Explored, exploration: &Exploration<State, Action>) {
-    explored.worlds += 1;
-    explored.states += exploration.states;
-    explored.transitions += exploration.transitions;
-    explored.depth = explored.depth.max(exploration.depth);
-    if !exploration.complete {
-        explored.cut_off = Some("the limit of states");
-    }
-    explored.visited_bytes += exploration.visited_bytes;
-    explored.frontier_bytes = explored.frontier_bytes.max(exploration.frontier_bytes);
-    explored.collision += exploration.collision;
-    explored.elapsed += exploration.elapsed;
 }

@@ -54,10 +54,11 @@ pub fn check(options: &Options) -> Report {
     check::check(options)
 }
 
-/// Walks through every combination of the six decisions; of the options, the schemes do not matter.
+/// Walks through every combination of the six decisions; of the options, the schemes do not matter. It takes minutes, and
+/// says meanwhile how far it is.
 #[must_use]
-pub fn space(options: &Options) -> Space {
-    space::space(options)
+pub fn space(options: &Options, progress: &dyn Fn(String)) -> Space {
+    space::space(options, progress)
 }
 
 /// Serves the states of the first of the schemes to a browser, on a port of this machine only, until it is killed.

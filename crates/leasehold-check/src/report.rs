@@ -2,6 +2,7 @@
 //!
 //! The data are here; each way to show them is a module.
 
+pub mod costs;
 pub mod diagram;
 pub mod explored;
 pub mod html;
@@ -15,6 +16,7 @@ mod layout;
 #[cfg(test)]
 mod sample;
 
+pub use costs::Costs;
 use leasehold_core::promise::Promise;
 pub use leasehold_core::schemes::{Source, Verdict};
 use serde::Serialize;
@@ -87,23 +89,6 @@ pub struct Step {
     pub to: usize,
     /// What it is, in a few words.
     pub what: String,
-}
-
-/// What a scheme costs, counted in runs of the same world.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Costs {
-    /// Copies by the CPU of each byte that a peer writes, until it is durable: of a block that is written whole.
-    pub copies: f64,
-    /// Times that a device must fault for each block that is written back while it is registered.
-    pub refaults: f64,
-    /// Who waits for what, a phrase each; empty: nobody waits for a holder.
-    pub waits: Vec<&'static str>,
-    /// Legitimate work that is refused, a phrase each.
-    pub refuses: Vec<&'static str>,
-    /// Whether a holder can be killed.
-    pub kills: bool,
-    /// Whether what a peer wrote and never committed stays in the file.
-    pub half_writes: bool,
 }
 
 /// How much was explored.

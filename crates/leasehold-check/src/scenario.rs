@@ -81,19 +81,13 @@ impl Scenario {
             faults_max: 2,
         }
     }
-
-    /// Whether a layout changes in it.
-    #[must_use]
-    pub fn changes_layout(&self) -> bool {
-        self.acts.iter().any(|act| matches!(act, Act::Change(_)))
-    }
 }
 
 fn slot(session: SessionId, parts: Range<usize>, access: Access, rounds: u8) -> Slot {
     Slot { session, file: MAIN, writes: parts.clone(), parts, access, rounds }
 }
 
-fn writer(parts: Range<usize>, rounds: u8) -> Slot {
+pub(crate) fn writer(parts: Range<usize>, rounds: u8) -> Slot {
     slot(FIRST, parts, Access::Overwrite, rounds)
 }
 

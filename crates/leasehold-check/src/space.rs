@@ -7,6 +7,7 @@
 //!
 //! Safe is who breaks no promise on any host on which it gives keys, and gives a key for writing on one.
 
+mod decisions;
 pub mod front;
 pub mod same;
 
@@ -16,15 +17,17 @@ use crate::report::space::{Answer, Design, Killer, OnHost, Space};
 use crate::scenario::{self, Scenario};
 use crate::world::{Action, Filesystem, Setting};
 use crate::{Options, check, costs, narrate};
-use leasehold_core::promise::Promise;
-use leasehold_core::scheme::{
-    Admission, AdmissionRules, Backing, DataPath, DirtyWhen, FsyncRule, Host, LayoutRule, Scheme, Writeback,
+use decisions::{
+    ADMISSIONS, Decision, PATHS, admissions, answers_but_admission, host_in_words, path_in_words,
 };
+use leasehold_core::promise::Promise;
+use leasehold_core::scheme::{Admission, Backing, DataPath, Host, Scheme};
 use leasehold_core::schemes;
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 use same::{Sight, seen};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 /// The hosts, in the order of the report.
@@ -35,50 +38,23 @@ pub const HOSTS: [Host; 4] = [
     Host { backing: Backing::Dax, device_faults: true },
 ];
 
-const ADMISSIONS: [Admission; 4] =
-    [Admission::Allow, Admission::Refuse, Admission::IfFaults, Admission::Lease];
-const WRITEBACKS: [Writeback; 6] = [
-    Writeback::AsIs,
-    Writeback::ProtectCpu,
-    Writeback::Skip,
-    Writeback::Refault,
-    Writeback::Snapshot,
-    Writeback::FencedAtCommit,
-];
-const LAYOUTS: [LayoutRule; 6] = [
-    LayoutRule::Ignore,
-    LayoutRule::Wait,
-    LayoutRule::Refuse,
-    LayoutRule::Fence,
-    LayoutRule::Break,
-    LayoutRule::BreakThenKill,
-];
-const PATHS: [DataPath; 3] = [DataPath::FileFrames, DataPath::Copied, DataPath::PrivateFrames];
-const FSYNCS: [FsyncRule; 5] = [
-    FsyncRule::Acknowledge,
-    FsyncRule::Wait,
-    FsyncRule::FenceAndWrite,
-    FsyncRule::Snapshot,
-    FsyncRule::CommittedBytes,
-];
-
 /// Promises that end a design when they are broken.
 const ENOUGH: [&str; 9] = ["P1", "P2", "P3", "P4", "P5", "P7", "P8", "P9", "P10"];
 
-/// Of every world, this many states are looked at before any is explored to its end: most designs break something there.
-const FIRST_STATES: u64 = 2_000;
+/// So many states of every world are looked at before any is explored to its end: there most designs break something.
+const FIRST_STATES: [u64; 2] = [200, 2_000];
 
 /// What became of a design on a host.
 #[derive(Clone, Debug, Default)]
 struct Fate {
     killed: Option<Kill>,
-    /// It breaks P6.
-    untold: bool,
+    /// How it breaks P6.
+    untold: Option<Kill>,
 }
 
 impl Fate {
     fn is_safe(&self) -> bool {
-        self.killed.is_none() && !self.untold
+        self.killed.is_none() && self.untold.is_none()
     }
 }
 
@@ -124,13 +100,13 @@ struct Combination {
 }
 
 /// Judges every combination.
-pub(crate) fn space(options: &Options) -> Space {
+pub(crate) fn space(options: &Options, progress: &dyn Fn(String)) -> Space {
     let scenarios = smallest_first(if options.deep { scenario::deep() } else { scenario::all() });
     let bounds = check::bounds(options);
     let mut walk = Walk::default();
     let (combinations, designs) = walk.combine();
     let begun = Instant::now();
-    walk.explore_all(&scenarios, &bounds);
+    walk.explore_all(&scenarios, &bounds, options.threads, progress);
     walk.explored.elapsed = begun.elapsed();
     let live = combinations.iter().filter(|design| walk.gives_keys_for_writing(design));
     let alive = live.clone().filter(|design| walk.fates(design).all(|fate| fate.killed.is_none()));
@@ -155,47 +131,17 @@ fn smallest_first(mut scenarios: Vec<Scenario>) -> Vec<Scenario> {
     scenarios
 }
 
-/// Every answer to the decisions other than admission.
-fn answers_but_admission() -> impl Iterator<Item = Scheme> {
-    let dirty = |bits: u8| {
-        let bit = |at: u8| bits >> at & 1 == 1;
-        DirtyWhen {
-            registered: bit(0),
-            faulted: bit(1),
-            released: bit(2),
-            committed: bit(3),
-            under_io: bit(4),
-        }
-    };
-    let combinations = PATHS.into_iter().flat_map(|path| {
-        WRITEBACKS.into_iter().flat_map(move |writeback| {
-            LAYOUTS.into_iter().flat_map(move |layout| FSYNCS.map(|fsync| (path, writeback, layout, fsync)))
-        })
-    });
-    combinations.flat_map(move |(data_path, writeback, layout, fsync)| {
-        (0..32).map(move |bits| Scheme {
-            name: "",
-            admission: AdmissionRules::all(Admission::Refuse),
-            writeback,
-            layout,
-            data_path,
-            dirty: dirty(bits),
-            fsync,
-        })
-    })
-}
-
 impl Walk {
     /// Every combination, and how many there are; of those that no host can tell apart, the first.
     fn combine(&mut self) -> (Vec<Combination>, u64) {
         let named: Vec<Scheme> = schemes::ALL.iter().map(|entry| entry.scheme).collect();
         let pairs: Vec<(Admission, Admission)> =
             ADMISSIONS.iter().flat_map(|&read| ADMISSIONS.map(|write| (read, write))).collect();
-        let mut known: HashMap<[u32; 4], ()> = HashMap::new();
+        let mut known: HashSet<[u32; 4]> = HashSet::new();
         let mut all = Vec::new();
         for scheme in named {
             let kinds = HOSTS.map(|host| self.kind_of(&scheme, host));
-            if known.insert(kinds, ()).is_none() {
+            if known.insert(kinds) {
                 all.push(Combination { scheme, kinds });
             }
         }
@@ -212,7 +158,7 @@ impl Walk {
                 for (dax, of_dax) in pairs.iter().zip(&kinds) {
                     designs += 1;
                     let kinds = [of_cache[0], of_cache[1], of_dax[2], of_dax[3]];
-                    if known.insert(kinds, ()).is_none() {
+                    if known.insert(kinds) {
                         let admission = admissions(*cache, *dax);
                         all.push(Combination { scheme: Scheme { admission, ..scheme }, kinds });
                     }
@@ -242,14 +188,25 @@ impl Walk {
         design.kinds.iter().any(|&kind| self.kinds[kind as usize].gives_keys_for_writing())
     }
 
-    fn explore_all(&mut self, scenarios: &[Scenario], bounds: &Bounds) {
-        let pool = ThreadPoolBuilder::new().num_threads(bounds.threads).build();
+    fn explore_all(
+        &mut self,
+        scenarios: &[Scenario],
+        bounds: &Bounds,
+        threads: NonZeroUsize,
+        progress: &dyn Fn(String),
+    ) {
+        let pool = ThreadPoolBuilder::new().num_threads(threads.get()).build();
         let pool = pool.expect("threads can be started");
-        let bounds = Bounds { threads: 1, enough: &ENOUGH, ..bounds.clone() };
-        for states_max in [FIRST_STATES, bounds.states_max] {
-            let bounds = Bounds { states_max, ..bounds.clone() };
-            for filesystem in [Filesystem::InPlace, Filesystem::CopyOnWrite] {
+        let both = [Filesystem::InPlace, Filesystem::CopyOnWrite].as_slice();
+        let passes = FIRST_STATES.map(|states_max| (states_max, &both[..1]));
+        for (states_max, filesystems) in passes.into_iter().chain([(bounds.states_max, both)]) {
+            let bounds = Bounds { states_max, enough: &ENOUGH, ..bounds.clone() };
+            // Only of the last pass is it of interest whether it came to its end.
+            self.explored.cut_off = None;
+            for &filesystem in filesystems {
                 for scenario in scenarios {
+                    let left = self.kinds.iter().filter(|kind| kind.fate.killed.is_none()).count();
+                    progress(format!("{left} designs, at most {states_max} states each: {}", scenario.name));
                     pool.install(|| self.explore_one(scenario, filesystem, &bounds));
                 }
             }
@@ -271,7 +228,7 @@ impl Walk {
         let found: Vec<_> = groups
             .into_par_iter()
             .map(|((scheme, host), of)| {
-                let setting = setting(scheme, host, filesystem, scenario);
+                let setting = Setting::new(scheme, host, filesystem, scenario.clone());
                 let (fate, explored) = judge(&setting, bounds);
                 (of, (scheme, host, filesystem, scenario.name), fate, explored)
             })
@@ -282,11 +239,10 @@ impl Walk {
             }
             for at in of {
                 let there = &mut self.kinds[at].fate;
-                there.untold |= fate.untold;
+                there.untold = there.untold.take().or_else(|| fate.untold.clone());
                 there.killed = fate.killed.clone();
             }
-            let cut_off = explored.cut_off.filter(|_| bounds.states_max > FIRST_STATES);
-            self.explored = [self.explored, Explored { cut_off, ..explored }].iter().sum();
+            self.explored = [self.explored, explored].iter().sum();
         }
     }
 
@@ -319,81 +275,82 @@ impl Walk {
     }
 
     /// Of each answer, where DMA lands in the file's own frames: how many designs that give it are safe on each host,
-    /// and what kills all of them, if none is.
+    /// and, if none is, what ends those that would be safe with another answer.
     fn answers(&self, combinations: &[Combination]) -> Vec<Answer> {
         let on: Vec<Vec<&Kind>> =
             (0..HOSTS.len()).map(|host| self.kinds_on(combinations, host, DataPath::FileFrames)).collect();
-        let mut all = Vec::new();
-        for (decision, answer, gives) in answers() {
+        let answer = |decision: &Decision, at: usize| {
+            let (words, _) = &decision.answers[at];
             let of: Vec<Vec<&Kind>> = on
                 .iter()
-                .map(|kinds| kinds.iter().copied().filter(|kind| gives(&kind.scheme)).collect())
+                .map(|kinds| kinds.iter().copied().filter(|kind| decision.gives(at, &kind.scheme)).collect())
                 .collect();
             let count = |keep: fn(&Kind) -> bool| {
                 of.iter().map(|kinds| kinds.iter().filter(|kind| keep(kind)).count() as u64).collect()
             };
             let safe: Vec<u64> = count(|kind| kind.fate.is_safe());
-            let killer = safe.iter().all(|&safe| safe == 0).then(|| killer(of.iter().flatten().copied()));
-            all.push(Answer {
-                decision,
-                answer,
+            let is_spoilt = |host: Host, kind: &Kind| {
+                decision.otherwise(at, &kind.scheme).any(|other| self.is_safe_on(&other, host))
+            };
+            let spoilt = HOSTS
+                .iter()
+                .zip(&of)
+                .flat_map(|(&host, kinds)| kinds.iter().copied().filter(move |kind| is_spoilt(host, kind)));
+            Answer {
+                decision: decision.name,
+                answer: words,
                 designs: count(|_| true),
+                killer: safe.iter().all(|&safe| safe == 0).then(|| killer(spoilt)).flatten(),
                 safe,
-                safe_but_untold: count(|kind| kind.fate.killed.is_none() && kind.fate.untold),
-                killer: killer.flatten(),
-            });
-        }
-        all
+                safe_but_untold: count(|kind| kind.fate.killed.is_none() && kind.fate.untold.is_some()),
+            }
+        };
+        let decisions = decisions::all();
+        let answers =
+            decisions.iter().flat_map(|decision| (0..decision.answers.len()).map(move |at| (decision, at)));
+        answers.map(|(decision, at)| answer(decision, at)).collect()
+    }
+
+    /// Whether the design gives keys for writing on the host, and breaks nothing there.
+    fn is_safe_on(&self, scheme: &Scheme, host: Host) -> bool {
+        let place = self.places.get(&seen(scheme, host, Sight::ALL));
+        let kind = place.map(|&place| &self.kinds[place as usize]);
+        kind.is_some_and(|kind| kind.gives_keys_for_writing() && kind.fate.is_safe())
     }
 }
 
 /// The promise that ends most of them, and the shortest way to break it.
 fn killer<'a>(kinds: impl Iterator<Item = &'a Kind>) -> Option<Killer> {
     let mut kills: BTreeMap<Promise, Vec<&Kill>> = BTreeMap::new();
-    for kill in kinds.filter_map(|kind| kind.fate.killed.as_ref()) {
+    let mut of = 0;
+    for kill in kinds.filter_map(|kind| kind.fate.killed.as_ref().or(kind.fate.untold.as_ref())) {
         kills.entry(kill.promise).or_default().push(kill);
+        of += 1;
     }
     let (promise, kills) =
         kills.into_iter().max_by_key(|(promise, kills)| (kills.len(), std::cmp::Reverse(*promise)))?;
     let shortest = kills.iter().min_by_key(|kill| kill.actions.len()).expect("it has some");
     let trace =
         narrate::trace(&shortest.setting, promise, shortest.actions.clone(), shortest.ending.as_ref());
-    Some(Killer { promise, designs: kills.len() as u64, trace })
-}
-
-fn admissions(cache: (Admission, Admission), dax: (Admission, Admission)) -> AdmissionRules {
-    AdmissionRules { cache_read: cache.0, cache_write: cache.1, dax_read: dax.0, dax_write: dax.1 }
-}
-
-fn setting(scheme: Scheme, host: Host, filesystem: Filesystem, scenario: &Scenario) -> Setting {
-    let mut scenario = scenario.clone();
-    scenario.commit_overtakes &= scheme.data_path != DataPath::FileFrames;
-    Setting { scheme, host, filesystem, scenario, thorough: false, mutation: None }
+    Some(Killer { promise, designs: kills.len() as u64, of, trace })
 }
 
 fn judge(setting: &Setting, bounds: &Bounds) -> (Fate, Explored) {
     let exploration = explore(setting, bounds);
-    let broken = ENOUGH.iter().find_map(|&name| exploration.path(name).map(|path| (name, path)));
     let kill = |promise, actions, ending| Kill { promise, setting: setting.clone(), actions, ending };
+    let broken = |promise: Promise| {
+        let path = exploration.path(promise.name())?;
+        Some(kill(promise, path.clone().into_actions(), None))
+    };
     // Where the search was cut off, nobody knows how a wait ends.
     let starved = exploration.starved.first().filter(|_| exploration.complete);
-    let killed = match (broken, starved) {
-        (Some((name, path)), _) => {
-            let promise = Promise::ALL.into_iter().find(|promise| promise.name() == name);
-            Some(kill(promise.expect("it has a name"), path.clone().into_actions(), None))
-        }
-        (None, Some(starved)) => {
-            Some(kill(Promise::P5, starved.path.clone().into_actions(), Some(starved.ending.clone())))
-        }
-        (None, None) => None,
-    };
-    let untold = exploration.path(Promise::P6.name()).is_some();
-    let mut explored = Explored::default();
-    check::add(&mut explored, &exploration);
-    if killed.is_some() {
-        explored.cut_off = None;
-    }
-    (Fate { killed, untold }, explored)
+    let starved = starved
+        .map(|starved| kill(Promise::P5, starved.path.clone().into_actions(), Some(starved.ending.clone())));
+    let killed =
+        Promise::ALL.into_iter().filter(|&promise| promise != Promise::P6).find_map(broken).or(starved);
+    let explored = Explored::from(&exploration);
+    let explored = Explored { cut_off: explored.cut_off.filter(|_| killed.is_none()), ..explored };
+    (Fate { killed, untold: broken(Promise::P6) }, explored)
 }
 
 /// One for each set of costs that safe designs have, those that are on the front first; a scheme with a name stands for
@@ -405,135 +362,18 @@ fn on_front(safe: &[&Combination]) -> Vec<Design> {
     for (design, costs) in safe.iter().zip(costs) {
         let name = Some(design.scheme.name).filter(|name| !name.is_empty());
         let place = *places.entry(format!("{costs:?}")).or_insert_with(|| {
-            let decisions = decisions(&design.scheme);
+            let decisions = decisions::in_words(&design.scheme);
             like.push(Design { name, decisions, costs, alike: 0, on_front: false });
             like.len() - 1
         });
         like[place].alike += 1;
     }
-    let figures: Vec<_> = like.iter().map(|design| front::figures(&design.costs)).collect();
-    for (design, on_front) in like.iter_mut().zip(front::front(&figures)) {
+    let costs: Vec<_> = like.iter().map(|design| design.costs.clone()).collect();
+    for (design, on_front) in like.iter_mut().zip(front::front(&costs)) {
         design.on_front = on_front;
     }
     like.sort_by_key(|design| !design.on_front);
     like
-}
-
-fn host_in_words(host: Host) -> &'static str {
-    match (host.backing, host.device_faults) {
-        (Backing::PageCache, false) => "page cache",
-        (Backing::PageCache, true) => "page cache, device faults",
-        (Backing::Dax, false) => "DAX",
-        (Backing::Dax, true) => "DAX, device faults",
-    }
-}
-
-fn path_in_words(path: DataPath) -> &'static str {
-    match path {
-        DataPath::FileFrames => "the file's own frames",
-        DataPath::Copied => "other frames, copied",
-        DataPath::PrivateFrames => "private frames, swapped in",
-    }
-}
-
-fn admission_in_words(admission: Admission) -> &'static str {
-    match admission {
-        Admission::Allow => "allow",
-        Admission::Refuse => "refuse",
-        Admission::IfFaults => "if the device faults",
-        Admission::Lease => "lease",
-    }
-}
-
-fn writeback_in_words(writeback: Writeback) -> &'static str {
-    match writeback {
-        Writeback::AsIs => "as it is",
-        Writeback::ProtectCpu => "protect from the CPU, write",
-        Writeback::Skip => "skip until released",
-        Writeback::Refault => "fence, write, fault back",
-        Writeback::Snapshot => "write a copy",
-        Writeback::FencedAtCommit => "fenced at commit",
-    }
-}
-
-fn layout_in_words(layout: LayoutRule) -> &'static str {
-    match layout {
-        LayoutRule::Ignore => "ignore the key",
-        LayoutRule::Wait => "wait for ever",
-        LayoutRule::Refuse => "refuse",
-        LayoutRule::Fence => "fence at once",
-        LayoutRule::Break => "break, grace, fence",
-        LayoutRule::BreakThenKill => "break, grace, kill",
-    }
-}
-
-fn fsync_in_words(fsync: FsyncRule) -> &'static str {
-    match fsync {
-        FsyncRule::Acknowledge => "as writeback, acknowledge",
-        FsyncRule::Wait => "wait for the holders",
-        FsyncRule::FenceAndWrite => "fence and write",
-        FsyncRule::Snapshot => "write a copy",
-        FsyncRule::CommittedBytes => "committed bytes only",
-    }
-}
-
-/// When a block is dirty, each with a way to ask for it.
-/// Whether a mark of a block is among the answers.
-type IsAnswer = fn(&DirtyWhen) -> bool;
-
-const DIRTY: [(&str, IsAnswer); 5] = [
-    ("registered", |dirty| dirty.registered),
-    ("faulted", |dirty| dirty.faulted),
-    ("released", |dirty| dirty.released),
-    ("committed", |dirty| dirty.committed),
-    ("under I/O", |dirty| dirty.under_io),
-];
-
-/// The six answers, in words; what nobody asks for is a dash.
-fn decisions(scheme: &Scheme) -> [String; 6] {
-    let AdmissionRules { cache_read, cache_write, dax_read, dax_write } = scheme.admission;
-    let of =
-        |read, write| format!("read: {}, write: {}", admission_in_words(read), admission_in_words(write));
-    let (cache, dax) = (of(cache_read, cache_write), of(dax_read, dax_write));
-    let admission = if cache == dax { cache } else { format!("page cache: {cache}; DAX: {dax}") };
-    let in_file = scheme.data_path == DataPath::FileFrames;
-    let dirty: Vec<&str> =
-        DIRTY.iter().filter(|(_, is_set)| is_set(&scheme.dirty)).map(|(name, _)| *name).collect();
-    let or_dash = |text: &str| if in_file { text.to_owned() } else { "-".to_owned() };
-    [
-        admission,
-        or_dash(writeback_in_words(scheme.writeback)),
-        layout_in_words(scheme.layout).to_owned(),
-        path_in_words(scheme.data_path).to_owned(),
-        or_dash(&if dirty.is_empty() { "never".to_owned() } else { dirty.join(", ") }),
-        fsync_in_words(scheme.fsync).to_owned(),
-    ]
-}
-
-type Gives = Box<dyn Fn(&Scheme) -> bool>;
-
-/// Every answer of every decision, with a way to ask a design for it.
-fn answers() -> Vec<(&'static str, &'static str, Gives)> {
-    let mut all: Vec<(&'static str, &'static str, Gives)> = Vec::new();
-    for admission in ADMISSIONS.into_iter().filter(|&admission| admission != Admission::Refuse) {
-        let gives = move |scheme: &Scheme| scheme.admission.cache_write == admission;
-        all.push(("admission of writers", admission_in_words(admission), Box::new(gives)));
-    }
-    for writeback in WRITEBACKS {
-        let gives = move |scheme: &Scheme| scheme.writeback == writeback;
-        all.push(("writeback", writeback_in_words(writeback), Box::new(gives)));
-    }
-    for layout in LAYOUTS {
-        let gives = move |scheme: &Scheme| scheme.layout == layout;
-        all.push(("layout change", layout_in_words(layout), Box::new(gives)));
-    }
-    for (name, is_set) in DIRTY {
-        all.push(("dirty tracking", name, Box::new(move |scheme| is_set(&scheme.dirty))));
-    }
-    for fsync in FSYNCS {
-        all.push(("fsync", fsync_in_words(fsync), Box::new(move |scheme| scheme.fsync == fsync)));
-    }
-    all
 }
 
 #[cfg(test)]

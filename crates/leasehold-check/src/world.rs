@@ -20,6 +20,7 @@ mod trial;
 
 pub use disk::Filesystem;
 pub use experiment::Experiment;
+pub(crate) use model::TESTED;
 pub use notes::{LANES, Lane};
 pub(crate) use trial::Trial;
 
@@ -264,6 +265,10 @@ fn parts_of(range: ByteRange) -> Parts {
     (range.start() / PART_BYTES) as usize..(range.end() / PART_BYTES) as usize
 }
 
+fn overlap(one: &Parts, other: &Parts) -> bool {
+    one.start < other.end && other.start < one.end
+}
+
 fn blocks_of(parts: &Parts) -> Range<usize> {
     parts.start / 2..parts.end.div_ceil(2)
 }
@@ -282,6 +287,14 @@ fn value_of(slot: usize, round: u8) -> Value {
 }
 
 impl Setting {
+    /// A world in which answers that nothing can be told from come at once.
+    #[must_use]
+    pub fn new(scheme: Scheme, host: Host, filesystem: Filesystem, mut scenario: Scenario) -> Setting {
+        // Where the server does nothing on a commit, it is the peer's own word that its writes are complete.
+        scenario.commit_overtakes &= scheme.data_path != DataPath::FileFrames;
+        Setting { scheme, host, filesystem, scenario, thorough: false, mutation: None }
+    }
+
     fn lands_in_file(&self) -> bool {
         self.scheme.data_path == DataPath::FileFrames
     }

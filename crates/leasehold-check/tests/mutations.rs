@@ -168,9 +168,9 @@ fn decisions() -> Vec<(&'static str, Scheme, Option<Promise>, &'static str)> {
         ),
         ("layout: refuse", Scheme { layout: LayoutRule::Refuse, ..LEASEHOLD }, None, "a truncate under"),
         (
-            "admission: conflicting keys",
+            "admission: keys without a lease",
             Scheme { admission: AdmissionRules::all(Admission::Allow), ..LEASEHOLD },
-            None,
+            Some(Promise::P5),
             "two leases",
         ),
         ("data path: copied", Scheme { data_path: DataPath::Copied, ..LEASEHOLD }, None, "a truncate under"),

@@ -1,6 +1,7 @@
 //! How much was explored, in words.
 
 use super::{Explored, Report, SchemeReport};
+use crate::explorer::Exploration;
 use std::iter::Sum;
 use std::time::Duration;
 use textwrap::fill;
@@ -19,6 +20,23 @@ impl<'a> Sum<&'a Explored> for Explored {
             collision: 1.0 - (1.0 - sum.collision) * (1.0 - one.collision),
             elapsed: sum.elapsed + one.elapsed,
         })
+    }
+}
+
+/// What one world took.
+impl<State, Action> From<&Exploration<State, Action>> for Explored {
+    fn from(exploration: &Exploration<State, Action>) -> Explored {
+        Explored {
+            worlds: 1,
+            states: exploration.states,
+            transitions: exploration.transitions,
+            depth: exploration.depth,
+            cut_off: (!exploration.complete).then_some("the limit of states"),
+            visited_bytes: exploration.visited_bytes,
+            frontier_bytes: exploration.frontier_bytes,
+            collision: exploration.collision,
+            elapsed: exploration.elapsed,
+        }
     }
 }
 

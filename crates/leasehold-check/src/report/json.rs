@@ -48,6 +48,7 @@ pub(super) fn milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::costs::{Refusal, Wait, Waiter, Work};
     use crate::report::{Costs, Explored, PromiseReport, SchemeReport, Step, Trace, sample, space};
     use std::collections::BTreeSet;
 
@@ -144,11 +145,25 @@ mod tests {
         Costs {
             copies: value["copies"].as_f64().unwrap(),
             refaults: value["refaults"].as_f64().unwrap(),
-            waits: all(&value["waits"], text),
-            refuses: all(&value["refuses"], text),
+            waits: all(&value["waits"], wait),
+            refuses: all(&value["refuses"], refusal),
             kills: value["kills"].as_bool().unwrap(),
             half_writes: value["half_writes"].as_bool().unwrap(),
+            one_commit: value["one_commit"].as_bool().unwrap(),
         }
+    }
+
+    /// One of those that the sample has.
+    fn wait(phrase: &Value) -> Wait {
+        let waits = [(Waiter::Truncate, false), (Waiter::Truncate, true), (Waiter::LocalRead, true)];
+        let mut waits = waits.map(|(what, for_ever)| Wait { what, for_ever }).into_iter();
+        waits.find(|wait| wait.to_string() == text(phrase)).unwrap()
+    }
+
+    fn refusal(phrase: &Value) -> Refusal {
+        let refusals = [(Work::WritePageCache, true), (Work::ChangeLayout, false)];
+        let mut refusals = refusals.map(|(what, unless_faults)| Refusal { what, unless_faults }).into_iter();
+        refusals.find(|refusal| refusal.to_string() == text(phrase)).unwrap()
     }
 
     fn explored(value: &Value) -> Explored {

@@ -59,16 +59,17 @@ pub fn tables(report: &Report) -> String {
 
     row(
         &mut text,
-        ["scheme", "copies", "refaults", "waits", "refuses", "kills", "half writes"].map(str::to_owned),
+        ["scheme", "copies", "refaults", "waits", "refuses", "kills", "half writes", "one commit"]
+            .map(str::to_owned),
     );
-    rule(&mut text, 7);
+    rule(&mut text, 8);
     for scheme in &report.schemes {
         let costs = &scheme.costs;
-        let [kills, half] =
-            [costs.kills, costs.half_writes].map(|yes| if yes { "yes" } else { "no" }.to_owned());
+        let [kills, half, once] = [costs.kills, costs.half_writes, costs.one_commit]
+            .map(|yes| if yes { "yes" } else { "no" }.to_owned());
         let (waits, refuses) = (phrases(&costs.waits), phrases(&costs.refuses));
         let (copies, refaults) = (number(costs.copies), number(costs.refaults));
-        row(&mut text, [name(scheme), copies, refaults, waits, refuses, kills, half]);
+        row(&mut text, [name(scheme), copies, refaults, waits, refuses, kills, half, once]);
     }
 
     text.push('\n');
@@ -93,7 +94,8 @@ fn name(scheme: &SchemeReport) -> String {
     format!("`{}`", scheme.name)
 }
 
-fn phrases(phrases: &[&str]) -> String {
+fn phrases(phrases: &[impl ToString]) -> String {
+    let phrases: Vec<String> = phrases.iter().map(ToString::to_string).collect();
     if phrases.is_empty() { "-".to_owned() } else { phrases.join("; ") }
 }
 
@@ -130,7 +132,7 @@ mod tests {
         ));
         assert!(
             page.contains(
-                "| `break_layouts` | 0 | 0 | a truncate for the holder, for ever | - | no | no |\n"
+                "| `break_layouts` | 0 | 0 | a truncate for the holder, for ever | - | no | no | no |\n"
             ),
             "{page}"
         );

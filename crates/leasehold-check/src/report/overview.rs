@@ -136,12 +136,11 @@ mod tests {
         let mut report = sample::report();
         for (index, scheme) in report.schemes.iter_mut().enumerate() {
             scheme.name = "long_name".repeat(3 + 4 * index);
-            scheme.costs.waits =
-                vec!["a_word_that_is_longer_than_the_line_that_it_is_in_and_has_no_spaces_at_all_in_it"];
             scheme.costs.copies = 1e9;
             scheme.explored.states *= 1_000_000;
             for promise in &mut scheme.promises {
-                promise.reason = scheme.costs.waits[0];
+                promise.reason =
+                    "a_word_that_is_longer_than_the_line_that_it_is_in_and_has_no_spaces_at_all_in_it";
             }
         }
         report.bounds = "bound".repeat(40);

@@ -1,5 +1,6 @@
 //! Reports that were made up, to test how reports look. Nothing in them was found by a check.
 
+use super::costs::{Refusal, Wait, Waiter, Work};
 use super::space::{Answer, DECISIONS, Design, Killer, OnHost, Space};
 use super::{
     Costs, Explored, PromiseReport, Report, SchemeReport, Source, Step, Trace, Verdict, Verdict::Broken,
@@ -8,24 +9,18 @@ use super::{
 use leasehold_core::promise::Promise;
 use std::time::Duration;
 
+const TRUNCATE_FOR_EVER: Wait = Wait { what: Waiter::Truncate, for_ever: true };
+
 /// Four schemes; the second is not as declared, the last was cut off.
 pub(super) fn report() -> Report {
     Report {
         bounds: "2 blocks, 2 keys, 1 layout change, 1 crash; grace of 2 ticks".to_owned(),
         schemes: vec![
-            SchemeReport {
-                costs: Costs { waits: vec![], refuses: vec![], ..Costs::default() },
-                ..scheme(
-                    "naive",
-                    [Broken, Broken, Broken, Broken, Kept, Vacuous, Vacuous, Kept, Broken, Broken],
-                )
-            },
+            scheme("naive", [Broken, Broken, Broken, Broken, Kept, Vacuous, Vacuous, Kept, Broken, Broken]),
             undeclared(),
             SchemeReport {
                 costs: Costs {
-                    refuses: vec![
-                        "registration of a writable mapping of a file, unless the device can fault",
-                    ],
+                    refuses: vec![Refusal { what: Work::WritePageCache, unless_faults: true }],
                     ..Costs::default()
                 },
                 ..scheme("registration_refused", [Vacuous; 10])
@@ -35,12 +30,13 @@ pub(super) fn report() -> Report {
                     copies: 1.5,
                     refaults: 0.25,
                     waits: vec![
-                        "a truncate for the holder, at most grace and fence",
-                        "a clone for writeback",
+                        Wait { what: Waiter::Truncate, for_ever: false },
+                        Wait { what: Waiter::LocalRead, for_ever: true },
                     ],
-                    refuses: vec!["a write lease on bytes under a read lease"],
+                    refuses: vec![Refusal { what: Work::ChangeLayout, unless_faults: false }],
                     kills: true,
                     half_writes: true,
+                    one_commit: true,
                 },
                 explored: Explored { cut_off: Some("the limit of 10 million states"), ..explored() },
                 ..scheme("leasehold", [Kept; 10])
@@ -52,7 +48,7 @@ pub(super) fn report() -> Report {
 fn undeclared() -> SchemeReport {
     let mut scheme =
         scheme("break_layouts", [Broken, Kept, Kept, Kept, Broken, Vacuous, Kept, Kept, Kept, Kept]);
-    scheme.costs.waits = vec!["a truncate for the holder, for ever"];
+    scheme.costs.waits = vec![TRUNCATE_FOR_EVER];
     scheme.promises[4].declared = Kept;
     scheme.promises[4].trace = Some(for_ever());
     scheme
@@ -140,7 +136,7 @@ pub(super) fn space() -> Space {
     let design = |name, on_front| Design {
         name,
         decisions: DECISIONS.map(|what| format!("{} that is made up", format!("{what} ").repeat(6))),
-        costs: Costs { copies: 1.0, waits: vec!["somebody for something"], kills: true, ..Costs::default() },
+        costs: Costs { copies: 1.0, waits: vec![TRUNCATE_FOR_EVER], kills: true, ..Costs::default() },
         alike: 1 + u64::from(name == Some("leasehold")),
         on_front,
     };
@@ -152,7 +148,7 @@ pub(super) fn space() -> Space {
         safe_but_untold: vec![1, 0, 0, 0],
         killer,
     };
-    let killer = Killer { promise: Promise::P3, designs: 7, trace: stray() };
+    let killer = Killer { promise: Promise::P3, designs: 7, of: 9, trace: stray() };
     Space {
         bounds: "small".to_owned(),
         designs: 2304,

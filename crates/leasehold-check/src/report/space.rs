@@ -66,7 +66,7 @@ pub struct Answer {
     pub safe: Vec<u64>,
     /// Those that break P6 only.
     pub safe_but_untold: Vec<u64>,
-    /// What ends most designs with it, if none is safe anywhere.
+    /// If no design with it is safe anywhere: what ends most of those that would be safe with another answer.
     pub killer: Option<Killer>,
 }
 
@@ -76,8 +76,10 @@ pub struct Killer {
     /// Which.
     #[serde(serialize_with = "json::name_of")]
     pub promise: Promise,
-    /// How many, on all hosts together.
+    /// How many it ends, on all hosts together.
     pub designs: u64,
+    /// How many would be safe with another answer.
+    pub of: u64,
     /// The shortest way that was found.
     pub trace: Trace,
 }
@@ -164,9 +166,10 @@ fn answers(space: &Space) -> String {
         text.push('\n');
         if let Some(killer) = &answer.killer {
             let what = format!(
-                "never safe: {} ({} designs), in {} steps: {}",
+                "never safe: {} ends {} of {} that another answer makes safe, in {} steps: {}",
                 killer.promise,
                 killer.designs,
+                killer.of,
                 killer.trace.steps.len(),
                 killer.trace.world
             );
@@ -194,12 +197,8 @@ fn entry(what: &str, text: &str) -> String {
 }
 
 fn costs(costs: &Costs) -> String {
-    let copies = format!("copies {}, refaults {}", number(costs.copies), number(costs.refaults));
-    let kills = costs.kills.then(|| "kills a holder".to_owned());
-    let half = costs.half_writes.then(|| "leaves half writes".to_owned());
-    let waits = costs.waits.iter().map(|what| format!("waits: {what}"));
-    let refuses = costs.refuses.iter().map(|what| format!("refuses: {what}"));
-    [copies].into_iter().chain(kills).chain(half).chain(waits).chain(refuses).collect::<Vec<_>>().join("; ")
+    let figures = format!("copies {}, refaults {}", number(costs.copies), number(costs.refaults));
+    [figures].into_iter().chain(costs.phrases()).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -221,14 +220,17 @@ mod tests {
             text.contains("  allow                            2+1/20          0/4            -            -"),
             "{text}"
         );
-        assert!(text.contains("    never safe: P3 (7 designs), in 10 steps: page cache"), "{text}");
+        assert!(
+            text.contains("    never safe: P3 ends 7 of 9 that another answer makes safe, in 10"),
+            "{text}"
+        );
         assert!(
             text.contains("\n1. leasehold, one of 2 alike\n   admission       admission admission"),
             "{text}"
         );
         assert!(text.contains("\n2. (has no name)\n"), "{text}");
         assert!(
-            text.contains("   costs           copies 1, refaults 0; kills a holder; waits: somebody for"),
+            text.contains("   costs           copies 1, refaults 0; kills a holder; waits: a truncate"),
             "{text}"
         );
         assert!(text.contains("\nSafe, but beaten: bounce.\n"), "{text}");

@@ -156,7 +156,7 @@ impl Kind {
         }
         let same = match scheme.fsync {
             FsyncRule::FenceAndWrite if comes_back => scheme.writeback == Writeback::Refault,
-            FsyncRule::FenceAndWrite => scheme.writeback != Writeback::Snapshot,
+            FsyncRule::FenceAndWrite => !matches!(scheme.writeback, Writeback::Snapshot | Writeback::Skip),
             FsyncRule::Snapshot => scheme.writeback == Writeback::Snapshot,
             _ => false,
         };

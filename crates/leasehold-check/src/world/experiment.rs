@@ -32,7 +32,7 @@ impl Experiment {
         slots: Vec<Slot>,
     ) -> Experiment {
         let scenario = Scenario { blocks, ..Scenario::new("by hand", slots, Vec::new()) };
-        let setting = Setting { scheme, host, filesystem, scenario, thorough: false, mutation: None };
+        let setting = Setting::new(scheme, host, filesystem, scenario);
         let state = setting.start();
         Experiment { setting, state, mismatched: BTreeSet::new() }
     }

@@ -3,7 +3,6 @@
 use super::{Block, LOCAL_VALUE, Lane, MAIN, Setting, Sometimes, State, frame_at};
 use crate::explorer::Explored;
 use crate::world::Action;
-use leasehold_core::breaks::Break;
 use leasehold_core::ids::{RequestId, SessionId};
 use leasehold_core::input::Input;
 use leasehold_core::output::Operation;
@@ -28,15 +27,11 @@ impl Setting {
         }
     }
 
-    /// Who waits for a holder must have a break against it, by which the holder knows, and `why` names it.
+    /// Whom a layout change waits for must know of it.
     fn judge_waits(&self, state: &mut State) {
         let told = |state: &State, lease| {
             let slot = state.slots.iter().find(|slot| slot.lease == Some(lease));
-            slot.is_none_or(|slot| slot.notified || slot.over) || {
-                let breaks: Vec<&Break> =
-                    state.core.breaks().filter(|record| record.lease == lease).collect();
-                !breaks.is_empty() && slot.is_none_or(|slot| slot.notified)
-            }
+            slot.is_none_or(|slot| slot.notified || slot.over)
         };
         let mut untold = false;
         for wait in state.core.waits() {

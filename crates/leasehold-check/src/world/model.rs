@@ -6,11 +6,26 @@ use leasehold_core::output::Output;
 use leasehold_core::promise::Promise;
 use stateright::{Model, Property};
 
+/// The properties that a promise was put to the test, in the order of the promises.
+pub(crate) const TESTED: [&str; 10] = [
+    "P1 tested",
+    "P2 tested",
+    "P3 tested",
+    "P4 tested",
+    "P5 tested",
+    "P6 tested",
+    "P7 tested",
+    "P8 tested",
+    "P9 tested",
+    "P10 tested",
+];
+
 /// A property for each promise: that it is kept, and that it was put to the test.
-fn properties_of<const PROMISE: usize>(names: [&'static str; 2]) -> [Property<Setting>; 2] {
+fn properties_of<const PROMISE: usize>() -> [Property<Setting>; 2] {
+    let promise = Promise::ALL[PROMISE];
     [
-        Property::always(names[0], |_, state: &State| !state.breaks(Promise::ALL[PROMISE])),
-        Property::sometimes(names[1], |_, state: &State| state.tests(Promise::ALL[PROMISE])),
+        Property::always(promise.name(), |_, state: &State| !state.breaks(Promise::ALL[PROMISE])),
+        Property::sometimes(TESTED[PROMISE], |_, state: &State| state.tests(Promise::ALL[PROMISE])),
     ]
 }
 
@@ -123,16 +138,16 @@ impl Model for Setting {
 
     fn properties(&self) -> Vec<Property<Setting>> {
         let mut all = Vec::new();
-        all.extend(properties_of::<0>(["P1", "P1 tested"]));
-        all.extend(properties_of::<1>(["P2", "P2 tested"]));
-        all.extend(properties_of::<2>(["P3", "P3 tested"]));
-        all.extend(properties_of::<3>(["P4", "P4 tested"]));
-        all.extend(properties_of::<4>(["P5", "P5 tested"]));
-        all.extend(properties_of::<5>(["P6", "P6 tested"]));
-        all.extend(properties_of::<6>(["P7", "P7 tested"]));
-        all.extend(properties_of::<7>(["P8", "P8 tested"]));
-        all.extend(properties_of::<8>(["P9", "P9 tested"]));
-        all.extend(properties_of::<9>(["P10", "P10 tested"]));
+        all.extend(properties_of::<0>());
+        all.extend(properties_of::<1>());
+        all.extend(properties_of::<2>());
+        all.extend(properties_of::<3>());
+        all.extend(properties_of::<4>());
+        all.extend(properties_of::<5>());
+        all.extend(properties_of::<6>());
+        all.extend(properties_of::<7>());
+        all.extend(properties_of::<8>());
+        all.extend(properties_of::<9>());
         all.push(sometimes::<{ Sometimes::Granted as u16 }>("granted"));
         all.push(sometimes::<{ Sometimes::Committed as u16 }>("committed"));
         all.push(sometimes::<{ Sometimes::Changed as u16 }>("changed"));

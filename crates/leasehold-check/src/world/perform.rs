@@ -1,8 +1,8 @@
 //! What the world does about the core's outputs.
 
 use super::{
-    Action, FIRST, Key, LOCAL_VALUE, Lane, MAIN, Mutation, Setting, Sometimes, State, blocks_of, file_of,
-    frame_at, parts_of, value_of,
+    FIRST, Key, LOCAL_VALUE, Lane, MAIN, Mutation, Setting, Sometimes, State, blocks_of, file_of, frame_at,
+    overlap, parts_of, value_of,
 };
 use crate::scenario::Act;
 use leasehold_core::ids::{LeaseId, RequestId, SessionId};
@@ -181,7 +181,7 @@ impl Setting {
                     Act::LocalWrite(parts) => parts.clone(),
                     _ => 0..0,
                 };
-                takes.start < wanted.parts.end && wanted.parts.start < takes.end
+                overlap(&takes, &wanted.parts)
             })
     }
 
@@ -390,7 +390,7 @@ impl Setting {
     pub(super) fn change_comes(&self, state: &mut State, request: RequestId, change: Change) {
         let takes = self.takes(change, 2 * self.blocks());
         for (at, wanted) in self.scenario.slots.iter().enumerate() {
-            let overlaps = takes.start < wanted.parts.end && wanted.parts.start < takes.end;
+            let overlaps = overlap(&takes, &wanted.parts);
             let held = state.slots[at].lease.is_some() && !state.slots[at].over;
             if held && overlaps && wanted.file == MAIN {
                 state.test(Promise::P5);
@@ -440,7 +440,7 @@ impl Setting {
         let copied = self.scheme.data_path == leasehold_core::scheme::DataPath::Copied;
         if change != Change::Clone {
             for (at, wanted) in self.scenario.slots.iter().enumerate() {
-                let overlaps = takes.start < wanted.parts.end && wanted.parts.start < takes.end;
+                let overlaps = overlap(&takes, &wanted.parts);
                 let Some(lease) = state.slots[at].lease.filter(|_| overlaps && wanted.file == MAIN) else {
                     continue;
                 };
@@ -519,14 +519,5 @@ impl Setting {
             }
         }
         reported
-    }
-
-    /// The slot that an action is of, if it is a peer's.
-    #[must_use]
-    pub fn slot_of(&self, action: &Action) -> Option<usize> {
-        match action {
-            Action::Dma(slot) | Action::DeviceFault(slot) => Some(usize::from(*slot)),
-            _ => None,
-        }
     }
 }

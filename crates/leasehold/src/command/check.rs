@@ -4,6 +4,7 @@ use crate::command::Common;
 use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::show;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use indicatif::ProgressBar;
 use leasehold_check::Options;
 use leasehold_check::report::overview::{self, Detail};
 use leasehold_check::report::{Report, html, json, markdown, space};
@@ -13,6 +14,7 @@ use std::fs;
 use std::io::{self, IsTerminal as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Check which promises each design for DMA into files keeps
 ///
@@ -82,7 +84,14 @@ impl Check {
             eprintln!("checking, on {} ..", show::count(options.threads.get() as u64, "thread"));
         }
         if self.space {
-            let space = tokio::task::spawn_blocking(move || leasehold_check::space(&options)).await?;
+            let bar = ProgressBar::new_spinner();
+            bar.enable_steady_tick(Duration::from_millis(200));
+            let walk = {
+                let bar = bar.clone();
+                move || leasehold_check::space(&options, &|text| bar.set_message(text))
+            };
+            let space = tokio::task::spawn_blocking(walk).await?;
+            bar.finish_and_clear();
             return print(common, || space::document(&space), || space::text(&space));
         }
         let report = tokio::task::spawn_blocking(move || leasehold_check::check(&options)).await?;
