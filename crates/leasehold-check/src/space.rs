@@ -13,7 +13,7 @@ pub mod same;
 
 use crate::explorer::{Bounds, Ending, explore};
 use crate::report::Explored;
-use crate::report::space::{Answer, Design, Killer, OnHost, Space};
+use crate::report::space::{Answer, Design, Killer, Nearest, OnHost, Space};
 use crate::scenario::{self, Scenario};
 use crate::world::{Action, Filesystem, Setting};
 use crate::{Options, check, costs, narrate};
@@ -120,6 +120,7 @@ pub(crate) fn space(options: &Options, progress: &dyn Fn(String)) -> Space {
         safe_but_untold: (alive.count() - safe.len()) as u64,
         hosts: walk.hosts(&combinations),
         answers: walk.answers(&combinations),
+        nearest: walk.nearest(),
         safe: on_front(&safe),
         explored: walk.explored,
     }
@@ -309,6 +310,33 @@ impl Walk {
         let answers =
             decisions.iter().flat_map(|decision| (0..decision.answers.len()).map(move |at| (decision, at)));
         answers.map(|(decision, at)| answer(decision, at)).collect()
+    }
+
+    /// Of each scheme that is not safe, and whose DMA lands in the file's own frames: the fewest answers that would
+    /// have to be others, and the first of the designs with those that no other one beats.
+    fn nearest(&self) -> Vec<Nearest> {
+        let schemes = schemes::ALL.iter().filter(|entry| !entry.layout_is_fixed).map(|entry| entry.scheme);
+        let in_file = schemes.filter(|scheme| scheme.data_path == DataPath::FileFrames);
+        let of = |scheme: Scheme| {
+            let safe = |distance| -> Vec<Scheme> {
+                let near = decisions::at_distance(&scheme, distance);
+                near.into_iter().filter(|design| self.is_safe_everywhere(design)).collect()
+            };
+            let near = (1..=5).map(safe).find(|near| !near.is_empty())?;
+            let costs: Vec<_> = near.par_iter().map(costs::of).collect();
+            let first = front::front(&costs).into_iter().position(|is_on_front| is_on_front)?;
+            let ways = near.len() as u64;
+            Some(Nearest { scheme: scheme.name, changes: decisions::changes(&scheme, &near[first]), ways })
+        };
+        in_file.filter(|scheme| !self.is_safe_everywhere(scheme)).filter_map(of).collect()
+    }
+
+    /// Whether the design gives keys for writing on some host, and breaks nothing on any.
+    fn is_safe_everywhere(&self, scheme: &Scheme) -> bool {
+        let places = HOSTS.map(|host| self.places.get(&seen(scheme, host, Sight::ALL)));
+        let kinds = || places.iter().map(|place| place.map(|&place| &self.kinds[place as usize]));
+        kinds().all(|kind| kind.is_some_and(|kind| kind.fate.is_safe()))
+            && kinds().flatten().any(Kind::gives_keys_for_writing)
     }
 
     /// Whether the design gives keys for writing on the host, and breaks nothing there.

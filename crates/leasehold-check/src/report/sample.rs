@@ -1,7 +1,7 @@
 //! Reports that were made up, to test how reports look. Nothing in them was found by a check.
 
 use super::costs::{Refusal, Wait, Waiter, Work};
-use super::space::{Answer, DECISIONS, Design, Killer, OnHost, Space};
+use super::space::{Answer, Change, DECISIONS, Design, Killer, Nearest, OnHost, Space};
 use super::{
     Costs, Explored, PromiseReport, Report, SchemeReport, Source, Step, Trace, Verdict, Verdict::Broken,
     Verdict::Kept, Verdict::Vacuous,
@@ -164,6 +164,11 @@ pub(super) fn space() -> Space {
             safe_but_untold: 3,
         }],
         answers: vec![answer("allow", None), answer("lease", Some(killer))],
+        nearest: vec![Nearest {
+            scheme: "naive",
+            changes: vec![Change { decision: "fsync", answer: "another".to_owned() }],
+            ways: 2,
+        }],
         safe: vec![design(Some("leasehold"), true), design(None, true), design(Some("bounce"), false)],
         explored: Explored { worlds: 9000, states: 1_000_000, ..Explored::default() },
     }

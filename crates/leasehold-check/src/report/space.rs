@@ -32,6 +32,8 @@ pub struct Space {
     pub hosts: Vec<OnHost>,
     /// Every answer, where DMA lands in the file's own frames.
     pub answers: Vec<Answer>,
+    /// For each scheme whose DMA lands in the file's own frames, what it lacks.
+    pub nearest: Vec<Nearest>,
     /// Those that break no promise, one for each set of costs; the front comes first.
     pub safe: Vec<Design>,
     /// How much was explored for it.
@@ -84,6 +86,26 @@ pub struct Killer {
     pub trace: Trace,
 }
 
+/// What makes a scheme safe, with as few other answers as can be; the data path stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Nearest {
+    /// Its name.
+    pub scheme: &'static str,
+    /// The answers that are others.
+    pub changes: Vec<Change>,
+    /// How many safe designs there are with so few other answers.
+    pub ways: u64,
+}
+
+/// Another answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// To which decision.
+    pub decision: &'static str,
+    /// Which.
+    pub answer: String,
+}
+
 /// One combination that breaks no promise.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Design {
@@ -112,6 +134,7 @@ pub fn text(space: &Space) -> String {
         space.safe_but_untold,
     );
     let mut text = fill(&summary, 80) + "\n\n" + &hosts(space) + "\n" + &answers(space);
+    text += &("\n".to_owned() + &nearest(space));
     // Writing to a string cannot fail.
     let _ = writeln!(text, "\nSafe, and not beaten on all costs by another safe design:");
     for (index, design) in front.iter().enumerate() {
@@ -179,6 +202,22 @@ fn answers(space: &Space) -> String {
     text
 }
 
+/// What each scheme lacks.
+fn nearest(space: &Space) -> String {
+    let mut text = String::from(
+        "The fewest other answers that make a scheme safe, DMA still in the file's own frames:\n\n",
+    );
+    for Nearest { scheme, changes, ways } in &space.nearest {
+        let answers: Vec<String> =
+            changes.iter().map(|Change { decision, answer }| format!("{decision}: {answer}")).collect();
+        let first = format!("{scheme:<22}");
+        let options = Options::new(80).initial_indent(&first).subsequent_indent("                      ");
+        let ways = if *ways > 1 { format!(" (one of {ways} ways)") } else { String::new() };
+        text += &(fill(&format!("{}{ways}", answers.join("; ")), options) + "\n");
+    }
+    text
+}
+
 /// All of it, for programs; documented with the report's schema.
 ///
 /// # Panics
@@ -234,6 +273,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("\nSafe, but beaten: bounce.\n"), "{text}");
+        assert!(text.contains("\nnaive                 fsync: another (one of 2 ways)\n"), "{text}");
         assert!(text.contains("Explored 9000 worlds of 900 designs"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }

@@ -1,5 +1,6 @@
 //! The six decisions: every answer to each, and what it is called.
 
+use crate::report::space::{Change, DECISIONS};
 use leasehold_core::scheme::{
     Admission, AdmissionRules, Backing, DataPath, DirtyWhen, FsyncRule, Host, LayoutRule, Scheme, Writeback,
 };
@@ -31,18 +32,13 @@ pub(super) const FSYNCS: [FsyncRule; 5] = [
     FsyncRule::CommittedBytes,
 ];
 
+fn dirty(bits: u8) -> DirtyWhen {
+    let bit = |at: u8| bits >> at & 1 == 1;
+    DirtyWhen { registered: bit(0), faulted: bit(1), released: bit(2), committed: bit(3), under_io: bit(4) }
+}
+
 /// Every answer to the decisions other than admission.
 pub(super) fn answers_but_admission() -> impl Iterator<Item = Scheme> {
-    let dirty = |bits: u8| {
-        let bit = |at: u8| bits >> at & 1 == 1;
-        DirtyWhen {
-            registered: bit(0),
-            faulted: bit(1),
-            released: bit(2),
-            committed: bit(3),
-            under_io: bit(4),
-        }
-    };
     let combinations = PATHS.into_iter().flat_map(|path| {
         WRITEBACKS.into_iter().flat_map(move |writeback| {
             LAYOUTS.into_iter().flat_map(move |layout| FSYNCS.map(|fsync| (path, writeback, layout, fsync)))
@@ -156,6 +152,32 @@ fn dirty_in_words(dirty: DirtyWhen) -> String {
     if set.is_empty() { "never".to_owned() } else { set.join(", ") }
 }
 
+/// The designs that answer so many of the questions otherwise, the data path aside. Simple admissions come first.
+pub(super) fn at_distance(scheme: &Scheme, distance: u32) -> Vec<Scheme> {
+    let questions: [fn(Scheme) -> Vec<Scheme>; 5] = [
+        |scheme| admission_rules().map(|admission| Scheme { admission, ..scheme }).collect(),
+        |scheme| WRITEBACKS.map(|writeback| Scheme { writeback, ..scheme }).to_vec(),
+        |scheme| LAYOUTS.map(|layout| Scheme { layout, ..scheme }).to_vec(),
+        |scheme| (0..32).map(|bits| Scheme { dirty: dirty(bits), ..scheme }).collect(),
+        |scheme| FSYNCS.map(|fsync| Scheme { fsync, ..scheme }).to_vec(),
+    ];
+    let asked = |which: u32| questions.iter().enumerate().filter(move |(at, _)| which >> at & 1 == 1);
+    let otherwise = |which: u32| {
+        asked(which).fold(vec![*scheme], |designs, (_, answers)| {
+            let others = |design: Scheme| answers(design).into_iter().filter(move |other| *other != design);
+            designs.into_iter().flat_map(others).collect()
+        })
+    };
+    (0..32u32).filter(|which| which.count_ones() == distance).flat_map(otherwise).collect()
+}
+
+/// All, those that ask neither what backs the memory nor what the key is for before the others.
+fn admission_rules() -> impl Iterator<Item = AdmissionRules> {
+    let pairs = ADMISSIONS.into_iter().flat_map(|read| ADMISSIONS.map(|write| (read, write)));
+    let all = pairs.clone().flat_map(move |cache| pairs.clone().map(move |dax| admissions(cache, dax)));
+    ADMISSIONS.into_iter().map(AdmissionRules::all).chain(all)
+}
+
 /// One question, and its answers.
 pub(super) struct Decision {
     pub name: &'static str,
@@ -221,4 +243,11 @@ pub(super) fn all() -> Vec<Decision> {
         mark(|on| if on { "under I/O" } else { "not under I/O" }, |scheme, on| scheme.dirty.under_io = on),
         Decision::new("fsync", &FSYNCS, fsync_in_words, |scheme, rule| scheme.fsync = rule),
     ]
+}
+
+/// What the other design answers otherwise.
+pub(super) fn changes(scheme: &Scheme, other: &Scheme) -> Vec<Change> {
+    let answers = DECISIONS.into_iter().zip(in_words(scheme)).zip(in_words(other));
+    let others = answers.filter(|((_, answer), other)| answer != other);
+    others.map(|((decision, _), answer)| Change { decision, answer }).collect()
 }

@@ -188,11 +188,12 @@ impl Kind {
 
     fn look_at_faults(&mut self) {
         let fenced = self.scheme.layout == LayoutRule::Fence;
-        if self.read == Admission::IfFaults && !fenced {
+        let revoked = fenced || self.scheme.layout == LayoutRule::Break;
+        if self.read == Admission::IfFaults && !revoked {
             self.read = Admission::Allow;
         }
         let taken = self.is_taken() && self.scheme.data_path == DataPath::FileFrames || fenced;
-        if self.write == Admission::IfFaults && !taken {
+        if self.write == Admission::IfFaults && !taken && !revoked {
             self.write = Admission::Allow;
         }
         let faults = [self.read, self.write].contains(&Admission::IfFaults)
