@@ -205,7 +205,7 @@ fn answers(space: &Space) -> String {
 /// What each scheme lacks.
 fn nearest(space: &Space) -> String {
     let mut text = String::from(
-        "The fewest other answers that make a scheme safe, DMA still in the file's own frames:\n\n",
+        "The fewest answers to change until a scheme is safe, its data path aside:\n\n",
     );
     for Nearest { scheme, changes, ways } in &space.nearest {
         let answers: Vec<String> =
