@@ -97,7 +97,8 @@ fn waits(scheme: &Scheme, host: Host) -> impl Iterator<Item = Wait> {
     acts.into_iter().filter_map(wait)
 }
 
-fn refuses(scheme: &Scheme) -> Vec<Refusal> {
+/// What the scheme refuses, by host.
+pub(crate) fn refuses(scheme: &Scheme) -> Vec<Refusal> {
     let admits = |host: Host, access: Access| {
         let mut setting = setting(scheme, host, vec![Act::Acquire(0)], false);
         setting.scenario.slots[0].access = access;

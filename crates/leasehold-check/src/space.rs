@@ -313,14 +313,18 @@ impl Walk {
     }
 
     /// Of each scheme that is not safe, and whose DMA lands in the file's own frames: the fewest answers that would
-    /// have to be others, and the first of the designs with those that no other one beats.
+    /// have to be others for it to be safe and refuse nothing more, and the first of such designs that no other one beats.
     fn nearest(&self) -> Vec<Nearest> {
         let schemes = schemes::ALL.iter().filter(|entry| !entry.layout_is_fixed).map(|entry| entry.scheme);
         let in_file = schemes.filter(|scheme| scheme.data_path == DataPath::FileFrames);
         let of = |scheme: Scheme| {
+            let refused = costs::refuses(&scheme);
+            let refuses_no_more =
+                |design: &Scheme| costs::refuses(design).iter().all(|refusal| refusal.is_among(&refused));
             let safe = |distance| -> Vec<Scheme> {
                 let near = decisions::at_distance(&scheme, distance);
-                near.into_iter().filter(|design| self.is_safe_everywhere(design)).collect()
+                let safe = near.into_iter().filter(|design| self.is_safe_everywhere(design));
+                safe.filter(refuses_no_more).collect()
             };
             let near = (1..=5).map(safe).find(|near| !near.is_empty())?;
             let costs: Vec<_> = near.par_iter().map(costs::of).collect();

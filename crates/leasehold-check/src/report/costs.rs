@@ -104,6 +104,14 @@ impl Serialize for Refusal {
     }
 }
 
+impl Refusal {
+    /// Whether one of these refuses the same, or more of it.
+    pub(crate) fn is_among(&self, refusals: &[Refusal]) -> bool {
+        let mut refusals = refusals.iter();
+        refusals.any(|other| other.what == self.what && other.unless_faults <= self.unless_faults)
+    }
+}
+
 impl Costs {
     /// All that is no number, a phrase each.
     pub(super) fn phrases(&self) -> impl Iterator<Item = String> {
@@ -122,17 +130,13 @@ impl Costs {
         let waits = |wait: &Wait| {
             other.waits.iter().any(|theirs| theirs.what == wait.what && theirs.for_ever >= wait.for_ever)
         };
-        let refuses = |refusal: &Refusal| {
-            let mut theirs = other.refuses.iter();
-            theirs.any(|theirs| theirs.what == refusal.what && theirs.unless_faults <= refusal.unless_faults)
-        };
         self.copies <= other.copies
             && self.refaults <= other.refaults
             && self.kills <= other.kills
             && self.half_writes <= other.half_writes
             && self.one_commit <= other.one_commit
             && self.waits.iter().all(waits)
-            && self.refuses.iter().all(refuses)
+            && self.refuses.iter().all(|refusal| refusal.is_among(&other.refuses))
     }
 }
 

@@ -86,7 +86,7 @@ pub struct Killer {
     pub trace: Trace,
 }
 
-/// What makes a scheme safe, with as few other answers as can be; the data path stays.
+/// What makes a scheme safe, with as few other answers as can be; its data path stays, and nothing more is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Nearest {
     /// Its name.
@@ -205,7 +205,7 @@ fn answers(space: &Space) -> String {
 /// What each scheme lacks.
 fn nearest(space: &Space) -> String {
     let mut text = String::from(
-        "The fewest answers to change until a scheme is safe, its data path aside:\n\n",
+        "The fewest answers to change until a scheme is safe; its data path stays, and it\nrefuses no more:\n\n",
     );
     for Nearest { scheme, changes, ways } in &space.nearest {
         let answers: Vec<String> =

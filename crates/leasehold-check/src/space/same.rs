@@ -11,7 +11,7 @@
 //! - A "page under I/O" entry stands only where writeback skips. What a fault marks dirty, a registration does, unless
 //!   a key is taken and comes back.
 //! - A key that nothing ever takes is the same whether it could be taken or not.
-//! - "Fence at once", if no key can be fenced, is "ignore".
+//! - "Fence at once", if no key can be fenced, is "ignore". "Break" is not "wait" then: the holder is told.
 //!
 //! A test explores both, the design and the one that stands for it.
 
