@@ -20,7 +20,7 @@ pub struct Identity {
 /// How far an [`Identity`] can be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Evidence {
-    /// The kernel says so (`SO_PEERCRED` on a unix socket).
+    /// The kernel says so (`SO_PEERCRED` on a unix socket, or a request through a mount).
     Verified,
     /// The process says so itself.
     Claimed,

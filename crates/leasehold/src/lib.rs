@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! command   what people type: arguments, output, exit codes
+//! mount     the store as a filesystem
 //! server    what `leasehold serve` runs: gRPC in front of the engine, metrics, signals
 //! ```
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod mount;
 pub mod server;
 pub mod size;

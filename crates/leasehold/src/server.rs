@@ -8,8 +8,8 @@
 mod bind;
 mod calls;
 mod metrics;
-mod peer;
-mod refusal;
+pub(crate) mod peer;
+pub(crate) mod refusal;
 mod rows;
 mod sessions;
 pub mod settings;

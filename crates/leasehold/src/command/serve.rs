@@ -3,6 +3,7 @@
 use crate::command::Common;
 use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::show;
+use crate::mount::Mount;
 use crate::server::Server;
 use crate::server::settings::{self, Expiry, PageKind, Settings};
 use crate::size::Size;
@@ -28,6 +29,9 @@ pub(crate) struct Serve {
     /// Print the settings that result, as such a file, and end
     #[arg(long)]
     print_config: bool,
+    /// Mount it there, too: an empty directory outside of the store
+    #[arg(long, value_name = "MOUNTPOINT")]
+    mount: Option<PathBuf>,
     /// Where the control plane listens [default: 127.0.0.1:7117]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
@@ -81,12 +85,20 @@ impl Serve {
         if is_new {
             tracing::warn!("{} was no store: made a new, empty one there", directory.display());
         }
+        let mount = self.mount.as_deref().map(|at| Mount::new(server.engine().clone(), at)).transpose()?;
         announce(common, directory, &server, is_new)?;
+        if let Some(mount) = &mount {
+            tracing::info!("mounted at {}", mount.at().display());
+        }
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping: no new work; sessions end; what was committed is written back");
+        if let Some(mount) = mount {
+            // Requests that are being answered need the engine.
+            tokio::task::spawn_blocking(move || mount.unmount()).await??;
+        }
         server.stop().await?;
         tracing::info!("stopped");
         Ok(())

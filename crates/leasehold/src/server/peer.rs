@@ -44,12 +44,12 @@ fn remote(extensions: &Extensions) -> Option<IpAddr> {
     Some(extensions.get::<TcpConnectInfo>()?.remote_addr()?.ip().to_canonical())
 }
 
-fn this_host() -> String {
+pub(crate) fn this_host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The name of the program that the process runs; the name it gives itself if we may not look.
-fn program_of(pid: u32) -> Option<String> {
+pub(crate) fn program_of(pid: u32) -> Option<String> {
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
     let name = exe.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
     let name = name.or_else(|| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok())?;

@@ -1,0 +1,130 @@
+//! A store as a filesystem (FUSE): ordinary programs use it, and whatever they do breaks leases as the control plane does,
+//! with the caller's pid, uid and program as the breaker.
+//!
+//! ```text
+//! filesystem   the kernel's requests, each answered by a task of its own
+//! nodes        what the kernel calls a file, and which names it has
+//! backing      what is not about bytes: owners, permissions, times, attributes, straight on the store's files
+//! caller       who asks, and whether he has been interrupted meanwhile
+//! ```
+//!
+//! Bytes go through the engine, so through the same leases, checksums and writeback as everybody's. The kernel caches
+//! none of them (`FOPEN_DIRECT_IO`): a read after a remote commit sees it.
+
+mod backing;
+mod caller;
+mod filesystem;
+mod nodes;
+
+use backing::Backing;
+use filesystem::Mounted;
+use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use leasehold_engine::Engine;
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A mounted store. Dropping it unmounts it.
+pub struct Mount {
+    session: BackgroundSession,
+    at: PathBuf,
+}
+
+/// Why a store was not mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// It is no directory that could be mounted on.
+    #[error("cannot mount on {}: {source}; name an empty directory", at.display())]
+    Place {
+        /// Where.
+        at: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The store would lie below itself.
+    #[error("cannot mount on {}: it is in the store {}; name a directory outside of it", at.display(), store.display())]
+    Inside {
+        /// Where.
+        at: PathBuf,
+        /// The store.
+        store: PathBuf,
+    },
+    /// The kernel, or fusermount3.
+    #[error("cannot mount on {}: {source}; {}", at.display(), remedy(source))]
+    Fuse {
+        /// Where.
+        at: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    if !Path::new("/dev/fuse").exists() {
+        "there is no /dev/fuse: load the module fuse, or give the container the device"
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        "run as root, or install fusermount3"
+    } else {
+        "see dmesg, and whether fusermount3 is installed"
+    }
+}
+
+impl Mount {
+    /// Mounts what the engine serves. Requests are answered by tasks of the runtime that this is called in. Blocks.
+    ///
+    /// # Errors
+    /// [`MountError`], with the remedy.
+    pub fn new(engine: Engine, at: &Path) -> Result<Mount, MountError> {
+        let place = |source| MountError::Place { at: at.to_owned(), source };
+        let fuse = |source| MountError::Fuse { at: at.to_owned(), source };
+        clear(at).map_err(place)?;
+        let (real, store) = (at.canonicalize().map_err(place)?, engine.config().directory.clone());
+        let store = store.canonicalize().map_err(place)?;
+        if real.starts_with(&store) {
+            return Err(MountError::Inside { at: at.to_owned(), store });
+        }
+        let backing = Backing::open(&store.join("files")).map_err(place)?;
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::FSName(store.display().to_string()),
+            MountOption::Subtype("leasehold".to_owned()),
+            MountOption::DefaultPermissions,
+        ];
+        if rustix::process::geteuid().is_root() {
+            config.acl = SessionACL::All;
+        }
+        let mounted = Mounted::new(engine, backing, tokio::runtime::Handle::current());
+        let session = fuser::spawn_mount(mounted, &real, &config).map_err(fuse)?;
+        Ok(Mount { session, at: real })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn at(&self) -> &Path {
+        &self.at
+    }
+
+    /// Unmounts it: at once, if nobody uses it; else it is out of sight, and goes with its last user. Blocks.
+    ///
+    /// # Errors
+    /// The kernel's. It is mounted still.
+    pub fn unmount(self) -> io::Result<()> {
+        let detached = rustix::mount::unmount(&self.at, UnmountFlags::DETACH);
+        // Where we may not, fusermount3 may.
+        drop(self.session);
+        if detached == Err(Errno::PERM) { Ok(()) } else { Ok(detached?) }
+    }
+}
+
+/// Takes away what a server that was killed has left there.
+fn clear(at: &Path) -> io::Result<()> {
+    match rustix::fs::stat(at) {
+        Err(Errno::NOTCONN) => {
+            tracing::warn!("{}: taking away a mount whose server has gone", at.display());
+            Ok(rustix::mount::unmount(at, UnmountFlags::DETACH)?)
+        }
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(()),
+    }
+}

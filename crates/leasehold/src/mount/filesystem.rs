@@ -1,0 +1,929 @@
+//! The kernel's requests, each answered by a task of its own.
+
+use super::backing::{Backing, Change, attributes_of, change_of};
+use super::caller::{identity, interrupted};
+use super::nodes::{Found, Nodes};
+use crate::server::refusal::chain;
+use bytes::Bytes;
+use fuser::{
+    CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
+};
+use leasehold_core::identity::Identity;
+use leasehold_core::input::Fault;
+use leasehold_core::output;
+use leasehold_core::range::ByteRange;
+use leasehold_engine::Engine;
+use leasehold_engine::files::{CALL_BYTES_MAX, FileError};
+use leasehold_engine::path::StorePath;
+use leasehold_engine::storage::{Kind, NamespaceError};
+use rustix::fs::{FallocateFlags, SeekFrom, Timespec, UTIME_NOW};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::runtime::Handle;
+use tokio::sync::RwLock;
+
+/// How long the kernel may believe what it was told. Others than the kernel change the store.
+const TTL: Duration = Duration::ZERO;
+const GENERATION: Generation = Generation(0);
+
+/// The filesystem, for the kernel's thread.
+pub(super) struct Mounted {
+    store: Arc<Store>,
+    runtime: Handle,
+}
+
+struct Store {
+    engine: Engine,
+    backing: Backing,
+    nodes: Mutex<Nodes>,
+    listings: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
+    next_handle: AtomicU64,
+    /// Who writes by a name shares it; who takes a name from an open file has it alone.
+    names_held: RwLock<()>,
+}
+
+struct Listed {
+    name: String,
+    kind: FileType,
+    inode: u64,
+}
+
+type Answer<T> = Result<T, Errno>;
+
+impl Mounted {
+    pub fn new(engine: Engine, backing: Backing, runtime: Handle) -> Mounted {
+        let (nodes, listings) = (Mutex::new(Nodes::new()), Mutex::default());
+        let (next_handle, names_held) = (AtomicU64::new(1), RwLock::new(()));
+        let store = Store { engine, backing, nodes, listings, next_handle, names_held };
+        Mounted { store: Arc::new(store), runtime }
+    }
+
+    /// Has a task answer.
+    fn answer<T, F>(&self, work: impl FnOnce(Arc<Store>) -> F, reply: impl FnOnce(Answer<T>) + Send + 'static)
+    where
+        F: Future<Output = Answer<T>> + Send + 'static,
+        T: Send,
+    {
+        let work = work(self.store.clone());
+        self.runtime.spawn(async move { reply(work.await) });
+    }
+
+    /// Has a task answer; a signal to the caller ends its wait.
+    fn answer_or_interrupt<T, F>(
+        &self,
+        pid: u32,
+        work: impl FnOnce(Arc<Store>) -> F,
+        reply: impl FnOnce(Answer<T>) + Send + 'static,
+    ) where
+        F: Future<Output = Answer<T>> + Send + 'static,
+        T: Send,
+    {
+        let work = work(self.store.clone());
+        self.runtime.spawn(async move {
+            let answer = tokio::select! {
+                biased;
+                answer = work => answer,
+                () = interrupted(pid) => Err(Errno::EINTR),
+            };
+            reply(answer);
+        });
+    }
+}
+
+fn text(name: &OsStr) -> Answer<&str> {
+    name.to_str().ok_or(Errno::EILSEQ)
+}
+
+impl Store {
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().expect("no code panics while it holds the nodes")
+    }
+
+    fn found(&self, node: INodeNo) -> Answer<Found> {
+        self.nodes().found(node.0).ok_or(Errno::ESTALE)
+    }
+
+    /// The name of something that has one.
+    fn name(&self, node: INodeNo) -> Answer<StorePath> {
+        match self.found(node)? {
+            Found::Name(name) => Ok(name),
+            Found::Orphan(_) => Err(Errno::ENOENT),
+        }
+    }
+
+    fn child(&self, parent: INodeNo, name: &OsStr) -> Answer<StorePath> {
+        if name.len() > 255 {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        // What the store keeps to itself is nobody's.
+        self.name(parent)?.join(text(name)?).map_err(|_| Errno::EINVAL)
+    }
+
+    /// What is known about a name; its size as the engine has it, durable or not.
+    async fn attributes(&self, name: &StorePath) -> Answer<(u64, FileAttr)> {
+        let (inode, mut attributes) = self.backing.attributes(name).map_err(errno)?;
+        if attributes.kind == FileType::RegularFile {
+            attributes.size = self.engine.stat(name).await.map_err(refused)?.size;
+        }
+        Ok((inode, attributes))
+    }
+
+    async fn attributes_of(&self, node: INodeNo) -> Answer<FileAttr> {
+        let (_, attributes) = match self.found(node)? {
+            Found::Name(name) => self.attributes(&name).await?,
+            Found::Orphan(file) => attributes_of(&*file).map_err(errno)?,
+        };
+        Ok(FileAttr { ino: node, ..attributes })
+    }
+
+    /// The kernel learns of a name.
+    async fn entry(&self, name: StorePath) -> Answer<FileAttr> {
+        let (inode, attributes) = self.attributes(&name).await?;
+        let node = self.nodes().look_up(inode, name);
+        Ok(FileAttr { ino: INodeNo(node), ..attributes })
+    }
+
+    /// Something was just made: it is its maker's.
+    fn give(&self, name: &StorePath, mode: Option<u32>, (owner, group): (u32, u32)) -> Answer<()> {
+        let parent = name.split().map_or(StorePath::ROOT, |(parent, _)| parent);
+        let (_, parent) = self.backing.attributes(&parent).map_err(errno)?;
+        let is_root = rustix::process::geteuid().is_root();
+        // In a directory with setgid, everything is of its group.
+        let group = if parent.perm & 0o2000 != 0 { parent.gid } else { group };
+        let change = Change {
+            mode,
+            owner: is_root.then_some(owner),
+            group: is_root.then_some(group),
+            accessed: None,
+            modified: None,
+        };
+        self.backing.change(name, &change).map_err(errno)
+    }
+
+    /// Before a name goes: what has it, if somebody has it open and this is its last one.
+    fn last_of_open(&self, name: &StorePath) -> Option<(u64, std::fs::File)> {
+        let node = self.nodes().is_open(name)?;
+        let (_, attributes) = self.backing.attributes(name).ok()?;
+        let is_last = attributes.kind == FileType::RegularFile && attributes.nlink == 1;
+        is_last.then(|| self.backing.file(name).ok()).flatten().map(|file| (node, file))
+    }
+
+    async fn remove(&self, name: StorePath, breaker: Identity) -> Answer<()> {
+        if self.backing.is_node(&name) {
+            self.backing.remove_node(&name).map_err(errno)?;
+        } else {
+            self.orphan(&name, self.engine.unlink(&name, breaker)).await?;
+        }
+        self.nodes().unlinked(&name);
+        Ok(())
+    }
+
+    /// Takes a name, by `taking` it, from a file that may be open. What is open lives on, as long as it is by now: on the disk
+    /// it may end with a whole block.
+    async fn orphan(
+        &self,
+        name: &StorePath,
+        taking: impl Future<Output = Result<(), FileError>>,
+    ) -> Answer<()> {
+        if self.last_of_open(name).is_none() {
+            return taking.await.map_err(refused);
+        }
+        let _alone = self.names_held.write().await;
+        let Some((node, file)) = self.last_of_open(name) else { return taking.await.map_err(refused) };
+        let size = self.engine.stat(name).await.map_err(refused)?.size;
+        taking.await.map_err(refused)?;
+        file.set_len(size)?;
+        self.nodes().orphaned(node, file);
+        Ok(())
+    }
+
+    async fn write(&self, node: INodeNo, offset: u64, data: Bytes, breaker: Identity) -> Answer<u32> {
+        let length = data.len() as u32;
+        let _shared = self.names_held.read().await;
+        match self.found(node)? {
+            Found::Name(name) => {
+                self.engine.write(&name, offset, data, breaker).await.map_err(refused)?;
+            }
+            Found::Orphan(file) => {
+                let write = tokio::task::spawn_blocking(move || file.write_all_at(&data, offset));
+                write.await.expect("a write does not panic")?;
+            }
+        }
+        Ok(length)
+    }
+
+    async fn read(&self, node: INodeNo, offset: u64, length: u32) -> Answer<Bytes> {
+        match self.found(node)? {
+            Found::Name(name) => {
+                let Some(range) = ByteRange::at(offset, length.into()) else { return Ok(Bytes::new()) };
+                self.engine.read(&name, range).await.map_err(refused)
+            }
+            Found::Orphan(file) => {
+                let read = tokio::task::spawn_blocking(move || {
+                    let mut buffer = vec![0; length as usize];
+                    let read = file.read_at(&mut buffer, offset)?;
+                    buffer.truncate(read);
+                    io::Result::Ok(Bytes::from(buffer))
+                });
+                Ok(read.await.expect("a read does not panic")?)
+            }
+        }
+    }
+
+    async fn resize(&self, node: INodeNo, size: u64, breaker: Identity) -> Answer<()> {
+        let _shared = self.names_held.read().await;
+        match self.found(node)? {
+            Found::Name(name) => self.engine.truncate(&name, size, breaker).await.map_err(refused),
+            Found::Orphan(file) => Ok(file.set_len(size)?),
+        }
+    }
+
+    async fn allocate(
+        &self,
+        node: INodeNo,
+        range: ByteRange,
+        mode: FallocateFlags,
+        breaker: Identity,
+    ) -> Answer<()> {
+        let _shared = self.names_held.read().await;
+        let name = match self.found(node)? {
+            Found::Name(name) => name,
+            Found::Orphan(file) => {
+                return rustix::fs::fallocate(&*file, mode, range.start(), range.len()).map_err(errno);
+            }
+        };
+        let engine = &self.engine;
+        let keeps = mode.contains(FallocateFlags::KEEP_SIZE);
+        match mode - FallocateFlags::KEEP_SIZE {
+            rest if rest.is_empty() => {
+                self.backing.reserve(&name, range.start(), range.len()).map_err(errno)?;
+            }
+            FallocateFlags::PUNCH_HOLE if keeps => {
+                return engine.punch(&name, range, breaker).await.map_err(refused);
+            }
+            FallocateFlags::ZERO_RANGE => {
+                engine.zero(&name, range, breaker.clone()).await.map_err(refused)?;
+            }
+            _ => return Err(Errno::EOPNOTSUPP),
+        }
+        if !keeps && engine.stat(&name).await.map_err(refused)?.size < range.end() {
+            engine.truncate(&name, range.end(), breaker).await.map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    async fn sync(&self, node: INodeNo, data_only: bool) -> Answer<()> {
+        match self.found(node)? {
+            Found::Name(name) => {
+                self.engine.sync(&name).await.map_err(refused)?;
+                if data_only { Ok(()) } else { self.backing.sync(&name).map_err(errno) }
+            }
+            Found::Orphan(file) => Ok(file.sync_all()?),
+        }
+    }
+
+    async fn rename(
+        &self,
+        from: StorePath,
+        to: StorePath,
+        flags: RenameFlags,
+        breaker: Identity,
+    ) -> Answer<()> {
+        if !(flags - RenameFlags::RENAME_NOREPLACE).is_empty() {
+            return Err(Errno::EINVAL);
+        }
+        let there = self.backing.attributes(&to).ok();
+        if let Some((inode, there)) = there {
+            let (moved, moves) = self.backing.attributes(&from).map_err(errno)?;
+            if flags.contains(RenameFlags::RENAME_NOREPLACE) {
+                return Err(Errno::EEXIST);
+            }
+            if inode == moved {
+                return Ok(());
+            }
+            match (moves.kind == FileType::Directory, there.kind == FileType::Directory) {
+                (true, false) => return Err(Errno::ENOTDIR),
+                (false, true) => return Err(Errno::EISDIR),
+                // An empty one makes room.
+                (true, true) => self.engine.unlink(&to, breaker.clone()).await.map_err(refused)?,
+                (false, false) => {}
+            }
+        }
+        let rename = self.engine.rename(&from, &to, breaker);
+        self.orphan(&to, rename).await?;
+        let mut nodes = self.nodes();
+        nodes.unlinked(&to);
+        nodes.renamed(&from, &to);
+        Ok(())
+    }
+
+    async fn list(&self, name: &StorePath) -> Answer<Vec<Listed>> {
+        let stats = self.engine.list(name).await.map_err(refused)?;
+        let listed = stats.into_iter().filter_map(|stat| {
+            let kind = match stat.kind {
+                Kind::File => FileType::RegularFile,
+                Kind::Directory => FileType::Directory,
+                Kind::Link => FileType::Symlink,
+                Kind::Other => FileType::NamedPipe,
+            };
+            Some(Listed { name: stat.path.split()?.1.to_owned(), kind, inode: stat.inode })
+        });
+        let special =
+            [".", ".."].map(|name| Listed { name: name.to_owned(), kind: FileType::Directory, inode: 1 });
+        Ok(special.into_iter().chain(listed).collect())
+    }
+}
+
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_i32(error.raw_os_error())
+}
+
+fn fault(fault: Fault) -> Errno {
+    match fault {
+        Fault::NoSpace => Errno::ENOSPC,
+        Fault::Moved => Errno::ESTALE,
+        Fault::Io | Fault::Checksum => Errno::EIO,
+        Fault::NoKey => Errno::EAGAIN,
+    }
+}
+
+/// What a program gets to see; what was the matter is in the log, if it is the server's.
+fn refused(error: FileError) -> Errno {
+    let errno = errno_of(&error);
+    if i32::from(errno) == i32::from(Errno::EIO) {
+        tracing::warn!("EIO through the mount: {}", chain(&error));
+    } else {
+        tracing::debug!("refused through the mount: {}", chain(&error));
+    }
+    errno
+}
+
+fn errno_of(error: &FileError) -> Errno {
+    match error {
+        FileError::Path(error) => match error {
+            NamespaceError::NotFound { .. } => Errno::ENOENT,
+            NamespaceError::Exists { .. } => Errno::EEXIST,
+            NamespaceError::NotAFile { .. } | NamespaceError::NotALink { .. } => Errno::EINVAL,
+            NamespaceError::NotText { .. } => Errno::EILSEQ,
+            NamespaceError::NotADirectory { .. } => Errno::ENOTDIR,
+            NamespaceError::NotEmpty { .. } => Errno::ENOTEMPTY,
+            NamespaceError::Link { .. } => Errno::ELOOP,
+            NamespaceError::Root => Errno::EBUSY,
+            NamespaceError::LastName { .. } => Errno::ESTALE,
+            NamespaceError::Sidecar { .. } => Errno::EIO,
+            NamespaceError::System { source, .. } => {
+                source.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
+            }
+        },
+        FileError::TooLong { .. } | FileError::SameFile { .. } | FileError::Overlap { .. } => Errno::EINVAL,
+        FileError::BadRange { .. } => Errno::EFBIG,
+        FileError::Collapse { .. } => Errno::EINVAL,
+        FileError::NoLease(_) => Errno::ESTALE,
+        FileError::Stopping => Errno::EIO,
+        FileError::Evict { source, .. } => fault(*source),
+        FileError::Change { source, .. } => match source {
+            output::ChangeError::NoFile => Errno::ESTALE,
+            output::ChangeError::Limit { .. } => Errno::EAGAIN,
+            output::ChangeError::Busy { .. } => Errno::ETXTBSY,
+            output::ChangeError::CannotCollapse { .. } => Errno::EINVAL,
+            output::ChangeError::Fault(kind) => fault(*kind),
+        },
+        FileError::Read { source, .. } => match source {
+            output::ReadError::TimedOut(_) => Errno::ETIMEDOUT,
+            output::ReadError::Limit { .. } => Errno::EAGAIN,
+            output::ReadError::NoFile => Errno::ESTALE,
+            output::ReadError::Fault(kind) => fault(*kind),
+        },
+        FileError::Acquire { source, .. } => match source {
+            output::AcquireError::Fault(kind) => fault(*kind),
+            output::AcquireError::NoFile => Errno::ESTALE,
+            _ => Errno::EAGAIN,
+        },
+        FileError::Commit { source, .. } => match source {
+            output::CommitError::Fault(kind) => fault(*kind),
+            output::CommitError::Removed(_) => Errno::ESTALE,
+            _ => Errno::EIO,
+        },
+        FileError::Sync { source, .. } => match source {
+            output::SyncError::NoFile => Errno::ESTALE,
+            output::SyncError::Limit { .. } => Errno::EAGAIN,
+            output::SyncError::Fault(kind) => fault(*kind),
+        },
+    }
+}
+
+fn time(time: TimeOrNow) -> Timespec {
+    match time {
+        TimeOrNow::Now => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        TimeOrNow::SpecificTime(time) => timespec(time),
+    }
+}
+
+fn timespec(time: SystemTime) -> Timespec {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Timespec { tv_sec: since.as_secs().cast_signed(), tv_nsec: since.subsec_nanos().into() },
+        Err(before) => {
+            let before = before.duration();
+            let nanoseconds = i64::from(before.subsec_nanos());
+            let seconds = -before.as_secs().cast_signed() - i64::from(nanoseconds > 0);
+            Timespec { tv_sec: seconds, tv_nsec: (1_000_000_000 - nanoseconds) % 1_000_000_000 }
+        }
+    }
+}
+
+/// Answers with nothing, or an error.
+fn empty(reply: ReplyEmpty) -> impl FnOnce(Answer<()>) + Send {
+    move |answer| match answer {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(error),
+    }
+}
+
+fn entry(reply: ReplyEntry) -> impl FnOnce(Answer<FileAttr>) + Send {
+    move |answer| match answer {
+        Ok(attributes) => reply.entry(&TTL, &attributes, GENERATION),
+        Err(error) => reply.error(error),
+    }
+}
+
+fn attributes(reply: ReplyAttr) -> impl FnOnce(Answer<FileAttr>) + Send {
+    move |answer| match answer {
+        Ok(attributes) => reply.attr(&TTL, &attributes),
+        Err(error) => reply.error(error),
+    }
+}
+
+fn written(reply: ReplyWrite) -> impl FnOnce(Answer<u32>) + Send {
+    move |answer| match answer {
+        Ok(length) => reply.written(length),
+        Err(error) => reply.error(error),
+    }
+}
+
+/// An attribute's value, or first how long it is.
+fn value(reply: ReplyXattr, size: u32) -> impl FnOnce(Answer<Vec<u8>>) + Send {
+    move |answer| match answer {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() <= size as usize => reply.data(&value),
+        Ok(_) => reply.error(Errno::ERANGE),
+        Err(error) => reply.error(error),
+    }
+}
+
+fn caller(request: &Request) -> Identity {
+    identity(request.pid(), request.uid())
+}
+
+impl Filesystem for Mounted {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // The kernel may take less.
+        let _ = config.set_max_write(CALL_BYTES_MAX as u32);
+        let _ = config.set_max_readahead(CALL_BYTES_MAX as u32);
+        let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = self.store.child(parent, name);
+        self.answer(async |store| store.entry(name?).await, entry(reply));
+    }
+
+    fn forget(&self, _: &Request, node: INodeNo, times: u64) {
+        self.store.nodes().forget(node.0, times);
+    }
+
+    fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.answer(move |store| async move { store.attributes_of(node).await }, attributes(reply));
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        owner: Option<u32>,
+        group: Option<u32>,
+        size: Option<u64>,
+        accessed: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let breaker = caller(request);
+        let (accessed, modified) = (accessed.map(time), modified.map(time));
+        let change = Change { mode, owner, group, accessed, modified };
+        let work = move |store: Arc<Store>| async move {
+            if let Some(size) = size {
+                store.resize(node, size, breaker).await?;
+            }
+            match store.found(node)? {
+                Found::Name(name) => store.backing.change(&name, &change).map_err(errno)?,
+                Found::Orphan(file) => change_of(&file.try_clone()?.into(), &change).map_err(errno)?,
+            }
+            store.attributes_of(node).await
+        };
+        self.answer_or_interrupt(request.pid(), work, attributes(reply));
+    }
+
+    fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
+        let work = move |store: Arc<Store>| async move {
+            let name = store.name(node)?;
+            store.engine.read_link(&name).await.map_err(refused)
+        };
+        self.answer(work, |answer| match answer {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _: u32,
+        device: u32,
+        reply: ReplyEntry,
+    ) {
+        let (name, who) = (self.store.child(parent, name), (request.uid(), request.gid()));
+        let work = move |store: Arc<Store>| async move {
+            let name = name?;
+            if rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::RegularFile {
+                if store.backing.attributes(&name).is_ok() {
+                    return Err(Errno::EEXIST);
+                }
+                store.engine.create(&name).await.map_err(refused)?;
+            } else {
+                store.backing.make_node(&name, mode, device.into()).map_err(errno)?;
+            }
+            store.give(&name, Some(mode), who)?;
+            store.entry(name).await
+        };
+        self.answer(work, entry(reply));
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+        let (name, who) = (self.store.child(parent, name), (request.uid(), request.gid()));
+        let work = move |store: Arc<Store>| async move {
+            let name = name?;
+            store.engine.make_directory(&name).await.map_err(refused)?;
+            let parent = name.split().map_or(StorePath::ROOT, |(parent, _)| parent);
+            let (_, parent) = store.backing.attributes(&parent).map_err(errno)?;
+            store.give(&name, Some(mode | u32::from(parent.perm) & 0o2000), who)?;
+            store.entry(name).await
+        };
+        self.answer(work, entry(reply));
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, breaker) = (self.store.child(parent, name), caller(request));
+        let work = move |store: Arc<Store>| async move { store.remove(name?, breaker).await };
+        self.answer_or_interrupt(request.pid(), work, empty(reply));
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, breaker) = (self.store.child(parent, name), caller(request));
+        let work = move |store: Arc<Store>| async move { store.remove(name?, breaker).await };
+        self.answer(work, empty(reply));
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (name, who) = (self.store.child(parent, name), (request.uid(), request.gid()));
+        let target = text(target.as_os_str()).map(str::to_owned);
+        let work = move |store: Arc<Store>| async move {
+            let name = name?;
+            store.engine.symlink(&target?, &name).await.map_err(refused)?;
+            store.give(&name, None, who)?;
+            store.entry(name).await
+        };
+        self.answer(work, entry(reply));
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (from, to) = (self.store.child(parent, name), self.store.child(new_parent, new_name));
+        let breaker = caller(request);
+        let work = move |store: Arc<Store>| async move { store.rename(from?, to?, flags, breaker).await };
+        self.answer_or_interrupt(request.pid(), work, empty(reply));
+    }
+
+    fn link(&self, _: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = self.store.child(parent, name);
+        let work = move |store: Arc<Store>| async move {
+            let name = name?;
+            let from = store.name(node)?;
+            if store.backing.is_node(&from) {
+                store.backing.link_node(&from, &name).map_err(errno)?;
+            } else {
+                store.engine.link(&from, &name).await.map_err(refused)?;
+            }
+            store.entry(name).await
+        };
+        self.answer(work, entry(reply));
+    }
+
+    fn open(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.store.nodes().opened(node.0);
+        reply.opened(self.store.handle(), FopenFlags::FOPEN_DIRECT_IO);
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (name, who) = (self.store.child(parent, name), (request.uid(), request.gid()));
+        let exclusive =
+            rustix::fs::OFlags::from_bits_retain(flags.cast_unsigned()).contains(rustix::fs::OFlags::EXCL);
+        let work = move |store: Arc<Store>| async move {
+            let name = name?;
+            if store.backing.attributes(&name).is_err() {
+                store.engine.create(&name).await.map_err(refused)?;
+                store.give(&name, Some(mode), who)?;
+            } else if exclusive {
+                return Err(Errno::EEXIST);
+            }
+            let attributes = store.entry(name).await?;
+            store.nodes().opened(attributes.ino.0);
+            Ok((attributes, store.handle()))
+        };
+        self.answer(work, |answer| match answer {
+            Ok((attributes, handle)) => {
+                reply.created(&TTL, &attributes, GENERATION, handle, FopenFlags::FOPEN_DIRECT_IO);
+            }
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let work = move |store: Arc<Store>| async move { store.read(node, offset, size).await };
+        self.answer(work, |answer| match answer {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let (data, breaker) = (Bytes::copy_from_slice(data), caller(request));
+        let work = move |store: Arc<Store>| async move { store.write(node, offset, data, breaker).await };
+        self.answer_or_interrupt(request.pid(), work, written(reply));
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.store.nodes().closed(node.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, request: &Request, node: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let work = move |store: Arc<Store>| async move { store.sync(node, data_only).await };
+        self.answer_or_interrupt(request.pid(), work, empty(reply));
+    }
+
+    fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let work = move |store: Arc<Store>| async move {
+            let listing = store.list(&store.name(node)?).await?;
+            let handle = store.handle();
+            store.listings().insert(handle.0, Arc::new(listing));
+            Ok(handle)
+        };
+        self.answer(work, |answer| match answer {
+            Ok(handle) => reply.opened(handle, FopenFlags::empty()),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listing = self.store.listings().get(&handle.0).cloned();
+        let work = move |store: Arc<Store>| async move {
+            // Whoever begins again wants to see what is there now.
+            let Some(listing) = listing else { return Err(Errno::EBADF) };
+            if offset > 0 {
+                return Ok(listing);
+            }
+            let listing = Arc::new(store.list(&store.name(node)?).await?);
+            store.listings().insert(handle.0, listing.clone());
+            Ok(listing)
+        };
+        self.answer(work, move |answer| {
+            let listing = match answer {
+                Ok(listing) => listing,
+                Err(error) => return reply.error(error),
+            };
+            for (at, listed) in listing.iter().enumerate().skip(offset as usize) {
+                if reply.add(INodeNo(listed.inode), at as u64 + 1, listed.kind, &listed.name) {
+                    break;
+                }
+            }
+            reply.ok();
+        });
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.store.listings().remove(&handle.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, node: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let work = move |store: Arc<Store>| async move {
+            let name = store.name(node)?;
+            store.engine.sync(&name).await.map_err(refused)
+        };
+        self.answer(work, empty(reply));
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        match self.store.backing.space() {
+            Ok(space) => reply.statfs(
+                space.f_blocks,
+                space.f_bfree,
+                space.f_bavail,
+                space.f_files,
+                space.f_ffree,
+                space.f_bsize as u32,
+                255,
+                space.f_frsize as u32,
+            ),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let set = || {
+            let path = self.store.name(node)?;
+            self.store.backing.set_attribute(&path, text(name)?, value, flags).map_err(errno)
+        };
+        empty(reply)(set());
+    }
+
+    fn getxattr(&self, _: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let get = || self.store.backing.attribute(&self.store.name(node)?, text(name)?).map_err(errno);
+        value(reply, size)(get());
+    }
+
+    fn listxattr(&self, _: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        let list = || self.store.backing.attribute_names(&self.store.name(node)?).map_err(errno);
+        value(reply, size)(list());
+    }
+
+    fn removexattr(&self, _: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let remove =
+            || self.store.backing.remove_attribute(&self.store.name(node)?, text(name)?).map_err(errno);
+        empty(reply)(remove());
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let breaker = caller(request);
+        let work = move |store: Arc<Store>| async move {
+            let range = ByteRange::at(offset, length).ok_or(Errno::EFBIG)?;
+            let mode = FallocateFlags::from_bits(mode.cast_unsigned()).ok_or(Errno::EOPNOTSUPP)?;
+            store.allocate(node, range, mode, breaker).await
+        };
+        self.answer_or_interrupt(request.pid(), work, empty(reply));
+    }
+
+    fn lseek(&self, _: &Request, node: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let work = move |store: Arc<Store>| async move {
+            let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            let to = match whence {
+                3 => SeekFrom::Data(offset),
+                4 => SeekFrom::Hole(offset),
+                _ => return Err(Errno::EINVAL),
+            };
+            match store.found(node)? {
+                Found::Name(name) => {
+                    // Holes are where the disk has none, once all is on the disk.
+                    store.engine.sync(&name).await.map_err(refused)?;
+                    store.backing.seek(&name, to).map_err(errno)
+                }
+                Found::Orphan(file) => rustix::fs::seek(&*file, to).map_err(errno),
+            }
+        };
+        self.answer(work, |answer| match answer {
+            Ok(offset) => reply.offset(offset.cast_signed()),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        from: INodeNo,
+        _: FileHandle,
+        offset_in: u64,
+        to: INodeNo,
+        _: FileHandle,
+        offset_out: u64,
+        length: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let breaker = caller(request);
+        let work = move |store: Arc<Store>| async move {
+            let _shared = store.names_held.read().await;
+            // The answer has 32 bits.
+            let range = ByteRange::at(offset_in, length.min(1 << 30)).ok_or(Errno::EINVAL)?;
+            let (from, to) = (store.name(from)?, store.name(to)?);
+            let copied =
+                store.engine.copy_range(&from, range, &to, offset_out, breaker).await.map_err(refused)?;
+            Ok(copied as u32)
+        };
+        self.answer_or_interrupt(request.pid(), work, written(reply));
+    }
+}
+
+impl Store {
+    fn handle(&self) -> FileHandle {
+        FileHandle(self.next_handle.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn listings(&self) -> MutexGuard<'_, HashMap<u64, Arc<Vec<Listed>>>> {
+        self.listings.lock().expect("no code panics while it holds the listings")
+    }
+}

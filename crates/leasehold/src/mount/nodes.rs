@@ -1,0 +1,194 @@
+//! What the kernel calls a file or directory (a number), which names that has, and who has it open.
+
+use leasehold_engine::path::StorePath;
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::Arc;
+
+/// The root's number.
+pub(super) const ROOT: u64 = 1;
+
+/// All that the kernel knows of.
+pub(super) struct Nodes {
+    nodes: HashMap<u64, Node>,
+    /// By the store's own inodes. A file without names is not in it: its inode may be another's soon.
+    by_inode: HashMap<u64, u64>,
+    next: u64,
+}
+
+#[derive(Default)]
+struct Node {
+    inode: u64,
+    /// The names that we have seen. Several: hard links.
+    names: Vec<StorePath>,
+    lookups: u64,
+    handles: usize,
+    orphan: Option<Arc<File>>,
+}
+
+/// What a number stands for.
+pub(super) enum Found {
+    /// Something with a name.
+    Name(StorePath),
+    /// A file that was removed and is open: its bytes are nobody else's business.
+    Orphan(Arc<File>),
+}
+
+impl Nodes {
+    pub fn new() -> Nodes {
+        let root = Node { names: vec![StorePath::ROOT], lookups: 1, ..Node::default() };
+        Nodes { nodes: HashMap::from([(ROOT, root)]), by_inode: HashMap::new(), next: ROOT + 1 }
+    }
+
+    /// The number of what has this inode and name; the kernel has it once more.
+    pub fn look_up(&mut self, inode: u64, name: StorePath) -> u64 {
+        let next = &mut self.next;
+        let id = *self.by_inode.entry(inode).or_insert_with(|| {
+            *next += 1;
+            *next - 1
+        });
+        self.displace(&name, id);
+        let node = self.nodes.entry(id).or_default();
+        node.inode = inode;
+        node.lookups += 1;
+        if !node.names.contains(&name) {
+            node.names.push(name);
+        }
+        id
+    }
+
+    /// A name that stands for something else by now is nobody else's.
+    fn displace(&mut self, name: &StorePath, but: u64) {
+        for (_, node) in self.nodes.iter_mut().filter(|(id, node)| **id != but && node.names.contains(name)) {
+            node.names.retain(|other| other != name);
+        }
+    }
+
+    /// The kernel has it so many times less.
+    pub fn forget(&mut self, id: u64, times: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.lookups = node.lookups.saturating_sub(times);
+        self.drop_unused(id);
+    }
+
+    fn drop_unused(&mut self, id: u64) {
+        let unused = self.nodes.get(&id).is_some_and(|node| node.lookups == 0 && node.handles == 0);
+        if unused && id != ROOT {
+            let node = self.nodes.remove(&id).expect("just seen");
+            if self.by_inode.get(&node.inode) == Some(&id) {
+                self.by_inode.remove(&node.inode);
+            }
+        }
+    }
+
+    pub fn found(&self, id: u64) -> Option<Found> {
+        let node = self.nodes.get(&id)?;
+        match (&node.orphan, node.names.first()) {
+            (Some(orphan), _) => Some(Found::Orphan(orphan.clone())),
+            (None, Some(name)) => Some(Found::Name(name.clone())),
+            (None, None) => None,
+        }
+    }
+
+    pub fn opened(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.handles += 1;
+        }
+    }
+
+    pub fn closed(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.handles = node.handles.saturating_sub(1);
+        }
+        self.drop_unused(id);
+    }
+
+    /// The number of what has this name, if somebody has it open.
+    pub fn is_open(&self, name: &StorePath) -> Option<u64> {
+        let mut nodes = self.nodes.iter();
+        nodes.find(|(_, node)| node.handles > 0 && node.names.contains(name)).map(|(id, _)| *id)
+    }
+
+    /// It has lost its last name, and is open.
+    pub fn orphaned(&mut self, id: u64, file: File) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.orphan = Some(Arc::new(file));
+        }
+    }
+
+    /// The name is gone.
+    pub fn unlinked(&mut self, name: &StorePath) {
+        self.displace(name, 0);
+        let nameless = |id: &u64| self.nodes.get(id).is_none_or(|node| node.names.is_empty());
+        self.by_inode.retain(|_, id| !nameless(id));
+    }
+
+    /// `from`, and all that is below it, has another name.
+    pub fn renamed(&mut self, from: &StorePath, to: &StorePath) {
+        self.displace(to, 0);
+        let below = format!("{}/", from.as_str());
+        for name in self.nodes.values_mut().flat_map(|node| &mut node.names) {
+            let renamed = if name == from {
+                Some(to.clone())
+            } else {
+                let rest = name.as_str().strip_prefix(&below);
+                rest.and_then(|rest| StorePath::parse(&format!("{}/{rest}", to.as_str())).ok())
+            };
+            if let Some(renamed) = renamed {
+                *name = renamed;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> StorePath {
+        StorePath::parse(text).unwrap()
+    }
+
+    fn name(nodes: &Nodes, id: u64) -> Option<String> {
+        match nodes.found(id)? {
+            Found::Name(name) => Some(name.to_string()),
+            Found::Orphan(_) => Some("orphan".to_owned()),
+        }
+    }
+
+    #[test]
+    fn hard_links_are_one_file_and_a_rename_takes_along_what_is_below() {
+        let mut nodes = Nodes::new();
+        let file = nodes.look_up(50, path("a/b/file"));
+        assert_eq!(nodes.look_up(50, path("other")), file);
+        nodes.renamed(&path("a"), &path("c"));
+        assert_eq!(name(&nodes, file).as_deref(), Some("/c/b/file"));
+        nodes.unlinked(&path("c/b/file"));
+        assert_eq!(name(&nodes, file).as_deref(), Some("/other"));
+    }
+
+    #[test]
+    fn a_number_is_never_used_again_and_an_inode_may_be() {
+        let mut nodes = Nodes::new();
+        let first = nodes.look_up(50, path("x"));
+        nodes.opened(first);
+        assert_eq!(nodes.is_open(&path("x")), Some(first));
+        nodes.orphaned(first, tempfile::tempfile().unwrap());
+        nodes.unlinked(&path("x"));
+        assert_ne!(nodes.look_up(50, path("y")), first);
+        assert_eq!(name(&nodes, first).as_deref(), Some("orphan"));
+        nodes.forget(first, 1);
+        assert!(nodes.found(first).is_some(), "it is open");
+        nodes.closed(first);
+        assert!(nodes.found(first).is_none());
+    }
+
+    #[test]
+    fn what_is_renamed_over_has_its_name_no_more() {
+        let mut nodes = Nodes::new();
+        let (new, old) = (nodes.look_up(1, path("new")), nodes.look_up(2, path("old")));
+        nodes.renamed(&path("new"), &path("old"));
+        assert_eq!(name(&nodes, new).as_deref(), Some("/old"));
+        assert_eq!(name(&nodes, old), None);
+    }
+}

@@ -1,0 +1,256 @@
+//! A mounted store: what ordinary programs do there, and whose leases that breaks.
+
+mod harness;
+
+use harness::{Process, Store, content, directory, fill, lease, mismatches, pattern};
+use leasehold::mount::Mount;
+use leasehold::server::settings::Settings;
+use leasehold_client::LeaseState;
+use rustix::io::Errno;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A store that is mounted as long as this lives.
+struct Mounted {
+    mount: Option<Mount>,
+    at: TempDir,
+    store: Store,
+}
+
+impl Mounted {
+    /// `None`, and a word about it, where nothing can be mounted.
+    async fn start() -> Option<Mounted> {
+        Mounted::start_with(&harness::settings()).await
+    }
+
+    async fn start_with(settings: &Settings) -> Option<Mounted> {
+        if !can_mount() {
+            return None;
+        }
+        let (store, at) = (Store::start_with(settings).await, TempDir::new().unwrap());
+        let mount = Mount::new(store.server.engine().clone(), at.path()).expect("it can be mounted");
+        Some(Mounted { mount: Some(mount), at, store })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.at.path().join(name)
+    }
+
+    /// What a program does, on a thread of its own.
+    async fn does<T: Send + 'static>(&self, name: &str, what: impl FnOnce(&Path) -> T + Send + 'static) -> T {
+        let path = self.path(name);
+        tokio::task::spawn_blocking(move || what(&path)).await.unwrap()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Some(mount) = self.mount.take() {
+            mount.unmount().expect("it can be unmounted");
+        }
+    }
+}
+
+fn can_mount() -> bool {
+    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !can {
+        eprintln!("skipped: to mount a store takes /dev/fuse, and root");
+    }
+    can
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_and_remote_peers_see_the_same_bytes_at_once() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let session = mounted.store.session().await;
+    let bytes = pattern(1, 300_001);
+    let local = bytes.clone();
+    mounted.does("a", move |path| fs::write(path, local).unwrap()).await;
+    assert_eq!(content(session.client(), "/a").await, bytes);
+    assert_eq!(mismatches(session.client()).await, 0);
+
+    // A descriptor that was open before sees what a peer commits.
+    let file = mounted.does("a", |path| File::open(path).unwrap()).await;
+    let remote = pattern(2, 400_000);
+    fill(&session, "/a", remote.clone()).await;
+    let found = tokio::task::spawn_blocking(move || {
+        let mut found = vec![0; 400_000];
+        file.read_exact_at(&mut found, 0).unwrap();
+        (found, file.metadata().unwrap().len())
+    });
+    assert_eq!(found.await.unwrap(), (remote.to_vec(), 400_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_truncates_breaks_a_lease_and_is_named() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let session = mounted.store.session().await;
+    fill(&session, "/a", pattern(1, 10_000)).await;
+    let held = lease(&session, "/a", 4096, 8192).await;
+    let program = mounted.does("a", |path| {
+        let program = Command::new("truncate").arg("-s").arg("5000").arg(path).spawn().unwrap();
+        (program.id(), program.wait_with_output().unwrap().status.success())
+    });
+    let (pid, succeeded) = program.await;
+    assert!(succeeded);
+    assert!(matches!(held.state(), LeaseState::Revoked { .. }), "{:?}", held.state());
+    let breaks = session.client().breaks(10).await.unwrap();
+    let breaker = breaks[0].breaker.as_ref().unwrap();
+    assert_eq!((breaker.pid, breaker.program.as_str(), breaker.verified), (pid, "truncate", true));
+    assert_eq!(mounted.does("a", |path| fs::metadata(path).unwrap().len()).await, 5000);
+}
+
+/// The kernel's own way to say so stops at fuser.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_the_wait_for_a_holder() {
+    let patient = Settings { grace_ms: 60_000, ..harness::settings() };
+    let Some(mounted) = Mounted::start_with(&patient).await else { return };
+    let session = mounted.store.session().await;
+    fill(&session, "/a", pattern(1, 10_000)).await;
+    let _held = lease(&session, "/a", 0, 10_000).await;
+    let began = Instant::now();
+    let status = mounted.does("a", |path| {
+        let mut program = Command::new("truncate").arg("-s").arg("0").arg(path).spawn().unwrap();
+        while !fs::read_to_string(format!("/proc/{}/wchan", program.id())).unwrap().contains("request_wait") {
+            std::thread::yield_now();
+        }
+        rustix::process::kill_process(
+            rustix::process::Pid::from_child(&program),
+            rustix::process::Signal::TERM,
+        )
+        .unwrap();
+        program.wait().unwrap()
+    });
+    assert!(!status.await.success());
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert_eq!(content(session.client(), "/a").await, pattern(1, 10_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_while_it_is_open_lives_until_it_is_closed() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let found = mounted.does("a", |path| {
+        let mut file = OpenOptions::new().create_new(true).read(true).write(true).open(path).unwrap();
+        file.write_all(b"before").unwrap();
+        fs::remove_file(path).unwrap();
+        // A new file of that name is another one.
+        fs::write(path, b"another").unwrap();
+        file.write_all(b" and after").unwrap();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        let mut found = String::new();
+        file.read_to_string(&mut found).unwrap();
+        (found, file.metadata().unwrap().nlink(), fs::read(path).unwrap())
+    });
+    assert_eq!(found.await, ("before and after".to_owned(), 0, b"another".to_vec()));
+    assert_eq!(mismatches(&mounted.store.client().await).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_permissions_times_and_attributes_are_kept() {
+    let Some(mounted) = Mounted::start().await else { return };
+    mounted
+        .does("d", |directory| {
+            fs::create_dir(directory).unwrap();
+            let (a, b) = (directory.join("a"), directory.join("b"));
+            fs::write(&a, b"bytes").unwrap();
+            fs::set_permissions(&a, fs::Permissions::from_mode(0o640)).unwrap();
+            fs::hard_link(&a, &b).unwrap();
+            std::os::unix::fs::symlink("a", directory.join("link")).unwrap();
+            std::os::unix::fs::chown(&a, Some(12), Some(34)).unwrap();
+            rustix::fs::setxattr(&a, "user.what", b"value", rustix::fs::XattrFlags::CREATE).unwrap();
+            let time = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 5);
+            File::open(&a).unwrap().set_modified(time).unwrap();
+
+            let (one, other) = (fs::metadata(&a).unwrap(), fs::metadata(&b).unwrap());
+            assert_eq!((one.ino(), one.nlink(), one.mode() & 0o7777), (other.ino(), 2, 0o640));
+            assert_eq!((one.uid(), one.gid(), one.modified().unwrap()), (12, 34, time));
+            assert_eq!(fs::read_link(directory.join("link")).unwrap(), Path::new("a"));
+            let mut value = [0; 16];
+            assert_eq!(rustix::fs::getxattr(&a, "user.what", &mut value), Ok(5));
+            let mut names: Vec<_> =
+                fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            assert_eq!(names, ["a", "b", "link"]);
+
+            fs::rename(directory, directory.with_file_name("e")).unwrap();
+            assert_eq!(fs::read(directory.with_file_name("e").join("b")).unwrap(), b"bytes");
+            let not_empty = fs::remove_dir(directory.with_file_name("e")).unwrap_err();
+            assert_eq!(Errno::from_io_error(&not_empty), Some(Errno::NOTEMPTY));
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn holes_are_punched_found_and_kept() {
+    let Some(mounted) = Mounted::start().await else { return };
+    mounted
+        .does("a", |path| {
+            use rustix::fs::FallocateFlags as Flags;
+            let file =
+                OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path).unwrap();
+            file.write_all_at(&[7; 64 << 10], 0).unwrap();
+            rustix::fs::fallocate(&file, Flags::PUNCH_HOLE | Flags::KEEP_SIZE, 16 << 10, 16 << 10).unwrap();
+            assert_eq!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)), Ok(16 << 10));
+            assert_eq!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(16 << 10)), Ok(32 << 10));
+            rustix::fs::fallocate(&file, Flags::empty(), 0, 100 << 10).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), 100 << 10);
+            let refused = rustix::fs::fallocate(&file, Flags::UNSHARE_RANGE, 0, 4096);
+            assert_eq!(refused, Err(Errno::OPNOTSUPP));
+            let mut found = vec![1; 100 << 10];
+            file.read_exact_at(&mut found, 0).unwrap();
+            assert!(found[16 << 10..32 << 10].iter().chain(&found[64 << 10..]).all(|&byte| byte == 0));
+        })
+        .await;
+    assert_eq!(mismatches(&mounted.store.client().await).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_leaves_a_mount_that_the_next_one_takes_away() {
+    if !can_mount() {
+        return;
+    }
+    let (store, at) = (directory(), TempDir::new().unwrap());
+    let start = || {
+        let mut command = harness::serve(store.path());
+        command.arg("--mount").arg(at.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        Process { child: command.spawn().unwrap(), socket: store.path().join(".leasehold/control.sock") }
+    };
+    let is_mounted =
+        || fs::read_to_string("/proc/self/mounts").unwrap().contains(at.path().to_str().unwrap());
+    let mut server = start();
+    server.wait_until_it_serves().await;
+    wait_for(is_mounted);
+    let file = at.path().join("a");
+    tokio::task::spawn_blocking(move || {
+        let mut file = File::create(file).unwrap();
+        file.write_all(b"acknowledged").unwrap();
+        file.sync_all().unwrap();
+    })
+    .await
+    .unwrap();
+    server.kill();
+    assert_eq!(fs::metadata(at.path()).unwrap_err().raw_os_error(), Some(Errno::NOTCONN.raw_os_error()));
+
+    let mut server = start();
+    server.wait_until_it_serves().await;
+    let file = at.path().join("a");
+    wait_for(|| fs::read(&file).is_ok());
+    assert_eq!(fs::read(&file).unwrap(), b"acknowledged");
+    let pid = rustix::process::Pid::from_child(&server.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(server.child.wait().unwrap().success());
+    assert!(!is_mounted(), "a server that ends unmounts");
+}
+
+fn wait_for(what: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !what() {
+        assert!(began.elapsed() < Duration::from_secs(30), "it did not come");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
