@@ -88,20 +88,21 @@ pub fn entries(options: &Options) -> impl Iterator<Item = &'static Entry> {
 
 pub(crate) fn bounds(options: &Options) -> Bounds {
     let states_max = if options.deep { 4_000_000 } else { 2_000_000 };
-    Bounds { states_max, threads: 1, exact: options.exact, ..Bounds::default() }
+    Bounds { states_max, frontier_bytes_max: 1 << 30, threads: 1, exact: options.exact, ..Bounds::default() }
 }
 
 pub(crate) fn bounds_in_words(scenarios: &[Scenario], bounds: &Bounds) -> String {
     let most = |of: fn(&Scenario) -> usize| scenarios.iter().map(of).max().unwrap_or(0);
     format!(
         "{} scenarios of at most {} blocks, {} keys and {} acts, each act once at any moment; a peer writes each block in \
-         two parts, at most twice; at most {} device faults; {} states a world",
+         two parts, at most twice; at most {} device faults; {} states a world, and {} MiB for those of it still to be looked at",
         scenarios.len(),
         most(|scenario| scenario.blocks),
         most(|scenario| scenario.slots.len()),
         most(|scenario| scenario.acts.len()),
         most(|scenario| scenario.faults_max.into()),
         bounds.states_max,
+        bounds.frontier_bytes_max >> 20,
     )
 }
 

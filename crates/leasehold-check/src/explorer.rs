@@ -99,6 +99,8 @@ pub trait Explored:
 pub struct Bounds {
     /// States, at most; never more than 4 billion.
     pub states_max: u64,
+    /// Memory of the states still to be looked at, at most, in bytes.
+    pub frontier_bytes_max: u64,
     /// Actions after an initial state, at most.
     pub depth_max: Option<u32>,
     /// Time, at most, checked every few thousand states. Where this cuts differs from run to run.
@@ -114,7 +116,15 @@ pub struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        Self { states_max: u64::MAX, depth_max: None, elapsed_max: None, threads, enough: &[], exact: false }
+        Self {
+            states_max: u64::MAX,
+            frontier_bytes_max: u64::MAX,
+            depth_max: None,
+            elapsed_max: None,
+            threads,
+            enough: &[],
+            exact: false,
+        }
     }
 }
 

@@ -102,7 +102,7 @@ impl<'a, M: Explored> Search<'a, M> {
             let level = mem::take(&mut self.next);
             let level_bytes = self.level_bytes(&level);
             complete = self.bounds.depth_max.is_none_or(|max| depth < max)
-                && self.expand_level(level, pool.as_ref(), start).is_ok();
+                && self.expand_level(level, level_bytes, pool.as_ref(), start).is_ok();
             frontier_bytes = frontier_bytes.max(level_bytes + self.level_bytes(&self.next));
             depth += u32::from(!self.next.is_empty());
         }
@@ -139,6 +139,7 @@ impl<'a, M: Explored> Search<'a, M> {
     fn expand_level(
         &mut self,
         level: Vec<Chunk<M::State>>,
+        level_bytes: u64,
         pool: Option<&ThreadPool>,
         start: Instant,
     ) -> Result<(), Cut> {
@@ -154,6 +155,9 @@ impl<'a, M: Explored> Search<'a, M> {
             };
             for expansion in expanded {
                 self.take_in_all(expansion)?;
+            }
+            if level_bytes + self.level_bytes(&self.next) > self.bounds.frontier_bytes_max {
+                return Err(Cut);
             }
             if self.bounds.elapsed_max.is_some_and(|max| start.elapsed() > max) {
                 return Err(Cut);

@@ -101,6 +101,16 @@ fn the_number_of_threads_changes_nothing() {
 }
 
 #[test]
+fn it_ends_before_its_states_take_more_memory_than_they_may() {
+    let model = Counters::<5> { symmetric: false };
+    let whole = explore(&model, &bounds(1));
+    let bounds = Bounds { frontier_bytes_max: whole.frontier_bytes / 2, ..bounds(1) };
+    let found = explore(&model, &bounds);
+    assert!(!found.complete && found.states < whole.states, "{} of {} states", found.states, whole.states);
+    assert!(found.frontier_bytes < whole.frontier_bytes);
+}
+
+#[test]
 fn whole_states_give_the_same_as_fingerprints() {
     for symmetric in [false, true] {
         let model = Counters::<4> { symmetric };

@@ -31,7 +31,7 @@ impl<State, Action> From<&Exploration<State, Action>> for Explored {
             states: exploration.states,
             transitions: exploration.transitions,
             depth: exploration.depth,
-            cut_off: (!exploration.complete).then_some("the limit of states"),
+            cut_off: (!exploration.complete).then_some("the limit of states, or of memory"),
             visited_bytes: exploration.visited_bytes,
             frontier_bytes: exploration.frontier_bytes,
             collision: exploration.collision,
