@@ -12,6 +12,7 @@ use crate::break_log::BreakLogger;
 use crate::event::Event;
 use crate::metrics::Counters;
 use crate::operation::Operations;
+use crate::pages::{Keeper, WriteBack, renewed};
 use crate::session::{InFlight, Session, Sessions};
 use crate::storage::{Detail, Storage};
 use crate::sync::mpsc::{self, RecvTimeoutError};
@@ -21,11 +22,11 @@ use leasehold_core::Core;
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
 use leasehold_core::input::Input;
 use leasehold_core::output::{Output, Reply};
-use leasehold_core::range::Run;
+use leasehold_core::range::{ByteRange, Run};
 use leasehold_fabric::Endpoint;
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{broadcast, oneshot};
 
@@ -37,11 +38,13 @@ pub(crate) enum Work {
     /// Something that the core should hear.
     Input(Input),
     /// A request, with where its reply goes.
-    Request { id: RequestId, input: Input, asker: Asker, detail: Detail },
+    Request { id: RequestId, input: Input, asker: Asker, detail: Detail, by: Handle },
     /// An answer that arrived at a caller that has gone.
     Undo(RequestId, Answer),
     /// Whoever asked has gone.
     Cancel(RequestId),
+    /// No old page is left of what this request has renewed.
+    Forgotten(RequestId),
     /// Forget the file if nobody needs it, and say whether that was done.
     CloseFile { file: FileId, closed: mpsc::Sender<bool> },
     /// A session's data stream cannot be trusted.
@@ -64,9 +67,18 @@ pub(crate) enum Asker {
     Call(oneshot::Sender<Answer>),
     /// A write by a session of the server's own: once it has its lease, these bytes are copied and committed, here, where
     /// no break can come in between. The call awaits the reply to the commit.
-    Write { call: oneshot::Sender<Answer>, session: SessionId, data: Bytes },
+    Write { call: oneshot::Sender<Answer>, session: SessionId, data: Bytes, page: Option<WriteBack> },
     /// A peer that asked on its data stream, under this number of its own.
     Peer { endpoint: Arc<dyn Endpoint>, request: u64, _in_flight: InFlight },
+}
+
+/// By which handle on the engine somebody asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handle {
+    /// Everybody's.
+    Common,
+    /// That of the keeper of pages: it knows what it does itself.
+    Keepers,
 }
 
 /// A reply, with what the core does not know.
@@ -139,10 +151,11 @@ impl Driver {
         input: impl FnOnce(RequestId) -> Input,
         asker: Asker,
         detail: Detail,
+        by: Handle,
     ) -> RequestId {
         let queue = self.lock();
         let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
-        let _ended = queue.send(Work::Request { id, input: input(id), asker, detail });
+        let _ended = queue.send(Work::Request { id, input: input(id), asker, detail, by });
         id
     }
 
@@ -166,6 +179,7 @@ pub(crate) struct Parts {
     pub(crate) counters: Arc<Counters>,
     pub(crate) watch: broadcast::Sender<Event>,
     pub(crate) fence: Duration,
+    pub(crate) keeper: Arc<OnceLock<Arc<dyn Keeper>>>,
 }
 
 /// A queue, and its end for the thread that [`run`] starts.
@@ -193,6 +207,7 @@ pub(crate) fn run(parts: Parts, driver: Driver, work: mpsc::Receiver<Work>) -> s
         crcs: HashMap::new(),
         operations: Operations::default(),
         departing: HashMap::new(),
+        forgetting: BTreeMap::new(),
         stopping: None,
     };
     sync::spawn("leasehold-core", move || state.run(&work))?;
@@ -206,6 +221,17 @@ struct Pending {
     since: Instant,
     /// The lease whose CRC this commit brought.
     summed: Option<LeaseId>,
+    by: Handle,
+    /// What it makes new, if pages are kept that would be old then.
+    renews: Option<(FileId, ByteRange)>,
+}
+
+/// A request that has succeeded, and is answered once no page is left that it has made old.
+struct Forgetting {
+    file: FileId,
+    range: ByteRange,
+    asker: Asker,
+    reply: Reply,
 }
 
 struct State {
@@ -223,6 +249,7 @@ struct State {
     operations: Operations,
     /// Sessions that have ended and whose connection may still exist.
     departing: HashMap<SessionId, Arc<Session>>,
+    forgetting: BTreeMap<RequestId, Forgetting>,
     stopping: Option<oneshot::Sender<()>>,
 }
 
@@ -280,7 +307,7 @@ impl State {
                 self.step(Input::FileClosed { file });
                 let _gone = closed.send(!self.parts.core.knows_file(file));
             }
-            Work::Request { id, input, asker, detail } => {
+            Work::Request { id, input, asker, detail, by } => {
                 if let Input::Commit { session, lease, .. } | Input::Release { session, lease, .. } = &input
                     && let (Asker::Call(_), Some(session)) = (&asker, self.session(*session))
                 {
@@ -288,8 +315,19 @@ impl State {
                 }
                 self.operations.note(&input, &detail);
                 let summed = self.keep_crc(&input, &detail);
-                self.replies.insert(id, Pending { asker, detail, since: sync::now(), summed });
+                let renews = self.renews(&input, by);
+                let mut pending = Pending { asker, detail, since: sync::now(), summed, by, renews };
+                if let Asker::Write { page: Some(page), .. } = &mut pending.asker {
+                    self.forgetting.values().for_each(|newer| page.overtake(newer.file, newer.range));
+                }
+                self.replies.insert(id, pending);
                 self.step(input);
+            }
+            Work::Forgotten(request) => {
+                if let Some(Forgetting { asker, reply, .. }) = self.forgetting.remove(&request) {
+                    self.answer(request, asker, reply, Vec::new());
+                    self.settle();
+                }
             }
             Work::Poisoned(session) => {
                 self.parts.counters.poisoned.fetch_add(1, Ordering::Relaxed);
@@ -328,9 +366,15 @@ impl State {
         Some(*lease)
     }
 
+    /// What the request makes new and somebody keeps pages of, who does not know of it.
+    fn renews(&self, input: &Input, by: Handle) -> Option<(FileId, ByteRange)> {
+        let has_news = self.parts.keeper.get().is_some() && by == Handle::Common;
+        has_news.then(|| renewed(&self.parts.core, input)).flatten()
+    }
+
     fn is_idle(&self) -> bool {
         let stats = self.parts.core.stats();
-        stats.leases == 0 && stats.requests == 0 && stats.writebacks == 0
+        self.forgetting.is_empty() && stats.leases == 0 && stats.requests == 0 && stats.writebacks == 0
     }
 
     /// Ends the session. The core says to disconnect it, and hears `EndpointGone` once nothing of it is left.

@@ -6,10 +6,11 @@
 
 use crate::arena::{Arena, ArenaError, Pages};
 use crate::break_log::{BreakLog, BreakLogger, BreakRow};
-use crate::driver::{self, Answer, Asker, Driver, Parts, View, Work};
+use crate::driver::{self, Answer, Asker, Driver, Handle, Parts, View, Work};
 use crate::event::Event;
 use crate::metrics::Counters;
 use crate::open_files::{OpenFiles, Opening, Pinned};
+use crate::pages::{Keeper, WriteBack};
 use crate::path::StorePath;
 use crate::session::{LINGERING_MAX, Sessions, TokenGate};
 use crate::storage::{Detail, Mismatch, NamespaceError, OpenError, Opened, Storage, StorageConfig};
@@ -27,8 +28,8 @@ use leasehold_fabric::iwarp::{self, Iwarp};
 use leasehold_fabric::{Fabric, ListenError, Listener};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -150,7 +151,7 @@ pub enum StopError {
 
 /// A running engine; clones share it.
 #[derive(Clone)]
-pub struct Engine(pub(crate) Arc<Inner>);
+pub struct Engine(pub(crate) Arc<Inner>, Handle);
 
 pub(crate) struct Inner {
     pub(crate) config: Config,
@@ -169,6 +170,7 @@ pub(crate) struct Inner {
     listener: Mutex<Option<Box<dyn Listener>>>,
     stopping: AtomicBool,
     break_log: BreakLogger,
+    keeper: Arc<OnceLock<Arc<dyn Keeper>>>,
 }
 
 /// A session that was opened.
@@ -375,6 +377,7 @@ impl Engine {
                 ..config.limits
             },
         });
+        let keeper = Arc::default();
         let parts = Parts {
             core,
             arena: arena.clone(),
@@ -384,12 +387,13 @@ impl Engine {
             counters: counters.clone(),
             watch: watch.clone(),
             fence: Duration::from_millis(config.fence_ms),
+            keeper: Arc::clone(&keeper),
         };
         driver::run(parts, driver.clone(), work).map_err(StartError::Thread)?;
 
         let notes = arena.notes().iter().chain(&opened.notes).cloned().collect();
         let started = Started { data_address: listener.local_address(), notes, opened };
-        Ok(Engine(Arc::new(Inner {
+        let inner = Inner {
             files: OpenFiles::new(storage.clone(), driver.clone(), config.open_files_max),
             config,
             started,
@@ -405,7 +409,9 @@ impl Engine {
             listener: Mutex::new(Some(listener)),
             stopping: AtomicBool::new(false),
             break_log,
-        })))
+            keeper,
+        };
+        Ok(Engine(Arc::new(inner), Handle::Common))
     }
 
     /// What the start found out.
@@ -418,6 +424,14 @@ impl Engine {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.0.config
+    }
+
+    /// From now on somebody keeps pages of files. The answer is the handle by which the keeper itself is to use the engine.
+    /// There can be one; a second finds `None`.
+    #[must_use]
+    pub fn keep_pages(&self, keeper: Arc<dyn Keeper>) -> Option<Engine> {
+        self.0.keeper.set(keeper).ok()?;
+        Some(Engine(self.0.clone(), Handle::Keepers))
     }
 
     /// Takes no new work, ends all sessions, waits for writeback, and makes the checksums durable.
@@ -499,6 +513,7 @@ impl Engine {
             })?;
         }
         let (wanted, pins) = self.pin_all(wanted).await?;
+        self.flush_pages(&wanted, &pins).await;
         let want = |(pinned, wanted): (&Pinned, &Wanted)| Want {
             file: pinned.file(),
             range: wanted.range,
@@ -623,18 +638,37 @@ impl Engine {
         if self.0.stopping.load(Ordering::SeqCst) { Err(Ended) } else { self.call(input, detail).await }
     }
 
+    /// Has what the keeper of pages has changed of these ranges written back.
+    async fn flush_pages(&self, wanted: &[Wanted], pins: &[Pinned]) {
+        let Some(keeper) = self.0.keeper.get() else { return };
+        for (wanted, pinned) in wanted.iter().zip(pins) {
+            let inode = self.0.storage.inode_of(pinned.file());
+            let Some(inode) = inode.filter(|inode| keeper.keeps(*inode)) else { continue };
+            let (flushed, wait) = oneshot::channel();
+            keeper.forget(
+                inode,
+                wanted.range,
+                Box::new(move || {
+                    let _gone = flushed.send(());
+                }),
+            );
+            let _gone = wait.await;
+        }
+    }
+
     /// Acquires for a session of the server's own, fills the frames, and commits.
     pub(crate) async fn fill(
         &self,
         session: SessionId,
         input: impl FnOnce(RequestId) -> Input,
         data: Bytes,
+        page: Option<WriteBack>,
     ) -> Result<Answer, Ended> {
         if self.0.stopping.load(Ordering::SeqCst) {
             return Err(Ended);
         }
         let (call, answer) = oneshot::channel();
-        self.await_answer(input, Asker::Write { call, session, data }, Detail::None, answer).await
+        self.await_answer(input, Asker::Write { call, session, data, page }, Detail::None, answer).await
     }
 
     async fn await_answer(
@@ -644,7 +678,7 @@ impl Engine {
         detail: Detail,
         answer: oneshot::Receiver<Answer>,
     ) -> Result<Answer, Ended> {
-        let request = self.0.driver.request(input, asker, detail);
+        let request = self.0.driver.request(input, asker, detail, self.1);
         let mut call = Call { driver: &self.0.driver, request, answer: Some(answer) };
         let answer = call.answer.as_mut().expect("just put there").await.map_err(|_| Ended);
         call.answer = None;

@@ -4,6 +4,7 @@
 use crate::driver::{self, View};
 use crate::engine::{Ended, Engine};
 use crate::open_files::{Opening, Pinned};
+use crate::pages::{WriteBack, WriteBackError};
 use crate::path::StorePath;
 use crate::storage::{self, CollapseRefused, Detail, Kind, NamespaceError, Storage};
 use crate::sync::blocking;
@@ -570,6 +571,28 @@ impl Engine {
         self.write_file(&pinned, path, range, data, breaker).await
     }
 
+    /// Writes pages back that were read before, and changed: as [`Engine::write`], but not over what is newer than they are.
+    /// For the keeper of pages, which answers the kernel as if an overtaken page had been written just before it was overtaken.
+    ///
+    /// # Errors
+    /// [`WriteBackError`]; the file is as it was.
+    pub async fn write_back(
+        &self,
+        path: &StorePath,
+        offset: u64,
+        data: Bytes,
+        breaker: Identity,
+    ) -> Result<(), WriteBackError> {
+        let range = self.writable(offset, data.len() as u64)?;
+        let pinned = self.pin(path).await.map_err(FileError::from)?;
+        let (page, overtaken) = WriteBack::new(pinned.file(), range);
+        tokio::select! {
+            biased;
+            Ok(range) = overtaken => Err(WriteBackError::Overtaken(range)),
+            written = self.fill_file(&pinned, path, range, data, breaker, Some(page)) => Ok(written.map(|_| ())?),
+        }
+    }
+
     /// The bytes at `offset`, if a file can have them.
     pub(crate) fn writable(&self, offset: u64, length: u64) -> Result<ByteRange, FileError> {
         let max = self.0.storage.file_bytes_max();
@@ -589,6 +612,18 @@ impl Engine {
         data: Bytes,
         breaker: Identity,
     ) -> Result<u64, FileError> {
+        self.fill_file(pinned, path, range, data, breaker, None).await
+    }
+
+    async fn fill_file(
+        &self,
+        pinned: &Pinned,
+        path: &StorePath,
+        range: ByteRange,
+        data: Bytes,
+        breaker: Identity,
+        page: Option<WriteBack>,
+    ) -> Result<u64, FileError> {
         let session = OwnSession::open(self, breaker);
         let wants = vec![Want { file: pinned.file(), range, access: Access::Overwrite }];
         let wait_ms = self.0.config.grace_ms + self.0.config.fence_ms + self.0.config.drain_ms;
@@ -601,7 +636,7 @@ impl Engine {
             on_conflict: OnConflict::Break,
             deadline,
         };
-        match self.fill(id, input, data).await?.reply {
+        match self.fill(id, input, data, page).await?.reply {
             Reply::Commit(Ok(done)) => Ok(done.size),
             Reply::Commit(Err(source)) => Err(FileError::Commit { path: path.clone(), source }),
             Reply::Acquire(Err(source)) => Err(FileError::Acquire { path: path.clone(), source }),

@@ -54,6 +54,7 @@ mod namespace;
 mod open_files;
 mod operation;
 mod orphans;
+pub mod pages;
 pub mod path;
 mod record;
 mod recovery;

@@ -4,7 +4,7 @@
 //! becomes the session's only one: so every byte of a lease comes from one stream, behind which its commit travels. A
 //! token is 128 random bits, lives for seconds, works once, and only from the address that the session came from.
 
-use crate::driver::{Asker, Driver, Work};
+use crate::driver::{Asker, Driver, Handle, Work};
 use crate::event::Event;
 use crate::storage::Detail;
 use crate::sync::{self, Mutex, MutexGuard};
@@ -311,7 +311,8 @@ impl DataHandler {
             tracing::warn!(session = %self.session.id, max = IN_FLIGHT_MAX, "too many requests at once");
             return endpoint.close();
         };
-        self.driver.request(input, Asker::Peer { endpoint, request: peers, _in_flight: in_flight }, detail);
+        let asker = Asker::Peer { endpoint, request: peers, _in_flight: in_flight };
+        self.driver.request(input, asker, detail, Handle::Common);
     }
 
     /// The core judges the range and the lease, a revoked one too; only what it could not name is refused here.

@@ -476,6 +476,13 @@ impl Storage {
         self.inner.files().by_id.get(&file).map(|file| file.path())
     }
 
+    /// The inode of an open file.
+    #[must_use]
+    pub fn inode_of(&self, file: FileId) -> Option<u64> {
+        let file = self.inner.files().by_id.get(&file).cloned()?;
+        rustix::fs::fstat(&file.disk.file).ok().map(|stat| stat.st_ino)
+    }
+
     /// The committed and durable size of an open file; the core may know a newer one.
     #[must_use]
     pub fn size_of(&self, file: FileId) -> Option<u64> {

@@ -5,25 +5,31 @@
 //! filesystem   the kernel's requests, each answered by a task of its own
 //! nodes        what the kernel calls a file, and which names it has
 //! backing      what is not about bytes: owners, permissions, times, attributes, straight on the store's files
+//! pages        what the kernel keeps of files, and is told to forget
 //! caller       who asks, and whether he has been interrupted meanwhile
 //! ```
 //!
-//! Bytes go through the engine, so through the same leases, checksums and writeback as everybody's. The kernel caches
-//! none of them (`FOPEN_DIRECT_IO`): a read after a remote commit sees it.
+//! Bytes go through the engine, so through the same leases, checksums and writeback as everybody's. The kernel keeps pages
+//! of what is read or mapped, and has forgotten them before a commit of theirs is acknowledged: see
+//! [`leasehold_engine::pages`].
 
 mod backing;
 mod caller;
 mod filesystem;
 mod nodes;
+mod pages;
 
 use backing::Backing;
 use filesystem::Mounted;
-use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use leasehold_engine::Engine;
+use nodes::Nodes;
+use pages::Pages;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 /// A mounted store. Dropping it unmounts it.
 pub struct Mount {
@@ -50,6 +56,9 @@ pub enum MountError {
         /// The store.
         store: PathBuf,
     },
+    /// The engine knows one keeper of pages.
+    #[error("the store is mounted already, or was; start the server again to mount it elsewhere")]
+    Twice,
     /// The kernel, or fusermount3.
     #[error("cannot mount on {}: {source}; {}", at.display(), remedy(source))]
     Fuse {
@@ -94,9 +103,13 @@ impl Mount {
         if rustix::process::geteuid().is_root() {
             config.acl = SessionACL::All;
         }
-        let mounted = Mounted::new(engine, backing, tokio::runtime::Handle::current());
-        let session = fuser::spawn_mount(mounted, &real, &config).map_err(fuse)?;
-        Ok(Mount { session, at: real })
+        let (runtime, nodes) = (tokio::runtime::Handle::current(), Arc::new(Mutex::new(Nodes::new())));
+        let pages = Arc::new(Pages::new(nodes.clone(), runtime.clone()));
+        let engine = engine.keep_pages(pages.clone()).ok_or(MountError::Twice)?;
+        let session =
+            Session::new(Mounted::new(engine, backing, nodes, runtime), &real, &config).map_err(fuse)?;
+        let _first = pages.notifier.set(session.notifier());
+        Ok(Mount { session: session.spawn().map_err(fuse)?, at: real })
     }
 
     /// Where it is.

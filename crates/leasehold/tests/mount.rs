@@ -8,10 +8,10 @@ use leasehold::server::settings::Settings;
 use leasehold_client::LeaseState;
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -74,8 +74,13 @@ async fn programs_and_remote_peers_see_the_same_bytes_at_once() {
     assert_eq!(content(session.client(), "/a").await, bytes);
     assert_eq!(mismatches(session.client()).await, 0);
 
-    // A descriptor that was open before sees what a peer commits.
-    let file = mounted.does("a", |path| File::open(path).unwrap()).await;
+    // A descriptor that was open before, and read from, sees what a peer commits.
+    let file = mounted.does("a", |path| {
+        let file = File::open(path).unwrap();
+        file.read_exact_at(&mut [0; 300_001], 0).unwrap();
+        file
+    });
+    let file = file.await;
     let remote = pattern(2, 400_000);
     fill(&session, "/a", remote.clone()).await;
     let found = tokio::task::spawn_blocking(move || {
@@ -84,6 +89,133 @@ async fn programs_and_remote_peers_see_the_same_bytes_at_once() {
         (found, file.metadata().unwrap().len())
     });
     assert_eq!(found.await.unwrap(), (remote.to_vec(), 400_000));
+}
+
+/// A program that has a file mapped, and does what it is told.
+struct Mapper {
+    program: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Mapper {
+    const PROGRAM: &str = "\
+import mmap, sys
+file = open(sys.argv[1], 'r+b')
+mapped = mmap.mmap(file.fileno(), 0)
+for line in sys.stdin:
+    what, *where = line.split()
+    if what == 'store':
+        mapped[int(where[0])] = int(where[1])
+    if what == 'sync':
+        mapped.flush()
+    print(mapped[int(where[0])] if where else 'done', flush=True)
+";
+
+    fn start(path: &Path) -> Mapper {
+        let mut command = Command::new("python3");
+        command.arg("-c").arg(Mapper::PROGRAM).arg(path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut program = command.spawn().expect("python3 can be run");
+        let answers = BufReader::new(program.stdout.take().unwrap());
+        Mapper { program, answers }
+    }
+
+    fn does(&mut self, what: &str) -> String {
+        tokio::task::block_in_place(|| {
+            writeln!(self.program.stdin.as_ref().unwrap(), "{what}").unwrap();
+            let mut answer = String::new();
+            self.answers.read_line(&mut answer).unwrap();
+            answer.trim_end().to_owned()
+        })
+    }
+}
+
+impl Drop for Mapper {
+    fn drop(&mut self) {
+        drop(self.program.stdin.take());
+        self.program.wait().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_by_a_mapping_is_flushed_before_a_peer_gets_a_lease_and_seen_by_it() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let session = mounted.store.session().await;
+    let mut bytes = pattern(1, 20_000).to_vec();
+    fill(&session, "/a", bytes.clone().into()).await;
+    let mut mapper = Mapper::start(&mounted.path("a"));
+    assert_eq!(mapper.does("load 5000"), bytes[5000].to_string());
+    (bytes[5000], bytes[100]) = (bytes[5000] ^ 1, bytes[100] ^ 1);
+    mapper.does(&format!("store 5000 {}", bytes[5000]));
+    mapper.does(&format!("store 100 {}", bytes[100]));
+    // No msync. The other page stays the program's.
+    let held = lease(&session, "/a", 4096, 8192).await;
+    let found = content(session.client(), "/a").await;
+    assert_eq!(found[5000], bytes[5000]);
+    assert_eq!(found[100], bytes[100] ^ 1);
+    held.release().await.unwrap();
+    mapper.does("sync");
+    assert_eq!(content(session.client(), "/a").await, bytes);
+    assert_eq!(mismatches(session.client()).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mapping_sees_what_a_peer_commits_and_is_never_written_over_it() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let session = mounted.store.session().await;
+    let (before, after) = (pattern(1, 8192), pattern(2, 4096));
+    fill(&session, "/a", before.clone()).await;
+    let mut mapper = Mapper::start(&mounted.path("a"));
+    let held = lease(&session, "/a", 0, 4096).await;
+    // The page is changed while the lease lives, and not written back before the peer commits.
+    mapper.does(&format!("store 10 {}", before[10] ^ 1));
+    mapper.does(&format!("store 5000 {}", before[5000] ^ 1));
+    held.write(0, after.clone()).await.unwrap();
+    held.commit().await.unwrap();
+    assert_eq!(mapper.does("load 10"), after[10].to_string(), "it was acknowledged, so everybody sees it");
+    mapper.does("sync");
+    let found = content(session.client(), "/a").await;
+    assert_eq!(found[..4096], after[..], "and no old page is written over it");
+    assert_eq!(found[5000], before[5000] ^ 1, "what is beside it is written back");
+    assert_eq!(mismatches(session.client()).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mapping_that_is_written_back_breaks_a_lease_and_its_openers_are_named() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let session = mounted.store.session().await;
+    fill(&session, "/a", pattern(1, 8192)).await;
+    let mut mapper = Mapper::start(&mounted.path("a"));
+    let held = lease(&session, "/a", 0, 4096).await;
+    mapper.does("store 10 77");
+    assert!(matches!(held.state(), LeaseState::Live), "{:?}", held.state());
+    mapper.does("sync");
+    assert!(matches!(held.state(), LeaseState::Revoked { .. }), "{:?}", held.state());
+    let breaks = session.client().breaks(10).await.unwrap();
+    let breaker = breaks[0].breaker.as_ref().unwrap();
+    assert_eq!(breaker.pid, 0);
+    let opener = format!("[{}]", mapper.program.id());
+    assert!(breaker.program.contains(&opener), "{} names {opener}", breaker.program);
+    assert_eq!(content(session.client(), "/a").await[10], 77);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_cuts_off_does_not_come_back_by_a_mapping() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let client = mounted.store.client().await;
+    fill(&mounted.store.session().await, "/a", pattern(1, 12_288)).await;
+    let mut mapper = Mapper::start(&mounted.path("a"));
+    mapper.does("store 9000 77");
+    mapper.does("store 5000 78");
+    mapper.does("store 4100 79");
+    client.truncate("/a", 4500).await.unwrap();
+    mapper.does("sync");
+    let found = content(&client, "/a").await;
+    assert_eq!((found.len(), found[4100]), (4500, 79));
+    client.truncate("/a", 12_288).await.unwrap();
+    let found = content(&client, "/a").await;
+    assert!(found[4500..].iter().all(|&byte| byte == 0));
+    assert_eq!(mapper.does("load 5000"), "0");
+    assert_eq!(mismatches(&client).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

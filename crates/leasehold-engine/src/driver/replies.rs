@@ -1,12 +1,14 @@
 //! `Output::Reply`: who asked hears, by a call or on the data stream.
 
-use super::{Answer, Asker, Granted, Pending, State};
+use super::{Answer, Asker, Forgetting, Granted, Handle, Pending, State, Work};
+use crate::pages::{WriteBack, succeeded};
 use crate::session::{send_captured, send_committed};
 use crate::storage::Detail;
 use crate::sync;
 use leasehold_core::ids::{RequestId, SessionId};
 use leasehold_core::input::{Fault, Input};
 use leasehold_core::output::{CommitError, Committed as Done, NoSuchLease, Reply};
+use leasehold_core::range::ByteRange;
 use leasehold_fabric::message::{Captured, Committed, Status};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -19,16 +21,46 @@ impl State {
             self.crcs.remove(&lease);
         }
         let granted = self.note(&reply, pending.since);
-        match pending.asker {
+        if let Asker::Write { call, session, data, page } = pending.asker {
+            return match granted.first() {
+                Some(lease) => self.fill_and_commit(call, session, lease, &data, (page, pending.by)),
+                None => drop(call.send(Answer { reply, granted })),
+            };
+        }
+        match pending.renews.filter(|_| succeeded(&reply)) {
+            Some((file, range)) => {
+                self.forget(request, Forgetting { file, range, asker: pending.asker, reply })
+            }
+            None => self.answer(request, pending.asker, reply, granted),
+        }
+    }
+
+    /// Answers once no page is left of what is new now. Until then none is written back over it.
+    fn forget(&mut self, request: RequestId, forgetting: Forgetting) {
+        let Forgetting { file, range, .. } = forgetting;
+        let inode = self.parts.storage.inode_of(file);
+        let keeper = self.parts.keeper.get().zip(inode).filter(|(keeper, inode)| keeper.keeps(*inode));
+        let Some((keeper, inode)) = keeper else {
+            return self.answer(request, forgetting.asker, forgetting.reply, Vec::new());
+        };
+        for pending in self.replies.values_mut() {
+            if let Asker::Write { page: Some(page), .. } = &mut pending.asker {
+                page.overtake(file, range);
+            }
+        }
+        self.forgetting.insert(request, forgetting);
+        let driver = self.driver.clone();
+        keeper.forget(inode, range, Box::new(move || driver.send(Work::Forgotten(request))));
+    }
+
+    pub(super) fn answer(&mut self, request: RequestId, asker: Asker, reply: Reply, granted: Vec<Granted>) {
+        match asker {
             Asker::Call(call) => {
                 if let Err(answer) = call.send(Answer { reply, granted }) {
                     self.undo(request, answer);
                 }
             }
-            Asker::Write { call, session, data } => match granted.first() {
-                Some(lease) => self.fill_and_commit(call, session, lease, &data),
-                None => drop(call.send(Answer { reply, granted })),
-            },
+            Asker::Write { .. } => unreachable!("a write is answered by its commit"),
             Asker::Peer { endpoint, request, .. } => {
                 let (Reply::Commit(result) | Reply::Capture(result)) = &reply else {
                     unreachable!("peers ask for commits and captures: {reply:?}")
@@ -50,16 +82,27 @@ impl State {
         session: SessionId,
         granted: &Granted,
         data: &[u8],
+        (page, by): (Option<WriteBack>, Handle),
     ) {
+        if let Some(mut page) = page {
+            // What a page shows past the end of file is not the file's.
+            let size = self.parts.core.file_size(page.file).unwrap_or(0);
+            page.overtake(page.file, ByteRange::from(size));
+            if page.is_overtaken() {
+                return; // the writer ends its session, and so the lease
+            }
+        }
         // SAFETY: the frames are leased to the call's own session, for which no key was made; they can be taken away
         // only by a later output.
         let frames = unsafe { self.parts.arena.bytes_mut(granted.run) };
         frames[usize::from(granted.skip)..][..data.len()].copy_from_slice(data);
         let (request, lease) = (self.driver.next_request(), granted.lease);
         let asker = Asker::Call(call);
-        let pending = Pending { asker, detail: Detail::None, since: sync::now(), summed: None };
+        let input = Input::Commit { request, session, lease };
+        let renews = self.renews(&input, by);
+        let pending = Pending { asker, detail: Detail::None, since: sync::now(), summed: None, by, renews };
         self.replies.insert(request, pending);
-        self.inputs.push_back(Input::Commit { request, session, lease });
+        self.inputs.push_back(input);
     }
 
     /// Gives back what was granted to a caller that has gone.

@@ -21,12 +21,23 @@ pub(super) fn identity(pid: u32, uid: u32) -> Identity {
     }
 }
 
+/// Whoever changed a page by a mapping: the kernel does not say who, but it is one of those who have the file open.
+pub(super) fn mappers(openers: &[u32], uid: u32) -> Identity {
+    let named =
+        |&pid: &u32| format!("{}[{pid}]", peer::program_of(pid).unwrap_or_else(|| "unknown".to_owned()));
+    let openers = openers.iter().map(named).collect::<Vec<_>>().join(", ");
+    Identity { program: format!("a mapping, by one of {openers}"), ..identity(0, uid) }
+}
+
 /// Returns once a signal waits for the process that it would act on.
 pub(super) async fn interrupted(pid: u32) {
+    if pid == 0 {
+        return std::future::pending().await;
+    }
     loop {
         tokio::time::sleep(LOOK).await;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        if pid != 0 && has_signal(&status) {
+        if has_signal(&status) {
             return;
         }
     }

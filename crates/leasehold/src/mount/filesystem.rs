@@ -1,15 +1,15 @@
 //! The kernel's requests, each answered by a task of its own.
 
 use super::backing::{Backing, Change, attributes_of, change_of};
-use super::caller::{identity, interrupted};
+use super::caller::{identity, interrupted, mappers};
 use super::nodes::{Found, Nodes};
 use crate::server::refusal::chain;
 use bytes::Bytes;
 use fuser::{
     CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, Version, WriteFlags,
 };
 use leasehold_core::identity::Identity;
 use leasehold_core::input::Fault;
@@ -17,6 +17,7 @@ use leasehold_core::output;
 use leasehold_core::range::ByteRange;
 use leasehold_engine::Engine;
 use leasehold_engine::files::{CALL_BYTES_MAX, FileError};
+use leasehold_engine::pages::WriteBackError;
 use leasehold_engine::path::StorePath;
 use leasehold_engine::storage::{Kind, NamespaceError};
 use rustix::fs::{FallocateFlags, SeekFrom, Timespec, UTIME_NOW};
@@ -25,7 +26,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
@@ -33,6 +34,8 @@ use tokio::sync::RwLock;
 
 /// How long the kernel may believe what it was told. Others than the kernel change the store.
 const TTL: Duration = Duration::ZERO;
+/// How many requests the kernel makes at once that no program waits for.
+const BACKGROUND_MAX: u16 = 512;
 const GENERATION: Generation = Generation(0);
 
 /// The filesystem, for the kernel's thread.
@@ -44,7 +47,9 @@ pub(super) struct Mounted {
 struct Store {
     engine: Engine,
     backing: Backing,
-    nodes: Mutex<Nodes>,
+    nodes: Arc<Mutex<Nodes>>,
+    /// Whether the kernel keeps pages of files, and forgets them when it is told.
+    keeps_pages: AtomicBool,
     listings: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
     next_handle: AtomicU64,
     /// Who writes by a name shares it; who takes a name from an open file has it alone.
@@ -60,10 +65,11 @@ struct Listed {
 type Answer<T> = Result<T, Errno>;
 
 impl Mounted {
-    pub fn new(engine: Engine, backing: Backing, runtime: Handle) -> Mounted {
-        let (nodes, listings) = (Mutex::new(Nodes::new()), Mutex::default());
+    pub fn new(engine: Engine, backing: Backing, nodes: Arc<Mutex<Nodes>>, runtime: Handle) -> Mounted {
+        let listings = Mutex::default();
         let (next_handle, names_held) = (AtomicU64::new(1), RwLock::new(()));
-        let store = Store { engine, backing, nodes, listings, next_handle, names_held };
+        let keeps_pages = AtomicBool::new(false);
+        let store = Store { engine, backing, nodes, keeps_pages, listings, next_handle, names_held };
         Mounted { store: Arc::new(store), runtime }
     }
 
@@ -216,6 +222,37 @@ impl Store {
             Found::Orphan(file) => {
                 let write = tokio::task::spawn_blocking(move || file.write_all_at(&data, offset));
                 write.await.expect("a write does not panic")?;
+            }
+        }
+        Ok(length)
+    }
+
+    /// Writes back what was changed by a mapping. What a peer has committed since the kernel read it, it is not written over.
+    async fn write_back(&self, node: INodeNo, offset: u64, data: Bytes, breaker: Identity) -> Answer<u32> {
+        let length = data.len() as u32;
+        let _shared = self.names_held.read().await;
+        let name = match self.found(node)? {
+            Found::Name(name) => name,
+            Found::Orphan(file) => {
+                let write = tokio::task::spawn_blocking(move || file.write_all_at(&data, offset));
+                write.await.expect("a write does not panic")?;
+                return Ok(length);
+            }
+        };
+        let mut left: Vec<ByteRange> = ByteRange::at(offset, length.into()).into_iter().collect();
+        while let Some(piece) = left.pop() {
+            let within = (piece.start() - offset) as usize..(piece.end() - offset) as usize;
+            let written =
+                self.engine.write_back(&name, piece.start(), data.slice(within), breaker.clone()).await;
+            match written {
+                Ok(()) => {}
+                Err(WriteBackError::Overtaken(newer)) => {
+                    tracing::debug!(file = %name, range = %newer, "a page was overtaken, and is dropped");
+                    let before = ByteRange::new(piece.start(), newer.start().min(piece.end()));
+                    let after = ByteRange::new(newer.end().max(piece.start()), piece.end());
+                    left.extend(before.into_iter().chain(after));
+                }
+                Err(WriteBackError::Failed(error)) => return Err(refused(error)),
             }
         }
         Ok(length)
@@ -489,6 +526,11 @@ impl Filesystem for Mounted {
         let _ = config.set_max_write(CALL_BYTES_MAX as u32);
         let _ = config.set_max_readahead(CALL_BYTES_MAX as u32);
         let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        // Pages that wait to be written back, for a holder, must not keep others from being read.
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        let maps = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
+        // Before Linux 6.9, what is written directly may leave an old page to who reads by another descriptor.
+        self.store.keeps_pages.store(maps && config.kernel_abi() >= Version(7, 40), Ordering::Relaxed);
         Ok(())
     }
 
@@ -645,9 +687,10 @@ impl Filesystem for Mounted {
         self.answer(work, entry(reply));
     }
 
-    fn open(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.store.nodes().opened(node.0);
-        reply.opened(self.store.handle(), FopenFlags::FOPEN_DIRECT_IO);
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let handle = self.store.handle();
+        self.store.nodes().opened(node.0, handle.0, request.pid());
+        reply.opened(handle, self.store.caching(flags));
     }
 
     fn create(
@@ -661,6 +704,7 @@ impl Filesystem for Mounted {
         reply: ReplyCreate,
     ) {
         let (name, who) = (self.store.child(parent, name), (request.uid(), request.gid()));
+        let pid = request.pid();
         let exclusive =
             rustix::fs::OFlags::from_bits_retain(flags.cast_unsigned()).contains(rustix::fs::OFlags::EXCL);
         let work = move |store: Arc<Store>| async move {
@@ -672,12 +716,13 @@ impl Filesystem for Mounted {
                 return Err(Errno::EEXIST);
             }
             let attributes = store.entry(name).await?;
-            store.nodes().opened(attributes.ino.0);
-            Ok((attributes, store.handle()))
+            let handle = store.handle();
+            store.nodes().opened(attributes.ino.0, handle.0, pid);
+            Ok((attributes, handle, store.caching(OpenFlags(flags))))
         };
         self.answer(work, |answer| match answer {
-            Ok((attributes, handle)) => {
-                reply.created(&TTL, &attributes, GENERATION, handle, FopenFlags::FOPEN_DIRECT_IO);
+            Ok((attributes, handle, caching)) => {
+                reply.created(&TTL, &attributes, GENERATION, handle, caching);
             }
             Err(error) => reply.error(error),
         });
@@ -708,12 +753,19 @@ impl Filesystem for Mounted {
         _: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let (data, breaker) = (Bytes::copy_from_slice(data), caller(request));
+        let data = Bytes::copy_from_slice(data);
+        if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            let breaker = mappers(&self.store.nodes().openers(node.0), request.uid());
+            let work =
+                move |store: Arc<Store>| async move { store.write_back(node, offset, data, breaker).await };
+            return self.answer(work, written(reply));
+        }
+        let breaker = caller(request);
         let work = move |store: Arc<Store>| async move { store.write(node, offset, data, breaker).await };
         self.answer_or_interrupt(request.pid(), work, written(reply));
     }
@@ -726,13 +778,13 @@ impl Filesystem for Mounted {
         &self,
         _: &Request,
         node: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.store.nodes().closed(node.0);
+        self.store.nodes().closed(node.0, handle.0);
         reply.ok();
     }
 
@@ -919,6 +971,17 @@ impl Filesystem for Mounted {
 }
 
 impl Store {
+    /// A descriptor for reading is served from the kernel's pages. One that may write goes to the engine straight: a page that
+    /// waits for a holder to be written would be locked meanwhile, and the holder's own commit waits for it to be forgotten.
+    fn caching(&self, flags: OpenFlags) -> FopenFlags {
+        let reads = flags.acc_mode() == OpenAccMode::O_RDONLY;
+        if reads && self.keeps_pages.load(Ordering::Relaxed) {
+            FopenFlags::FOPEN_KEEP_CACHE
+        } else {
+            FopenFlags::FOPEN_DIRECT_IO
+        }
+    }
+
     fn handle(&self) -> FileHandle {
         FileHandle(self.next_handle.fetch_add(1, Ordering::Relaxed))
     }

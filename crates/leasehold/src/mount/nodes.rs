@@ -1,7 +1,7 @@
 //! What the kernel calls a file or directory (a number), which names that has, and who has it open.
 
 use leasehold_engine::path::StorePath;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::sync::Arc;
 
@@ -22,8 +22,16 @@ struct Node {
     /// The names that we have seen. Several: hard links.
     names: Vec<StorePath>,
     lookups: u64,
-    handles: usize,
+    openers: Vec<Opener>,
+    /// The kernel may have pages of it.
+    pages: bool,
     orphan: Option<Arc<File>>,
+}
+
+/// Who has it open, by which handle.
+struct Opener {
+    handle: u64,
+    pid: u32,
 }
 
 /// What a number stands for.
@@ -72,7 +80,7 @@ impl Nodes {
     }
 
     fn drop_unused(&mut self, id: u64) {
-        let unused = self.nodes.get(&id).is_some_and(|node| node.lookups == 0 && node.handles == 0);
+        let unused = self.nodes.get(&id).is_some_and(|node| node.lookups == 0 && node.openers.is_empty());
         if unused && id != ROOT {
             let node = self.nodes.remove(&id).expect("just seen");
             if self.by_inode.get(&node.inode) == Some(&id) {
@@ -90,23 +98,44 @@ impl Nodes {
         }
     }
 
-    pub fn opened(&mut self, id: u64) {
+    pub fn opened(&mut self, id: u64, handle: u64, pid: u32) {
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.handles += 1;
+            node.openers.push(Opener { handle, pid });
+            node.pages = true;
         }
     }
 
-    pub fn closed(&mut self, id: u64) {
+    pub fn closed(&mut self, id: u64, handle: u64) {
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.handles = node.handles.saturating_sub(1);
+            node.openers.retain(|opener| opener.handle != handle);
         }
         self.drop_unused(id);
+    }
+
+    /// The processes that opened it, and have it open.
+    pub fn openers(&self, id: u64) -> Vec<u32> {
+        let openers = self.nodes.get(&id).map_or(&[][..], |node| &node.openers);
+        let pids: BTreeSet<u32> = openers.iter().map(|opener| opener.pid).collect();
+        pids.into_iter().collect()
+    }
+
+    /// Whether the kernel may have pages of it.
+    pub fn has_pages(&self, inode: u64) -> bool {
+        self.by_inode.get(&inode).and_then(|id| self.nodes.get(id)).is_some_and(|node| node.pages)
+    }
+
+    /// The kernel is told to forget pages of it. Its number, and whether that is to be all of them: of what nobody has open.
+    pub fn forget_pages(&mut self, inode: u64) -> Option<(u64, bool)> {
+        let id = *self.by_inode.get(&inode)?;
+        let node = self.nodes.get_mut(&id)?;
+        node.pages = !node.openers.is_empty();
+        Some((id, !node.pages))
     }
 
     /// The number of what has this name, if somebody has it open.
     pub fn is_open(&self, name: &StorePath) -> Option<u64> {
         let mut nodes = self.nodes.iter();
-        nodes.find(|(_, node)| node.handles > 0 && node.names.contains(name)).map(|(id, _)| *id)
+        nodes.find(|(_, node)| !node.openers.is_empty() && node.names.contains(name)).map(|(id, _)| *id)
     }
 
     /// It has lost its last name, and is open.
@@ -171,7 +200,7 @@ mod tests {
     fn a_number_is_never_used_again_and_an_inode_may_be() {
         let mut nodes = Nodes::new();
         let first = nodes.look_up(50, path("x"));
-        nodes.opened(first);
+        nodes.opened(first, 7, 1);
         assert_eq!(nodes.is_open(&path("x")), Some(first));
         nodes.orphaned(first, tempfile::tempfile().unwrap());
         nodes.unlinked(&path("x"));
@@ -179,7 +208,7 @@ mod tests {
         assert_eq!(name(&nodes, first).as_deref(), Some("orphan"));
         nodes.forget(first, 1);
         assert!(nodes.found(first).is_some(), "it is open");
-        nodes.closed(first);
+        nodes.closed(first, 7);
         assert!(nodes.found(first).is_none());
     }
 
