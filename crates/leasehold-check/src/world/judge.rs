@@ -10,6 +10,7 @@ use leasehold_core::output::{ReadError, ReadReady};
 use leasehold_core::promise::Promise;
 use leasehold_core::view::{WaitKind, WaitOn};
 use std::collections::VecDeque;
+use std::hash::{Hash as _, Hasher};
 
 impl Setting {
     /// What can be seen of a state at any moment.
@@ -152,5 +153,28 @@ impl Explored for Setting {
             | Action::DeviceFault(_)
             | Action::Crash(_) => None,
         }
+    }
+
+    /// Counted in bytes that are hashed: `tests/memory.rs` says how many there are to one.
+    fn heap_bytes(&self, state: &State) -> usize {
+        let mut hashed = Count(0);
+        state.hash(&mut hashed);
+        hashed.0 * HEAP_BYTES_PER_HASHED
+    }
+}
+
+/// Maps have nodes with room for more than they hold, and every allocation has its header.
+const HEAP_BYTES_PER_HASHED: usize = 6;
+
+/// How many bytes are hashed.
+struct Count(usize);
+
+impl Hasher for Count {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 += bytes.len();
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 as u64
     }
 }
