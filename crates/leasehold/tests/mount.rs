@@ -2,10 +2,11 @@
 
 mod harness;
 
+use bytes::Bytes;
 use harness::{Process, Store, content, directory, fill, lease, mismatches, pattern};
 use leasehold::mount::Mount;
 use leasehold::server::settings::Settings;
-use leasehold_client::LeaseState;
+use leasehold_client::{Access, LeaseState};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
@@ -196,6 +197,98 @@ async fn a_mapping_that_is_written_back_breaks_a_lease_and_its_openers_are_named
     let opener = format!("[{}]", mapper.program.id());
     assert!(breaker.program.contains(&opener), "{} names {opener}", breaker.program);
     assert_eq!(content(session.client(), "/a").await[10], 77);
+}
+
+/// Programs read by descriptors and mappings, and store by mappings, as fast as they can, while a peer commits: whoever looks
+/// after a commit was acknowledged sees it, and no page of before is ever written over it.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_and_mappings_at_work_never_bring_back_what_was_before_a_commit() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let session = mounted.store.session().await;
+    fill(&session, "/a", Bytes::from_static(&[0; 4096])).await;
+    let program = "\
+import mmap, sys, threading
+file = open(sys.argv[1], 'r+b')
+mapped = mmap.mmap(file.fileno(), 0)
+def read():
+    file = open(sys.argv[1], 'rb', buffering=0)
+    while not over.is_set():
+        file.seek(0)
+        file.read(4096)
+def store():
+    at = 0
+    while not over.is_set():
+        at = (at + 1) % 256
+        mapped[0] = at
+        if at % 16 == 0:
+            mapped.flush()
+over = threading.Event()
+threads = [threading.Thread(target=run) for run in (read, store)]
+for thread in threads: thread.start()
+sys.stdin.read()
+over.set()
+for thread in threads: thread.join()
+";
+    let mut command = Command::new("python3");
+    command.arg("-c").arg(program).arg(mounted.path("a")).stdin(Stdio::piped());
+    let mut programs = command.spawn().expect("python3 can be run");
+    let reader = mounted.does("a", |path| File::open(path).unwrap()).await;
+    let (mut committed, mut value) = (0, 0_u8);
+    while committed < 200 {
+        value = value.wrapping_add(1);
+        let want = harness::want("/a", 0, 4096, Access::Overwrite);
+        let held = session.acquire(&[want], harness::or_break()).await.expect("a lease").remove(0);
+        held.write(0, vec![value; 4096].into()).await.expect("written");
+        held.commit().await.expect("within the grace period");
+        committed += 1;
+        let found = content(session.client(), "/a").await;
+        assert!(found[1..].iter().all(|&byte| byte == value), "{value}: {:?}", &found[1..9]);
+        let mut found = [0; 4096];
+        tokio::task::block_in_place(|| reader.read_exact_at(&mut found, 0).unwrap());
+        assert!(
+            found[1..].iter().all(|&byte| byte == value),
+            "{value}: the program finds {:?}",
+            &found[1..9]
+        );
+    }
+    drop(programs.stdin.take());
+    assert!(tokio::task::block_in_place(|| programs.wait().unwrap()).success());
+    assert_eq!(mismatches(session.client()).await, 0);
+}
+
+/// What is written goes past the kernel's pages.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_program_changes_another_sees_whose_pages_are_kept() {
+    let Some(mounted) = Mounted::start().await else { return };
+    mounted
+        .does("a", |path| {
+            use rustix::fs::FallocateFlags as Flags;
+            let writer = OpenOptions::new().create_new(true).write(true).open(path).unwrap();
+            writer.write_all_at(&[1; 16384], 0).unwrap();
+            let reader = File::open(path).unwrap();
+            let read = |length| {
+                let mut found = vec![9; length];
+                let length = reader.read_at(&mut found, 0).unwrap();
+                found.truncate(length);
+                found
+            };
+            assert_eq!(read(20000), [1; 16384]);
+            writer.write_all_at(&[2; 3000], 3000).unwrap();
+            assert_eq!(read(20000)[2999..6001], [&[1][..], &[2; 3000], &[1]].concat());
+            rustix::fs::fallocate(&writer, Flags::PUNCH_HOLE | Flags::KEEP_SIZE, 4096, 4096).unwrap();
+            assert_eq!(read(8193)[4095..], [&[2][..], &[0; 4096], &[1]].concat());
+            writer.set_len(5000).unwrap();
+            assert_eq!(read(20000).len(), 5000);
+            writer.write_all_at(&[3; 10], 9000).unwrap();
+            assert_eq!(read(20000)[5000..], [&[0; 4000][..], &[3; 10]].concat());
+            fs::write(path.with_file_name("b"), [4; 8192]).unwrap();
+            let source = File::open(path.with_file_name("b")).unwrap();
+            let (mut from, mut to) = (0, 4096);
+            rustix::fs::copy_file_range(&source, Some(&mut from), &writer, Some(&mut to), 4096).unwrap();
+            assert_eq!(read(9000)[4096..8193], [&[4; 4096][..], &[0]].concat());
+        })
+        .await;
+    assert_eq!(mismatches(&mounted.store.client().await).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
