@@ -585,11 +585,17 @@ impl Engine {
     ) -> Result<(), WriteBackError> {
         let range = self.writable(offset, data.len() as u64)?;
         let pinned = self.pin(path).await.map_err(FileError::from)?;
-        let (page, overtaken) = WriteBack::new(pinned.file(), range);
-        tokio::select! {
+        let (page, mut overtaken) = WriteBack::new(pinned.file(), range);
+        let written = tokio::select! {
             biased;
-            Ok(range) = overtaken => Err(WriteBackError::Overtaken(range)),
-            written = self.fill_file(&pinned, path, range, data, breaker, Some(page)) => Ok(written.map(|_| ())?),
+            Ok(range) = &mut overtaken => return Err(WriteBackError::Overtaken(range)),
+            written = self.fill_file(&pinned, path, range, data, breaker, Some(page)) => written,
+        };
+        match (written, overtaken.try_recv()) {
+            (Ok(_), _) => Ok(()),
+            // Both came at once.
+            (Err(_), Ok(range)) => Err(WriteBackError::Overtaken(range)),
+            (Err(error), Err(_)) => Err(error.into()),
         }
     }
 

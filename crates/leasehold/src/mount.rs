@@ -124,9 +124,12 @@ impl Mount {
     /// The kernel's. It is mounted still.
     pub fn unmount(self) -> io::Result<()> {
         let detached = rustix::mount::unmount(&self.at, UnmountFlags::DETACH);
-        // Where we may not, fusermount3 may.
         drop(self.session);
-        if detached == Err(Errno::PERM) { Ok(()) } else { Ok(detached?) }
+        match detached {
+            // Where we may not, fusermount3 did by now; or somebody was faster.
+            Err(Errno::PERM | Errno::INVAL) => Ok(()),
+            detached => Ok(detached?),
+        }
     }
 }
 

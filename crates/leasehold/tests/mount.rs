@@ -207,7 +207,11 @@ async fn readers_and_mappings_at_work_never_bring_back_what_was_before_a_commit(
     let session = mounted.store.session().await;
     fill(&session, "/a", Bytes::from_static(&[0; 4096])).await;
     let program = "\
-import mmap, sys, threading
+import mmap, os, sys, threading, traceback
+def fail(error):
+    traceback.print_exception(error.exc_value)
+    os._exit(1)
+threading.excepthook = fail
 file = open(sys.argv[1], 'r+b')
 mapped = mmap.mmap(file.fileno(), 0)
 def read():
@@ -252,7 +256,7 @@ for thread in threads: thread.join()
         );
     }
     drop(programs.stdin.take());
-    assert!(tokio::task::block_in_place(|| programs.wait().unwrap()).success());
+    assert!(tokio::task::block_in_place(|| programs.wait().unwrap()).success(), "no msync may fail");
     assert_eq!(mismatches(session.client()).await, 0);
 }
 

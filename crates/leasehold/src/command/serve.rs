@@ -135,7 +135,9 @@ impl Serve {
 }
 
 fn log_to_stderr(filter: &str) -> Outcome {
-    let filter = EnvFilter::builder().parse(filter).map_err(|error| {
+    // It warns of every unmount that was done already, and of calls that nobody needs.
+    let quieter = if filter.contains("fuser") { filter.to_owned() } else { format!("fuser=error,{filter}") };
+    let filter = EnvFilter::builder().parse(&quieter).map_err(|error| {
         Failure::new(
             Exit::Usage,
             format!("{filter:?} is not a log filter ({error}); write a level such as info"),
