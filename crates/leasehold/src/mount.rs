@@ -6,6 +6,12 @@
 //! nodes        what the kernel calls a file, and which names it has
 //! backing      what is not about bytes: owners, permissions, times, attributes, straight on the store's files
 //! caller       who asks, and whether he has been interrupted meanwhile
+//!
+//! remote       on the server: the same filesystem for the kernel of another machine, by a stream of FUSE's messages
+//! forward      on that machine: the other end of the stream
+//! device       there: the kernel's end, /dev/fuse, mounted
+//! options      there: how it is mounted
+//! message      what both ends read of the messages
 //! ```
 //!
 //! Bytes go through the engine, so through the same leases, checksums and writeback as everybody's. The kernel caches
@@ -13,13 +19,19 @@
 
 mod backing;
 mod caller;
+pub(crate) mod device;
 mod filesystem;
+pub(crate) mod forward;
+mod message;
 mod nodes;
+pub(crate) mod options;
+pub(crate) mod remote;
 
-use backing::Backing;
+use caller::Callers;
 use filesystem::Mounted;
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 use leasehold_engine::Engine;
+use leasehold_engine::path::StorePath;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use std::io;
@@ -49,6 +61,18 @@ pub enum MountError {
         at: PathBuf,
         /// The store.
         store: PathBuf,
+    },
+    /// The caller may not.
+    #[error("cannot mount on {}: that takes root; run it with sudo, or put it into /etc/fstab", at.display())]
+    NotRoot {
+        /// Where.
+        at: PathBuf,
+    },
+    /// Two mounts, of which only one could be seen.
+    #[error("a store is mounted on {} already; `umount {}` first, or name another directory", at.display(), at.display())]
+    Twice {
+        /// Where.
+        at: PathBuf,
     },
     /// The kernel, or fusermount3.
     #[error("cannot mount on {}: {source}; {}", at.display(), remedy(source))]
@@ -84,7 +108,6 @@ impl Mount {
         if real.starts_with(&store) {
             return Err(MountError::Inside { at: at.to_owned(), store });
         }
-        let backing = Backing::open(&store.join("files")).map_err(place)?;
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::FSName(store.display().to_string()),
@@ -94,7 +117,7 @@ impl Mount {
         if rustix::process::geteuid().is_root() {
             config.acl = SessionACL::All;
         }
-        let mounted = Mounted::new(engine, backing, tokio::runtime::Handle::current());
+        let mounted = Mounted::new(engine, StorePath::ROOT, Callers::Local).map_err(place)?;
         let session = fuser::spawn_mount(mounted, &real, &config).map_err(fuse)?;
         Ok(Mount { session, at: real })
     }
