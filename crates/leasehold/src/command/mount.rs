@@ -89,7 +89,7 @@ impl Mount {
         }
     }
 
-    /// Says that programs can use it; returns only if nobody can be told.
+    /// Says that programs can use it; returns only if who waits for it in the foreground is gone.
     async fn announce(
         &self,
         common: &Common,
@@ -100,8 +100,9 @@ impl Mount {
             return std::future::pending().await;
         }
         match self.say(common, device) {
-            Ok(()) => std::future::pending().await,
-            Err(error) => error,
+            Err(error) if self.in_background => error,
+            // It is mounted, whoever wants to hear of it.
+            _ => std::future::pending().await,
         }
     }
 
@@ -110,10 +111,10 @@ impl Mount {
             let (at, pid) = (device.at(), std::process::id());
             show::json_line(&json!({ "source": self.source, "directory": at, "pid": pid }))?;
         } else {
-            let end = if self.in_background { "" } else { " (or Ctrl-C)" };
+            let end = if self.in_background { "" } else { "Ctrl-C or " };
             let (source, at) = (show::name(&self.source), device.at().display().to_string());
             let at = show::name(&at);
-            let text = format!("{source} is mounted on {at}; `umount {at}`{end} ends it");
+            let text = format!("mounted {source} on {at} (to end: {end}umount {at})");
             for line in show::wrapped(&text, "  ") {
                 show::line(line)?;
             }
