@@ -71,7 +71,6 @@ struct Common {
 enum Action {
     /// Serve the store in a directory
     Serve(serve::Serve),
-    /// Mount a server's store, as ordinary files
     Mount(mount::Mount),
     /// Write a local file into the store, by RDMA
     Put(put::Put),

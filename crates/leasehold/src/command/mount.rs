@@ -9,12 +9,14 @@ use crate::command::{place, show};
 use crate::mount::device::Device;
 use crate::mount::forward::{Lost, REQUESTS_MAX, forward};
 use crate::mount::options::Options;
-use leasehold_client::{Client, Server};
+use leasehold_client::{Client, Reason, Server};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+
+const SERVER_REMEDY: &str = "see whether `leasehold serve` runs there, then mount it again";
 
 /// Mount a server's store, as ordinary files
 ///
@@ -69,7 +71,7 @@ impl Mount {
         let (ready, is_ready) = oneshot::channel();
         let ended = tokio::select! {
             ended = forward(device.clone(), send, replies, ready) => {
-                ended.map_err(|lost| self.lost(&location.server, &lost).into())
+                ended.map_err(|lost| self.lost(&lost).into())
             }
             error = self.announce(common, &device, is_ready) => Err(error),
             () = ends.next() => Ok(()),
@@ -111,10 +113,10 @@ impl Mount {
             let (at, pid) = (device.at(), std::process::id());
             show::json_line(&json!({ "source": self.source, "directory": at, "pid": pid }))?;
         } else {
-            let end = if self.in_background { "" } else { "Ctrl-C or " };
+            let end = if self.in_background { "" } else { "Ctrl-C, or " };
             let (source, at) = (show::name(&self.source), device.at().display().to_string());
             let at = show::name(&at);
-            let text = format!("mounted {source} on {at} (to end: {end}umount {at})");
+            let text = format!("mounted {source} on {at} (to end: {end}`umount {at}`)");
             for line in show::wrapped(&text, "  ") {
                 show::line(line)?;
             }
@@ -125,16 +127,17 @@ impl Mount {
         Ok(())
     }
 
-    fn lost(&self, server: &Server, lost: &Lost) -> Failure {
-        let (source, at) = (&self.source, self.directory.display());
-        let (exit, remedy) = match lost {
-            Lost::Server(_) | Lost::Closed => (
-                Exit::Unreachable,
-                format!("see whether `leasehold serve` runs at {server}, then mount it again"),
-            ),
-            Lost::Reply(_) | Lost::Device(_) => (Exit::Failed, "see dmesg, then mount it again".to_owned()),
+    fn lost(&self, lost: &Lost) -> Failure {
+        let (source, at) = (show::name(&self.source), self.directory.display());
+        let (exit, why, remedy) = match lost {
+            Lost::Server(error) if error.reason == Reason::Unreachable => {
+                (Exit::Unreachable, "the server went away".to_owned(), SERVER_REMEDY)
+            }
+            Lost::Server(_) | Lost::Closed => (Exit::Unreachable, lost.to_string(), SERVER_REMEDY),
+            Lost::Reply(source) | Lost::Device(source) => {
+                (Exit::Failed, format!("{lost}: {source}"), "see dmesg, then mount it again")
+            }
         };
-        let why = exit::text(&anyhow::anyhow!("{lost}"));
         Failure::new(exit, format!("lost {source}, so it is not mounted on {at} any more: {why}; {remedy}"))
     }
 }

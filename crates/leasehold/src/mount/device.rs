@@ -98,7 +98,7 @@ fn is_mounted(at: &Path) -> io::Result<bool> {
     // What fstab(5) separates by has other names there.
     let at = at.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011");
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let top = fields.filter(|fields| fields.get(1) == Some(&at.as_str())).last();
+    let mut fields = mounts.lines().rev().map(|line| line.split(' ').collect::<Vec<_>>());
+    let top = fields.find(|fields| fields.get(1) == Some(&at.as_str()));
     Ok(top.is_some_and(|fields| fields[2] == TYPE))
 }

@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn a_line_of_fstab_gives_its_flags_and_what_is_unknown_is_named() {
         let always = MountFlags::NOSUID | MountFlags::NODEV;
-        let parse = |text| Options::parse([text], false);
+        let parse = |text: &str| Options::parse([text], false);
         assert_eq!(parse("defaults,_netdev,x-systemd.automount,user=me,noauto"), Ok(Options(always)));
         assert_eq!(
             parse("ro,noatime,noexec,exec"),
