@@ -12,6 +12,8 @@ use hyper_util::rt::TokioIo;
 use std::num::NonZeroU64;
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::{Channel, Endpoint};
 
@@ -302,6 +304,21 @@ impl Client {
     pub async fn watch(&self) -> Result<impl Stream<Item = Result<Event, CallError>> + use<>, CallError> {
         let events = self.calls().watch(proto::WatchRequest {}).await?.into_inner();
         Ok(events.map(|event| Ok(Event::try_from(event?)?)))
+    }
+
+    /// The directory `path` as a filesystem of this machine: what its kernel asks goes there, and the replies come back. The
+    /// server says no before the first of them, if it does.
+    pub async fn mount(
+        &self,
+        path: &str,
+        requests: mpsc::Receiver<proto::mount_request::What>,
+    ) -> Result<impl Stream<Item = Result<Bytes, CallError>> + use<>, CallError> {
+        use proto::mount_request::What;
+        let header = proto::MountHeader { path: path.to_owned(), caller: self.me() };
+        let requests = tokio_stream::once(What::Header(header)).chain(ReceiverStream::new(requests));
+        let requests = requests.map(|what| proto::MountRequest { what: Some(what) });
+        let replies = self.calls().mount(requests).await?.into_inner();
+        Ok(replies.map(|response| Ok(response?.reply)))
     }
 
     /// Verifies every block of a file, or of all: one item a file, then one with the totals.

@@ -119,6 +119,9 @@ impl From<tonic::Status> for CallError {
                 "the server went away during the call ({}); see whether it runs, then retry",
                 status.message()
             ),
+            Reason::Other if status.code() == tonic::Code::Unimplemented => {
+                "the server does not know this call; it is older than this program: update it".to_owned()
+            }
             Reason::Other => {
                 format!("the server answered {:?} ({})", status.code(), status.message())
             }

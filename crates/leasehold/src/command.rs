@@ -15,6 +15,7 @@ mod get;
 mod hold;
 mod layout;
 mod line;
+mod mount;
 mod pace;
 mod place;
 mod progress;
@@ -25,6 +26,7 @@ mod show;
 mod watch;
 
 use crate::command::exit::{Exit, Outcome};
+use crate::command::mount::helper::Helper;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,6 +71,7 @@ struct Common {
 enum Action {
     /// Serve the store in a directory
     Serve(serve::Serve),
+    Mount(mount::Mount),
     /// Write a local file into the store, by RDMA
     Put(put::Put),
     /// Read a file of the store, by RDMA
@@ -125,9 +128,12 @@ enum Action {
     BenchPeer(bench::peer::Peer),
 }
 
-/// Runs the command that the process was given.
+/// Runs the command that the process was given, by its arguments or by its name.
 #[must_use]
 pub fn run() -> ExitCode {
+    if Helper::is_called() {
+        return Helper::run();
+    }
     let command = match Command::try_parse() {
         Ok(command) => command,
         Err(error) => {
@@ -136,23 +142,29 @@ pub fn run() -> ExitCode {
             return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
         }
     };
+    start(perform(command)).into()
+}
+
+/// Runs a command to its end.
+fn start(command: impl Future<Output = Outcome>) -> Exit {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("leasehold: cannot start threads: {error}; check the limits of processes and memory");
-            return Exit::Failed.into();
+            return Exit::Failed;
         }
     };
-    let ended = runtime.block_on(perform(command));
+    let ended = runtime.block_on(command);
     // A read of standard input that is still waiting must not keep the process.
     runtime.shutdown_background();
-    exit::report(ended).into()
+    exit::report(ended)
 }
 
 async fn perform(command: Command) -> Outcome {
     let common = command.common;
     match command.action {
         Action::Serve(action) => action.run(&common).await,
+        Action::Mount(action) => action.run(&common).await,
         Action::Put(action) => action.run(&common).await,
         Action::Get(action) => action.run(&common).await,
         Action::Ls(action) => action.run(&common).await,

@@ -7,6 +7,12 @@
 //! backing      what is not about bytes: owners, permissions, times, attributes, straight on the store's files
 //! pages        what the kernel keeps of files, and is told to forget
 //! caller       who asks, and whether he has been interrupted meanwhile
+//!
+//! remote       on the server: the same filesystem for the kernel of another machine, by a stream of FUSE's messages
+//! forward      on that machine: the other end of the stream
+//! device       there: the kernel's end, /dev/fuse, mounted
+//! options      there: how it is mounted
+//! message      what both ends read of the messages
 //! ```
 //!
 //! Bytes go through the engine, so through the same leases, checksums and writeback as everybody's. The kernel keeps pages
@@ -15,21 +21,28 @@
 
 mod backing;
 mod caller;
+pub(crate) mod device;
 mod filesystem;
+pub(crate) mod forward;
+mod message;
 mod nodes;
+pub(crate) mod options;
 mod pages;
+pub(crate) mod remote;
 
-use backing::Backing;
+use caller::Callers;
 use filesystem::Mounted;
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use leasehold_engine::Engine;
+use leasehold_engine::path::StorePath;
 use nodes::Nodes;
 use pages::Pages;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use tokio::runtime::Handle;
 
 /// A mounted store. Dropping it unmounts it.
 pub struct Mount {
@@ -58,7 +71,19 @@ pub enum MountError {
     },
     /// The engine knows one keeper of pages.
     #[error("the store is mounted already, or was; start the server again to mount it elsewhere")]
-    Twice,
+    Again,
+    /// The caller may not.
+    #[error("cannot mount on {}: that takes root; run it with sudo, or put it into /etc/fstab", at.display())]
+    NotRoot {
+        /// Where.
+        at: PathBuf,
+    },
+    /// Two mounts, of which only one could be seen.
+    #[error("a store is mounted on {} already; `umount {}` first, or name another directory", at.display(), at.display())]
+    Twice {
+        /// Where.
+        at: PathBuf,
+    },
     /// The kernel, or fusermount3.
     #[error("cannot mount on {}: {source}; {}", at.display(), remedy(source))]
     Fuse {
@@ -93,7 +118,6 @@ impl Mount {
         if real.starts_with(&store) {
             return Err(MountError::Inside { at: at.to_owned(), store });
         }
-        let backing = Backing::open(&store.join("files")).map_err(place)?;
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::FSName(store.display().to_string()),
@@ -103,11 +127,11 @@ impl Mount {
         if rustix::process::geteuid().is_root() {
             config.acl = SessionACL::All;
         }
-        let (runtime, nodes) = (tokio::runtime::Handle::current(), Arc::new(Mutex::new(Nodes::new())));
-        let pages = Arc::new(Pages::new(nodes.clone(), runtime.clone()));
-        let engine = engine.keep_pages(pages.clone()).ok_or(MountError::Twice)?;
-        let session =
-            Session::new(Mounted::new(engine, backing, nodes, runtime), &real, &config).map_err(fuse)?;
+        let nodes = Nodes::shared(StorePath::ROOT);
+        let pages = Arc::new(Pages::new(nodes.clone(), Handle::current()));
+        let engine = engine.keep_pages(pages.clone()).ok_or(MountError::Again)?;
+        let mounted = Mounted::new(engine, nodes, Callers::Local).map_err(place)?;
+        let session = Session::new(mounted, &real, &config).map_err(fuse)?;
         let _first = pages.notifier.set(session.notifier());
         Ok(Mount { session: session.spawn().map_err(fuse)?, at: real })
     }

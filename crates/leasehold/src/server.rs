@@ -8,6 +8,7 @@
 mod bind;
 mod calls;
 mod metrics;
+mod mounts;
 pub(crate) mod peer;
 pub(crate) mod refusal;
 mod rows;

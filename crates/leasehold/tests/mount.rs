@@ -3,7 +3,7 @@
 mod harness;
 
 use bytes::Bytes;
-use harness::{Process, Store, content, directory, fill, lease, mismatches, pattern};
+use harness::{Process, Store, can_mount, content, directory, fill, lease, mismatches, pattern, wait_for};
 use leasehold::mount::Mount;
 use leasehold::server::settings::Settings;
 use leasehold_client::{Access, LeaseState};
@@ -55,14 +55,6 @@ impl Drop for Mounted {
             mount.unmount().expect("it can be unmounted");
         }
     }
-}
-
-fn can_mount() -> bool {
-    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    if !can {
-        eprintln!("skipped: to mount a store takes /dev/fuse, and root");
-    }
-    can
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -474,12 +466,4 @@ async fn a_server_that_is_killed_leaves_a_mount_that_the_next_one_takes_away() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(server.child.wait().unwrap().success());
     assert!(!is_mounted(), "a server that ends unmounts");
-}
-
-fn wait_for(what: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !what() {
-        assert!(began.elapsed() < Duration::from_secs(30), "it did not come");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -26,6 +26,14 @@ pub(crate) enum Exit {
     Unreachable = 6,
 }
 
+impl Exit {
+    /// The code that a process of ours ended with.
+    pub(crate) fn of(code: i32) -> Exit {
+        let all = [Exit::Ok, Exit::Usage, Exit::NotFound, Exit::Lease, Exit::Checksum, Exit::Unreachable];
+        all.into_iter().find(|exit| *exit as i32 == code).unwrap_or(Exit::Failed)
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
         ExitCode::from(exit as u8)
@@ -46,9 +54,17 @@ impl Failure {
     }
 }
 
+/// The end of a process that we started, which has said itself what was wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("it has said why")]
+pub(crate) struct Told(pub(crate) Exit);
+
 /// Tells people what went wrong, and the shell by which code.
 pub(crate) fn report(ended: Outcome) -> Exit {
     let Err(error) = ended else { return Exit::Ok };
+    if let Some(Told(exit)) = error.downcast_ref() {
+        return *exit;
+    }
     if is_broken_pipe(&error) {
         // Whoever read our output has seen enough: `leasehold ls | head`.
         return Exit::Ok;

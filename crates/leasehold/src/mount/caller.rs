@@ -1,17 +1,60 @@
 //! Who asks, and whether he has been interrupted meanwhile.
 //!
 //! fuser answers the kernel's own word for an interrupt (`FUSE_INTERRUPT`) with ENOSYS, whereupon no signal reaches a caller
-//! before his answer does. But the signal is pending, and can be seen.
+//! before his answer does. But on this machine the signal is pending, and can be seen; and the kernel of another machine is
+//! not asked by fuser, but by the end of ours that is there, which passes its word on.
 
+use super::message::Unique;
+use super::remote::Callers as RemoteCallers;
 use crate::server::peer;
+use fuser::Request;
 use leasehold_core::identity::{Evidence, Identity};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often is looked whether a caller that waits was interrupted.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Where the callers of a mount are.
+pub(super) enum Callers {
+    /// On this machine: the kernel knows them.
+    Local,
+    /// On another, whose word we take for it.
+    Remote(Arc<RemoteCallers>),
+}
+
+impl Callers {
+    pub fn identity(&self, request: &Request) -> Identity {
+        match self {
+            Callers::Local => local(request.pid(), request.uid()),
+            Callers::Remote(callers) => {
+                callers.identity(Unique(request.unique().0), request.pid(), request.uid())
+            }
+        }
+    }
+
+    /// Returns once the caller is interrupted.
+    pub fn interrupted(&self, request: &Request) -> impl Future<Output = ()> + Send + 'static {
+        let pid = request.pid();
+        let told = match self {
+            Callers::Local => None,
+            Callers::Remote(callers) => Some(callers.interrupted(Unique(request.unique().0))),
+        };
+        async move {
+            match told {
+                None => signalled(pid).await,
+                Some(told) => told.notified().await,
+            }
+        }
+    }
+
+    pub fn are_remote(&self) -> bool {
+        matches!(self, Callers::Remote(_))
+    }
+}
+
 /// The process that the kernel names. Of the writeback of a mapping it names none.
-pub(super) fn identity(pid: u32, uid: u32) -> Identity {
+fn local(pid: u32, uid: u32) -> Identity {
     Identity {
         host: peer::this_host(),
         pid,
@@ -26,11 +69,11 @@ pub(super) fn mappers(openers: &[u32], uid: u32) -> Identity {
     let named =
         |&pid: &u32| format!("{}[{pid}]", peer::program_of(pid).unwrap_or_else(|| "unknown".to_owned()));
     let openers = openers.iter().map(named).collect::<Vec<_>>().join(", ");
-    Identity { program: format!("a mapping, by one of {openers}"), ..identity(0, uid) }
+    Identity { program: format!("a mapping, by one of {openers}"), ..local(0, uid) }
 }
 
 /// Returns once a signal waits for the process that it would act on.
-pub(super) async fn interrupted(pid: u32) {
+async fn signalled(pid: u32) {
     if pid == 0 {
         return std::future::pending().await;
     }

@@ -1,7 +1,8 @@
 //! The kernel's requests, each answered by a task of its own.
 
 use super::backing::{Backing, Change, attributes_of, change_of};
-use super::caller::{identity, interrupted, mappers};
+use super::caller::{Callers, mappers};
+use super::message::REMOTE_CALL_BYTES;
 use super::nodes::{Found, Nodes};
 use crate::server::refusal::chain;
 use bytes::Bytes;
@@ -41,6 +42,7 @@ const GENERATION: Generation = Generation(0);
 /// The filesystem, for the kernel's thread.
 pub(super) struct Mounted {
     store: Arc<Store>,
+    callers: Callers,
     runtime: Handle,
 }
 
@@ -65,12 +67,13 @@ struct Listed {
 type Answer<T> = Result<T, Errno>;
 
 impl Mounted {
-    pub fn new(engine: Engine, backing: Backing, nodes: Arc<Mutex<Nodes>>, runtime: Handle) -> Mounted {
-        let listings = Mutex::default();
+    /// Requests are answered by tasks of the runtime that this is called in.
+    pub fn new(engine: Engine, nodes: Arc<Mutex<Nodes>>, callers: Callers) -> io::Result<Mounted> {
+        let backing = Backing::open(&engine.config().directory.join("files"))?;
+        let (keeps_pages, listings) = (AtomicBool::new(false), Mutex::default());
         let (next_handle, names_held) = (AtomicU64::new(1), RwLock::new(()));
-        let keeps_pages = AtomicBool::new(false);
         let store = Store { engine, backing, nodes, keeps_pages, listings, next_handle, names_held };
-        Mounted { store: Arc::new(store), runtime }
+        Ok(Mounted { store: Arc::new(store), callers, runtime: Handle::current() })
     }
 
     /// Has a task answer.
@@ -86,19 +89,19 @@ impl Mounted {
     /// Has a task answer; a signal to the caller ends its wait.
     fn answer_or_interrupt<T, F>(
         &self,
-        pid: u32,
+        request: &Request,
         work: impl FnOnce(Arc<Store>) -> F,
         reply: impl FnOnce(Answer<T>) + Send + 'static,
     ) where
         F: Future<Output = Answer<T>> + Send + 'static,
         T: Send,
     {
-        let work = work(self.store.clone());
+        let (work, interrupted) = (work(self.store.clone()), self.callers.interrupted(request));
         self.runtime.spawn(async move {
             let answer = tokio::select! {
                 biased;
                 answer = work => answer,
-                () = interrupted(pid) => Err(Errno::EINTR),
+                () = interrupted => Err(Errno::EINTR),
             };
             reply(answer);
         });
@@ -516,21 +519,20 @@ fn value(reply: ReplyXattr, size: u32) -> impl FnOnce(Answer<Vec<u8>>) + Send {
     }
 }
 
-fn caller(request: &Request) -> Identity {
-    identity(request.pid(), request.uid())
-}
-
 impl Filesystem for Mounted {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let bytes = if self.callers.are_remote() { REMOTE_CALL_BYTES } else { CALL_BYTES_MAX as u32 };
         // The kernel may take less.
-        let _ = config.set_max_write(CALL_BYTES_MAX as u32);
-        let _ = config.set_max_readahead(CALL_BYTES_MAX as u32);
+        let _ = config.set_max_write(bytes);
+        let _ = config.set_max_readahead(bytes);
         let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
         // Pages that wait to be written back, for a holder, must not keep others from being read.
         let _ = config.set_max_background(BACKGROUND_MAX);
-        let maps = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
-        // Before Linux 6.9, what is written directly may leave an old page to who reads by another descriptor.
-        self.store.keeps_pages.store(maps && config.kernel_abi() >= Version(7, 40), Ordering::Relaxed);
+        if !self.callers.are_remote() {
+            let maps = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
+            // Before Linux 6.9, what is written directly may leave an old page to who reads by another descriptor.
+            self.store.keeps_pages.store(maps && config.kernel_abi() >= Version(7, 40), Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -565,7 +567,7 @@ impl Filesystem for Mounted {
         _: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let breaker = caller(request);
+        let breaker = self.callers.identity(request);
         let (accessed, modified) = (accessed.map(time), modified.map(time));
         let change = Change { mode, owner, group, accessed, modified };
         let work = move |store: Arc<Store>| async move {
@@ -578,7 +580,7 @@ impl Filesystem for Mounted {
             }
             store.attributes_of(node).await
         };
-        self.answer_or_interrupt(request.pid(), work, attributes(reply));
+        self.answer_or_interrupt(request, work, attributes(reply));
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
@@ -602,10 +604,16 @@ impl Filesystem for Mounted {
         device: u32,
         reply: ReplyEntry,
     ) {
+        use rustix::fs::FileType::{BlockDevice, CharacterDevice, RegularFile};
         let (name, who) = (self.store.child(parent, name), (request.uid(), request.gid()));
+        let kind = rustix::fs::FileType::from_raw_mode(mode);
+        if self.callers.are_remote() && matches!(kind, BlockDevice | CharacterDevice) {
+            // It would be a device of this machine.
+            return reply.error(Errno::EPERM);
+        }
         let work = move |store: Arc<Store>| async move {
             let name = name?;
-            if rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::RegularFile {
+            if kind == RegularFile {
                 if store.backing.attributes(&name).is_ok() {
                     return Err(Errno::EEXIST);
                 }
@@ -633,13 +641,13 @@ impl Filesystem for Mounted {
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (name, breaker) = (self.store.child(parent, name), caller(request));
+        let (name, breaker) = (self.store.child(parent, name), self.callers.identity(request));
         let work = move |store: Arc<Store>| async move { store.remove(name?, breaker).await };
-        self.answer_or_interrupt(request.pid(), work, empty(reply));
+        self.answer_or_interrupt(request, work, empty(reply));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (name, breaker) = (self.store.child(parent, name), caller(request));
+        let (name, breaker) = (self.store.child(parent, name), self.callers.identity(request));
         let work = move |store: Arc<Store>| async move { store.remove(name?, breaker).await };
         self.answer(work, empty(reply));
     }
@@ -667,9 +675,9 @@ impl Filesystem for Mounted {
         reply: ReplyEmpty,
     ) {
         let (from, to) = (self.store.child(parent, name), self.store.child(new_parent, new_name));
-        let breaker = caller(request);
+        let breaker = self.callers.identity(request);
         let work = move |store: Arc<Store>| async move { store.rename(from?, to?, flags, breaker).await };
-        self.answer_or_interrupt(request.pid(), work, empty(reply));
+        self.answer_or_interrupt(request, work, empty(reply));
     }
 
     fn link(&self, _: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -765,9 +773,9 @@ impl Filesystem for Mounted {
                 move |store: Arc<Store>| async move { store.write_back(node, offset, data, breaker).await };
             return self.answer(work, written(reply));
         }
-        let breaker = caller(request);
+        let breaker = self.callers.identity(request);
         let work = move |store: Arc<Store>| async move { store.write(node, offset, data, breaker).await };
-        self.answer_or_interrupt(request.pid(), work, written(reply));
+        self.answer_or_interrupt(request, work, written(reply));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -790,7 +798,7 @@ impl Filesystem for Mounted {
 
     fn fsync(&self, request: &Request, node: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let work = move |store: Arc<Store>| async move { store.sync(node, data_only).await };
-        self.answer_or_interrupt(request.pid(), work, empty(reply));
+        self.answer_or_interrupt(request, work, empty(reply));
     }
 
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -911,13 +919,13 @@ impl Filesystem for Mounted {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let breaker = caller(request);
+        let breaker = self.callers.identity(request);
         let work = move |store: Arc<Store>| async move {
             let range = ByteRange::at(offset, length).ok_or(Errno::EFBIG)?;
             let mode = FallocateFlags::from_bits(mode.cast_unsigned()).ok_or(Errno::EOPNOTSUPP)?;
             store.allocate(node, range, mode, breaker).await
         };
-        self.answer_or_interrupt(request.pid(), work, empty(reply));
+        self.answer_or_interrupt(request, work, empty(reply));
     }
 
     fn lseek(&self, _: &Request, node: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -970,7 +978,7 @@ impl Filesystem for Mounted {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let breaker = caller(request);
+        let breaker = self.callers.identity(request);
         let work = move |store: Arc<Store>| async move {
             let _shared = store.names_held.read().await;
             // The answer has 32 bits.
@@ -980,7 +988,7 @@ impl Filesystem for Mounted {
                 store.engine.copy_range(&from, range, &to, offset_out, breaker).await.map_err(refused)?;
             Ok(copied as u32)
         };
-        self.answer_or_interrupt(request.pid(), work, written(reply));
+        self.answer_or_interrupt(request, work, written(reply));
     }
 }
 

@@ -3,7 +3,7 @@
 use leasehold_engine::path::StorePath;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// The root's number.
 pub(super) const ROOT: u64 = 1;
@@ -43,8 +43,13 @@ pub(super) enum Found {
 }
 
 impl Nodes {
-    pub fn new() -> Nodes {
-        let root = Node { names: vec![StorePath::ROOT], lookups: 1, ..Node::default() };
+    /// For the filesystem, and for whoever else asks about its files.
+    pub fn shared(root: StorePath) -> Arc<Mutex<Nodes>> {
+        Arc::new(Mutex::new(Nodes::new(root)))
+    }
+
+    fn new(root: StorePath) -> Nodes {
+        let root = Node { names: vec![root], lookups: 1, ..Node::default() };
         Nodes { nodes: HashMap::from([(ROOT, root)]), by_inode: HashMap::new(), next: ROOT + 1 }
     }
 
@@ -187,7 +192,7 @@ mod tests {
 
     #[test]
     fn hard_links_are_one_file_and_a_rename_takes_along_what_is_below() {
-        let mut nodes = Nodes::new();
+        let mut nodes = Nodes::new(StorePath::ROOT);
         let file = nodes.look_up(50, path("a/b/file"));
         assert_eq!(nodes.look_up(50, path("other")), file);
         nodes.renamed(&path("a"), &path("c"));
@@ -198,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_number_is_never_used_again_and_an_inode_may_be() {
-        let mut nodes = Nodes::new();
+        let mut nodes = Nodes::new(StorePath::ROOT);
         let first = nodes.look_up(50, path("x"));
         nodes.opened(first, 7, 1);
         assert_eq!(nodes.is_open(&path("x")), Some(first));
@@ -214,7 +219,7 @@ mod tests {
 
     #[test]
     fn what_is_renamed_over_has_its_name_no_more() {
-        let mut nodes = Nodes::new();
+        let mut nodes = Nodes::new(StorePath::ROOT);
         let (new, old) = (nodes.look_up(1, path("new")), nodes.look_up(2, path("old")));
         nodes.renamed(&path("new"), &path("old"));
         assert_eq!(name(&nodes, new).as_deref(), Some("/old"));

@@ -1,5 +1,7 @@
 //! The control plane's calls: parse, ask the engine, answer.
 
+use crate::mount::remote::Remote;
+use crate::server::mounts;
 use crate::server::peer;
 use crate::server::refusal::{Refusal, refuse, status};
 use crate::server::rows;
@@ -8,6 +10,7 @@ use crate::server::streams::{self, Events};
 use futures_util::stream::FuturesUnordered;
 use leasehold_client::convert::{self, Malformed};
 use leasehold_client::proto::leasehold_server::Leasehold;
+use leasehold_client::proto::mount_request::What;
 use leasehold_client::{Reason, proto};
 use leasehold_core::ids::{LeaseId, SessionId};
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
@@ -15,7 +18,7 @@ use leasehold_engine::engine::{Engine, ReleaseError, Wanted};
 use leasehold_engine::files;
 use leasehold_engine::path::StorePath;
 use leasehold_engine::scrubber::ScrubOptions;
-use leasehold_engine::storage::NamespaceError;
+use leasehold_engine::storage::{Kind, NamespaceError};
 use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -491,5 +494,26 @@ impl Leasehold for Calls {
         };
         let found = or_refuse(self.engine().scrub(&path, options).await)?;
         answer(Box::pin(streams::scrub(found)))
+    }
+
+    type MountStream = Answers<proto::MountResponse>;
+
+    async fn mount(&self, request: Request<Streaming<proto::MountRequest>>) -> Answer<Self::MountStream> {
+        let (_, extensions, mut requests) = request.into_parts();
+        let missing = || refuse(&Malformed::Missing("header"));
+        let Some(What::Header(header)) = requests.next().await.ok_or_else(missing)??.what else {
+            return Err(missing());
+        };
+        let root = parse_path(&header.path)?;
+        if or_refuse(self.engine().stat(&root).await)?.kind != Kind::Directory {
+            return Err(refuse(&NamespaceError::NotADirectory { path: root }));
+        }
+        let host = peer::host(&extensions, &header.caller.unwrap_or_default());
+        tracing::info!("{host} mounts {root}");
+        let (remote, replies) = Remote::start(self.engine().clone(), root, host).map_err(|error| {
+            tracing::error!("a mount on another machine was refused: {error}");
+            status(super::refusal::system(&error), format!("the server cannot serve a mount: {error}"))
+        })?;
+        answer(Box::pin(mounts::replies(remote, replies, requests, self.0.stopping.clone())))
     }
 }

@@ -23,14 +23,19 @@ pub(crate) fn caller(extensions: &Extensions, claimed: Option<proto::Identity>) 
         };
     }
     let claimed = claimed.unwrap_or_default();
-    let address = || remote(extensions).map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
     Identity {
-        host: shown(&claimed.host).unwrap_or_else(address),
+        host: host(extensions, &claimed),
         pid: claimed.pid,
         uid: claimed.uid,
         program: shown(&claimed.program).unwrap_or_else(|| "unknown".to_owned()),
         evidence: Evidence::Claimed,
     }
+}
+
+/// What the caller's machine is called: as it claims, or its address.
+pub(crate) fn host(extensions: &Extensions, claimed: &proto::Identity) -> String {
+    let address = || remote(extensions).map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
+    shown(&claimed.host).unwrap_or_else(address)
 }
 
 /// Where the caller's data connection will come from: from where its call comes. A caller on a unix socket connects to
@@ -57,7 +62,7 @@ pub(crate) fn program_of(pid: u32) -> Option<String> {
 }
 
 /// A name as it may be shown on a terminal: no control characters, not too long; `None` if nothing is left.
-fn shown(name: &str) -> Option<String> {
+pub(crate) fn shown(name: &str) -> Option<String> {
     let name: String = name.chars().filter(|c| !c.is_control()).take(NAME_CHARACTERS_MAX).collect();
     (!name.is_empty()).then_some(name)
 }

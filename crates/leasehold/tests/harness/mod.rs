@@ -303,3 +303,21 @@ impl Control {
         self.calls.commit(request).await.map(|answer| answer.into_inner().size)
     }
 }
+
+/// If not, with a word about it.
+pub fn can_mount() -> bool {
+    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !can {
+        eprintln!("skipped: to mount a store takes /dev/fuse, and root");
+    }
+    can
+}
+
+/// For what nobody tells us of.
+pub fn wait_for(what: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !what() {
+        assert!(began.elapsed() < Duration::from_secs(30), "it did not come");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
