@@ -191,9 +191,9 @@ impl Core {
         };
         let replaced = self.phase_mut(file, phase).replaces;
         if change != Change::Clone
-            && let Some(blocks) = takes.and_then(whole_blocks)
+            && let Some(takes) = takes
         {
-            self.orphan_pages(file, blocks);
+            self.take_pages(file, takes);
         }
         if let Some(replaced) = replaced {
             self.cut_failed_writes(file, replaced, out);

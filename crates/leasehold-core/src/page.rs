@@ -13,6 +13,7 @@
 //! Sources: mm/gup.c, mm/page-writeback.c and fs/buffer.c of Linux, and the threads.
 
 use crate::breaks::Outcome;
+use crate::commit::whole_blocks;
 use crate::core::Core;
 use crate::frame::Owner;
 use crate::ids::{FileId, FrameId, LeaseId, RequestId, SessionId, WriteId};
@@ -494,12 +495,16 @@ impl Core {
         }
     }
 
-    /// Takes the pages of whole blocks from the file. What is pinned stays with those who pin it.
-    pub(crate) fn orphan_pages(&mut self, file: FileId, blocks: BlockRange) {
-        for frame in self.pages_of(file, blocks) {
+    /// Takes the pages of whole blocks from the file. What is pinned stays with those who pin it. Of a block of which a part
+    /// is taken, the page still has that part: it is brought in anew.
+    pub(crate) fn take_pages(&mut self, file: FileId, range: ByteRange) {
+        let whole = whole_blocks(range);
+        for frame in self.pages_of(file, range.blocks()) {
             let block = self.pages[&frame].block;
-            self.file_mut(file).pages.remove(&block);
-            self.pages.get_mut(&frame).expect("just seen").orphan = true;
+            if whole.is_some_and(|whole| (whole.start()..whole.end()).contains(&block)) {
+                self.file_mut(file).pages.remove(&block);
+                self.pages.get_mut(&frame).expect("just seen").orphan = true;
+            }
             self.drop_page(frame);
         }
     }
