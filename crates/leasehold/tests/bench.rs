@@ -49,9 +49,9 @@ fn every_row_runs_and_is_there_and_nothing_is_left_behind() {
         "mount-durable-write",
         "mount-create",
         "mount-readdir-cold",
+        "mount-readdir-warm",
         "mount-stat-cold",
         "mount-stat-warm",
-        "mount-readdir-warm",
         "mount-rename",
         "mount-unlink",
     ];

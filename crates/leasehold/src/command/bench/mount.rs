@@ -2,7 +2,7 @@
 //! filesystem below both.
 //!
 //! Each step is done in the three places in turn, on files of the same names, before the next step. Cold: with nothing in
-//! the kernel's caches, nor in the server's memory. Warm: right after the same was read.
+//! the kernel's caches, nor in the server's memory. Warm: the same again, before it is done in another place.
 
 use super::figure::{Bar, Found, Row, Spread, Unit};
 use super::process::{Peer, Served, Serving};
@@ -35,12 +35,22 @@ struct Amount {
     files: u64,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// As the step before has left it.
+    Next,
+    /// With nothing cached.
+    Cold,
+    /// Right after the step before, in the same place.
+    Warm,
+}
+
 struct Step {
     name: &'static str,
     what: &'static str,
     unit: Unit,
     bar: Option<f64>,
-    cold: bool,
+    when: When,
     /// Returns what was done, in bytes or in calls.
     work: fn(Amount, &Path) -> io::Result<f64>,
 }
@@ -51,7 +61,7 @@ const STEPS: &[Step] = &[
         what: "mount: sequential write by 1 MiB, with fsync",
         unit: Unit::GibPerSecond,
         bar: Some(0.8),
-        cold: false,
+        when: When::Next,
         work: write,
     },
     Step {
@@ -59,7 +69,7 @@ const STEPS: &[Step] = &[
         what: "mount: sequential read by 1 MiB, cold",
         unit: Unit::GibPerSecond,
         bar: Some(0.8),
-        cold: true,
+        when: When::Cold,
         work: read,
     },
     Step {
@@ -67,7 +77,7 @@ const STEPS: &[Step] = &[
         what: "mount: the same again, warm",
         unit: Unit::GibPerSecond,
         bar: Some(0.8),
-        cold: false,
+        when: When::Warm,
         work: read,
     },
     Step {
@@ -75,7 +85,7 @@ const STEPS: &[Step] = &[
         what: "mount: random read by 4 KiB, cold",
         unit: Unit::PerSecond,
         bar: Some(0.7),
-        cold: true,
+        when: When::Cold,
         work: random_read,
     },
     Step {
@@ -83,7 +93,7 @@ const STEPS: &[Step] = &[
         what: "mount: the same again, warm",
         unit: Unit::PerSecond,
         bar: Some(0.7),
-        cold: false,
+        when: When::Warm,
         work: random_read,
     },
     Step {
@@ -91,7 +101,7 @@ const STEPS: &[Step] = &[
         what: "mount: random write by 4 KiB, with one fsync at the end",
         unit: Unit::PerSecond,
         bar: None,
-        cold: false,
+        when: When::Next,
         work: random_write,
     },
     Step {
@@ -99,7 +109,7 @@ const STEPS: &[Step] = &[
         what: "mount: random write by 4 KiB, each with fdatasync",
         unit: Unit::PerSecond,
         bar: None,
-        cold: false,
+        when: When::Next,
         work: durable_write,
     },
     Step {
@@ -107,7 +117,7 @@ const STEPS: &[Step] = &[
         what: "mount: create small files",
         unit: Unit::PerSecond,
         bar: Some(0.5),
-        cold: false,
+        when: When::Next,
         work: create,
     },
     Step {
@@ -115,7 +125,15 @@ const STEPS: &[Step] = &[
         what: "mount: list them, cold",
         unit: Unit::PerSecond,
         bar: Some(0.5),
-        cold: true,
+        when: When::Cold,
+        work: list,
+    },
+    Step {
+        name: "mount-readdir-warm",
+        what: "mount: list them, warm",
+        unit: Unit::PerSecond,
+        bar: Some(0.5),
+        when: When::Warm,
         work: list,
     },
     Step {
@@ -123,7 +141,7 @@ const STEPS: &[Step] = &[
         what: "mount: stat each, cold",
         unit: Unit::PerSecond,
         bar: Some(0.5),
-        cold: true,
+        when: When::Cold,
         work: stat,
     },
     Step {
@@ -131,23 +149,15 @@ const STEPS: &[Step] = &[
         what: "mount: stat each, warm",
         unit: Unit::PerSecond,
         bar: Some(0.5),
-        cold: false,
+        when: When::Warm,
         work: stat,
-    },
-    Step {
-        name: "mount-readdir-warm",
-        what: "mount: list them, warm",
-        unit: Unit::PerSecond,
-        bar: Some(0.5),
-        cold: false,
-        work: list,
     },
     Step {
         name: "mount-rename",
         what: "mount: rename each",
         unit: Unit::PerSecond,
         bar: Some(0.5),
-        cold: false,
+        when: When::Next,
         work: rename,
     },
     Step {
@@ -155,7 +165,7 @@ const STEPS: &[Step] = &[
         what: "mount: remove each",
         unit: Unit::PerSecond,
         bar: Some(0.5),
-        cold: false,
+        when: When::Next,
         work: unlink,
     },
 ];
@@ -202,17 +212,21 @@ pub(super) async fn against_plain_fuse(context: &Context) -> anyhow::Result<Vec<
     let places = [ours.path(), plain.path(), bare.path()].map(Path::to_owned);
     let mut rates: Vec<Rates> = vec![Vec::new(); STEPS.len()];
     for round in context.rounds() {
-        for (step, rates) in STEPS.iter().zip(&mut rates) {
-            let mut found = [0.0; 3];
-            for (place, rate) in places.iter().zip(&mut found) {
-                if step.cold {
+        let mut found = Vec::with_capacity(STEPS.len());
+        for steps in STEPS.chunk_by(|_, next| next.when == When::Warm) {
+            let mut of_steps = vec![[0.0; 3]; steps.len()];
+            for (which, place) in places.iter().enumerate() {
+                if steps[0].when == When::Cold {
                     forget(&client).await?;
                 }
-                *rate = step.rate(amount, place).await?;
+                for (step, rates) in steps.iter().zip(&mut of_steps) {
+                    rates[which] = step.rate(amount, place).await?;
+                }
             }
-            if round.counts {
-                rates.push(found);
-            }
+            found.extend(of_steps);
+        }
+        if round.counts {
+            rates.iter_mut().zip(found).for_each(|(rates, found)| rates.push(found));
         }
     }
     peer.stop().await?;
