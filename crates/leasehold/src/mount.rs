@@ -4,6 +4,7 @@
 //! ```text
 //! filesystem   the kernel's requests, each answered by a task of its own
 //! nodes        what the kernel calls a file, and which names it has
+//! times        when files were written whose bytes are still in memory
 //! backing      what is not about bytes: owners, permissions, times, attributes, straight on the store's files
 //! caller       who asks, and whether he has been interrupted meanwhile
 //! ```
@@ -15,6 +16,7 @@ mod backing;
 mod caller;
 mod filesystem;
 mod nodes;
+mod times;
 
 use backing::Backing;
 use filesystem::Mounted;

@@ -3,6 +3,7 @@
 use super::backing::{Backing, Change, attributes_of, change_of};
 use super::caller::{identity, interrupted};
 use super::nodes::{Found, Nodes};
+use super::times::Times;
 use crate::server::refusal::chain;
 use bytes::Bytes;
 use fuser::{
@@ -47,6 +48,7 @@ struct Store {
     nodes: Mutex<Nodes>,
     listings: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
     next_handle: AtomicU64,
+    times: Times,
     /// Who writes by a name shares it; who takes a name from an open file has it alone.
     names_held: RwLock<()>,
 }
@@ -63,7 +65,8 @@ impl Mounted {
     pub fn new(engine: Engine, backing: Backing, runtime: Handle) -> Mounted {
         let (nodes, listings) = (Mutex::new(Nodes::new()), Mutex::default());
         let (next_handle, names_held) = (AtomicU64::new(1), RwLock::new(()));
-        let store = Store { engine, backing, nodes, listings, next_handle, names_held };
+        let times = Times::default();
+        let store = Store { engine, backing, nodes, listings, next_handle, times, names_held };
         Mounted { store: Arc::new(store), runtime }
     }
 
@@ -142,14 +145,19 @@ impl Store {
             Found::Name(name) => self.attributes(&name).await?,
             Found::Orphan(file) => attributes_of(&*file).map_err(errno)?,
         };
-        Ok(FileAttr { ino: node, ..attributes })
+        Ok(self.known_as(node.0, attributes))
+    }
+
+    /// What the kernel is told of it, under the number that it has for it.
+    fn known_as(&self, node: u64, attributes: FileAttr) -> FileAttr {
+        FileAttr { ino: INodeNo(node), mtime: self.times.modified(node, attributes.mtime), ..attributes }
     }
 
     /// The kernel learns of a name.
     async fn entry(&self, name: StorePath) -> Answer<FileAttr> {
         let (inode, attributes) = self.attributes(&name).await?;
         let node = self.nodes().look_up(inode, name);
-        Ok(FileAttr { ino: INodeNo(node), ..attributes })
+        Ok(self.known_as(node, attributes))
     }
 
     /// Something was just made: it is its maker's.
@@ -215,6 +223,7 @@ impl Store {
             }
             Found::Orphan(file) => {
                 let write = tokio::task::spawn_blocking(move || file.write_all_at(&data, offset));
+                self.times.written(node.0);
                 write.await.expect("a write does not panic")?;
             }
         }
@@ -242,12 +251,16 @@ impl Store {
     async fn resize(&self, node: INodeNo, size: u64, breaker: Identity) -> Answer<()> {
         let _shared = self.names_held.read().await;
         match self.found(node)? {
-            Found::Name(name) => self.engine.truncate(&name, size, breaker).await.map_err(refused),
-            Found::Orphan(file) => Ok(file.set_len(size)?),
+            Found::Name(name) => {
+                self.engine.truncate(&name, size, breaker).await.map_err(refused)?;
+                self.times.written(node.0);
+            }
+            Found::Orphan(file) => file.set_len(size)?,
         }
     }
 
     async fn allocate(
+        Ok(())
         &self,
         node: INodeNo,
         range: ByteRange,
@@ -284,7 +297,7 @@ impl Store {
     async fn sync(&self, node: INodeNo, data_only: bool) -> Answer<()> {
         match self.found(node)? {
             Found::Name(name) => {
-                self.engine.sync(&name).await.map_err(refused)?;
+                self.flush(node, &name).await?;
                 if data_only { Ok(()) } else { self.backing.sync(&name).map_err(errno) }
             }
             Found::Orphan(file) => Ok(file.sync_all()?),
@@ -294,6 +307,28 @@ impl Store {
     async fn rename(
         &self,
         from: StorePath,
+    /// Returns once what was written is on disk.
+    async fn flush(&self, node: INodeNo, name: &StorePath) -> Answer<()> {
+        let written = self.times.in_memory(node.0);
+        self.engine.sync(name).await.map_err(refused)?;
+        self.times.durable(node.0, written);
+        Ok(())
+    }
+
+    /// Sets what is beside the bytes.
+    async fn change(&self, node: INodeNo, change: &Change) -> Answer<()> {
+        match self.found(node)? {
+            Found::Name(name) => {
+                // Else bytes that come to the disk later would set the time anew.
+                if change.modified.is_some() && self.times.in_memory(node.0).is_some() {
+                    self.flush(node, &name).await?;
+                }
+                self.backing.change(&name, change).map_err(errno)
+            }
+            Found::Orphan(file) => change_of(&file.try_clone()?.into(), change).map_err(errno),
+        }
+    }
+
         to: StorePath,
         flags: RenameFlags,
         breaker: Identity,
@@ -507,6 +542,7 @@ impl Filesystem for Mounted {
 
     fn setattr(
         &self,
+        self.store.forget_if_gone(node);
         request: &Request,
         node: INodeNo,
         mode: Option<u32>,
@@ -530,10 +566,7 @@ impl Filesystem for Mounted {
             if let Some(size) = size {
                 store.resize(node, size, breaker).await?;
             }
-            match store.found(node)? {
-                Found::Name(name) => store.backing.change(&name, &change).map_err(errno)?,
-                Found::Orphan(file) => change_of(&file.try_clone()?.into(), &change).map_err(errno)?,
-            }
+            store.change(node, &change).await?;
             store.attributes_of(node).await
         };
         self.answer_or_interrupt(request.pid(), work, attributes(reply));
@@ -741,6 +774,7 @@ impl Filesystem for Mounted {
         self.answer_or_interrupt(request.pid(), work, empty(reply));
     }
 
+        self.store.forget_if_gone(node);
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let work = move |store: Arc<Store>| async move {
             let listing = store.list(&store.name(node)?).await?;
@@ -909,9 +943,13 @@ impl Filesystem for Mounted {
             let _shared = store.names_held.read().await;
             // The answer has 32 bits.
             let range = ByteRange::at(offset_in, length.min(1 << 30)).ok_or(Errno::EINVAL)?;
-            let (from, to) = (store.name(from)?, store.name(to)?);
-            let copied =
-                store.engine.copy_range(&from, range, &to, offset_out, breaker).await.map_err(refused)?;
+            let (source, target) = (store.name(from)?, store.name(to)?);
+            let copied = store
+                .engine
+                .copy_range(&source, range, &target, offset_out, breaker)
+                .await
+                .map_err(refused)?;
+            store.times.written(to.0);
             Ok(copied as u32)
         };
         self.answer_or_interrupt(request.pid(), work, written(reply));
@@ -927,3 +965,9 @@ impl Store {
         self.listings.lock().expect("no code panics while it holds the listings")
     }
 }
+    fn forget_if_gone(&self, node: INodeNo) {
+        if self.nodes().found(node.0).is_none() {
+            self.times.forget(node.0);
+        }
+    }
+
