@@ -27,9 +27,9 @@ pub enum PathError {
     /// A NUL byte.
     #[error("the path {path:?} has a NUL byte; leave it out")]
     Nul { path: String },
-    /// Longer than any Linux filesystem takes.
+    /// Longer than the kernel takes, or than a filesystem takes a name.
     #[error(
-        "the path {path:?} has a part or a whole that is too long; names end at 255 bytes, paths at 4000"
+        "the path {path:?} has a part or a whole that is too long; names end at 255 bytes, paths at 4095"
     )]
     TooLong { path: String },
     /// The store keeps its own records there.
@@ -68,7 +68,8 @@ impl StorePath {
                 _ => {}
             }
         }
-        if relative.len() > 4000 {
+        // PATH_MAX counts the zero byte at the end.
+        if relative.len() > 4095 {
             return Err(PathError::TooLong { path: path() });
         }
         Ok(StorePath(relative.to_owned()))

@@ -18,7 +18,7 @@ use leasehold_core::output;
 use leasehold_core::range::ByteRange;
 use leasehold_engine::Engine;
 use leasehold_engine::files::{CALL_BYTES_MAX, FileError};
-use leasehold_engine::path::StorePath;
+use leasehold_engine::path::{PathError, StorePath};
 use leasehold_engine::storage::{Kind, NamespaceError};
 use rustix::fs::{FallocateFlags, SeekFrom, Timespec, UTIME_NOW};
 use std::collections::HashMap;
@@ -128,7 +128,10 @@ impl Store {
             return Err(Errno::ENAMETOOLONG);
         }
         // What the store keeps to itself is nobody's.
-        self.name(parent)?.join(text(name)?).map_err(|_| Errno::EINVAL)
+        self.name(parent)?.join(text(name)?).map_err(|error| match error {
+            PathError::TooLong { .. } => Errno::ENAMETOOLONG,
+            _ => Errno::EINVAL,
+        })
     }
 
     /// What is known about a name; its size as the engine has it, durable or not.
