@@ -99,6 +99,15 @@ impl StorePath {
         })
     }
 
+    /// What this path becomes when what is called `from` is called `to`: `None` if it is neither that nor below it, or if it
+    /// becomes too long.
+    #[must_use]
+    pub fn renamed(&self, from: &StorePath, to: &StorePath) -> Option<StorePath> {
+        let rest = self.0.strip_prefix(&from.0)?;
+        let concerned = rest.is_empty() || rest.starts_with('/');
+        concerned.then(|| StorePath::parse(&format!("{}{rest}", to.0)).ok()).flatten()
+    }
+
     /// The entry `name` of this directory.
     ///
     /// # Errors
@@ -126,6 +135,14 @@ impl std::str::FromStr for StorePath {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rename_concerns_what_is_renamed_and_what_is_below_it() {
+        let path = |text| StorePath::parse(text).unwrap();
+        let renamed = |text| path(text).renamed(&path("a/b"), &path("c"));
+        assert_eq!((renamed("a/b"), renamed("a/b/d")), (Some(path("c")), Some(path("c/d"))));
+        assert_eq!((renamed("a"), renamed("a/bc"), renamed("c")), (None, None, None));
+    }
 
     #[test]
     fn a_leading_slash_makes_no_difference() {

@@ -223,10 +223,10 @@ impl Store {
         match self.found(node)? {
             Found::Name(name) => {
                 self.engine.write(&name, offset, data, breaker).await.map_err(refused)?;
+                self.times.written(node.0);
             }
             Found::Orphan(file) => {
                 let write = tokio::task::spawn_blocking(move || file.write_all_at(&data, offset));
-                self.times.written(node.0);
                 write.await.expect("a write does not panic")?;
             }
         }
@@ -260,10 +260,10 @@ impl Store {
             }
             Found::Orphan(file) => file.set_len(size)?,
         }
+        Ok(())
     }
 
     async fn allocate(
-        Ok(())
         &self,
         node: INodeNo,
         range: ByteRange,
@@ -307,9 +307,6 @@ impl Store {
         }
     }
 
-    async fn rename(
-        &self,
-        from: StorePath,
     /// Returns once what was written is on disk.
     async fn flush(&self, node: INodeNo, name: &StorePath) -> Answer<()> {
         let written = self.times.in_memory(node.0);
@@ -332,10 +329,18 @@ impl Store {
         }
     }
 
+    async fn rename(
+        &self,
+        from: StorePath,
         to: StorePath,
         flags: RenameFlags,
         breaker: Identity,
     ) -> Answer<()> {
+        if flags == RenameFlags::RENAME_EXCHANGE {
+            self.engine.exchange(&from, &to).await.map_err(refused)?;
+            self.nodes().exchanged(&from, &to);
+            return Ok(());
+        }
         if !(flags - RenameFlags::RENAME_NOREPLACE).is_empty() {
             return Err(Errno::EINVAL);
         }
@@ -537,6 +542,7 @@ impl Filesystem for Mounted {
 
     fn forget(&self, _: &Request, node: INodeNo, times: u64) {
         self.store.nodes().forget(node.0, times);
+        self.store.forget_if_gone(node);
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -545,7 +551,6 @@ impl Filesystem for Mounted {
 
     fn setattr(
         &self,
-        self.store.forget_if_gone(node);
         request: &Request,
         node: INodeNo,
         mode: Option<u32>,
@@ -769,6 +774,7 @@ impl Filesystem for Mounted {
         reply: ReplyEmpty,
     ) {
         self.store.nodes().closed(node.0);
+        self.store.forget_if_gone(node);
         reply.ok();
     }
 
@@ -777,7 +783,6 @@ impl Filesystem for Mounted {
         self.answer_or_interrupt(request.pid(), work, empty(reply));
     }
 
-        self.store.forget_if_gone(node);
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let work = move |store: Arc<Store>| async move {
             let listing = store.list(&store.name(node)?).await?;
@@ -960,6 +965,12 @@ impl Filesystem for Mounted {
 }
 
 impl Store {
+    fn forget_if_gone(&self, node: INodeNo) {
+        if self.nodes().found(node.0).is_none() {
+            self.times.forget(node.0);
+        }
+    }
+
     fn handle(&self) -> FileHandle {
         FileHandle(self.next_handle.fetch_add(1, Ordering::Relaxed))
     }
@@ -968,9 +979,3 @@ impl Store {
         self.listings.lock().expect("no code panics while it holds the listings")
     }
 }
-    fn forget_if_gone(&self, node: INodeNo) {
-        if self.nodes().found(node.0).is_none() {
-            self.times.forget(node.0);
-        }
-    }
-
