@@ -21,7 +21,7 @@ pub fn installed() -> bool {
     Command::new("sqlite3").arg("--version").output().is_ok()
 }
 
-/// So many kills with each kind of journal; with every fourth, it is the server that is killed first.
+/// So many kills with each kind of journal; with every second, it is the server that is killed first.
 pub fn killed(mut served: Served, kills: u32) -> Result<Served> {
     for journal in JOURNALS {
         let database = served.at().join(format!("{journal}.db"));
@@ -45,7 +45,7 @@ pub fn killed(mut served: Served, kills: u32) -> Result<Served> {
 
 /// Returns the last transaction that was acknowledged before the process was gone.
 fn insert_until_killed(served: &mut Served, database: &Path, committed: u64, kill: u32) -> Result<u64> {
-    let with_the_server = kill.is_multiple_of(4);
+    let with_the_server = kill.is_multiple_of(2);
     let mut sqlite = Command::new("sqlite3");
     sqlite.args(["-batch", "-bail"]).arg(database).stdin(Stdio::piped()).stdout(Stdio::piped());
     if with_the_server {
@@ -70,10 +70,12 @@ fn insert_until_killed(served: &mut Served, database: &Path, committed: u64, kil
     for line in said.by_ref().take(1 + kill as usize % 5) {
         acknowledged = line?.parse().context("SQLite said something else than a number")?;
     }
-    // At any moment of a transaction, a different one each time.
-    thread::sleep(Duration::from_micros(u64::from(kill) * 7919 % 30_000));
     if with_the_server {
+        // At once: what was acknowledged without being on disk would be there a moment later.
         served.kill()?;
+    } else {
+        // At any moment of a transaction, a different one each time.
+        thread::sleep(Duration::from_micros(u64::from(kill) * 7919 % 30_000));
     }
     sqlite.kill()?;
     let status = sqlite.wait()?;
