@@ -4,11 +4,12 @@ use super::tool::{self, wait};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
+use std::fs::OpenOptions;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 /// A server comes, or goes, in this time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -19,6 +20,8 @@ pub struct Served {
     server: Child,
     at: TempDir,
     store: TempDir,
+    /// What it says of itself.
+    log: NamedTempFile,
 }
 
 impl Served {
@@ -26,8 +29,9 @@ impl Served {
     pub fn start(program: &Path, directory: &Path) -> Result<Served> {
         let store = TempDir::with_prefix_in("mounted-store-", directory)?;
         let at = TempDir::with_prefix("leasehold-mount-")?;
-        let server = serve(program, store.path(), at.path())?;
-        let mut served = Served { program: program.to_owned(), server, at, store };
+        let log = NamedTempFile::new()?;
+        let server = serve(program, store.path(), at.path(), &log)?;
+        let mut served = Served { program: program.to_owned(), server, at, store, log };
         served.wait_until_mounted()?;
         Ok(served)
     }
@@ -53,11 +57,11 @@ impl Served {
 
     /// Starts one on the same store, which takes the dead mount away.
     pub fn start_again(&mut self) -> Result<()> {
-        self.server = serve(&self.program, self.store.path(), self.at.path())?;
+        self.server = serve(&self.program, self.store.path(), self.at.path(), &self.log)?;
         self.wait_until_mounted()
     }
 
-    /// All blocks match their checksums; the server ends with success, and the mount with it.
+    /// All blocks match their checksums; the server ends with success, the mount with it, and it had no error to log.
     pub fn end(mut self) -> Result<()> {
         tool::run(self.command(&["scrub"]).arg("/"), PATIENCE)?;
         self.signal(Signal::TERM)?;
@@ -65,6 +69,8 @@ impl Served {
         ensure!(status.success(), "the server ended with {status}");
         let mounts = std::fs::read_to_string("/proc/self/mounts")?;
         ensure!(!mounts.contains(&self.at().display().to_string()), "a server that ends unmounts");
+        let logged = std::fs::read_to_string(&self.log)?;
+        ensure!(logged.is_empty(), "the server logged:\n{logged}");
         Ok(())
     }
 
@@ -78,7 +84,8 @@ impl Served {
         let mut line = String::new();
         BufReader::new(said).read_line(&mut line)?;
         if line.is_empty() {
-            bail!("the server ended before it had mounted its store; it says why above");
+            let logged = std::fs::read_to_string(&self.log)?;
+            bail!("the server ended before it had mounted its store:\n{logged}");
         }
         Ok(())
     }
@@ -97,12 +104,14 @@ impl Drop for Served {
     }
 }
 
-fn serve(program: &Path, store: &Path, at: &Path) -> Result<Child> {
+fn serve(program: &Path, store: &Path, at: &Path, log: &NamedTempFile) -> Result<Child> {
     let mut command = Command::new(program);
     command.args(["serve", "--json", "--log", "error,leasehold::mount::filesystem=warn", "--arena", "64MiB"]);
     for port in ["--listen", "--data", "--metrics"] {
         command.args([port, "127.0.0.1:0"]);
     }
     command.arg("--mount").arg(at).arg(store).stdin(Stdio::null()).stdout(Stdio::piped());
+    // To its end: one that is started again goes on with it.
+    command.stderr(OpenOptions::new().append(true).open(log)?);
     command.spawn().with_context(|| format!("cannot start {}", program.display()))
 }
