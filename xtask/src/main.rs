@@ -1,9 +1,10 @@
 //! The project's own tasks, each one command: `cargo xtask demo`, `test`, `soak`, `bench`.
 //!
-//! Each installs what it needs: Rust components and cargo tools by cargo, tshark by apt where that is possible. Tests
+//! Each installs what it needs: Rust components and cargo tools by cargo, others by apt where that is possible. Tests
 //! that need what a machine lacks say so by name and are skipped.
 #![forbid(unsafe_code)]
 
+mod mount;
 mod step;
 
 use anyhow::{Result, bail};
@@ -15,10 +16,11 @@ The tasks of this project.
 Usage: cargo xtask TASK [ARGUMENTS]
 
   demo    builds Leasehold and runs the main job on a throw-away store (30 s after the build)
-  test    everything that must pass: format, lints, tests, the memory-order model, docs, licences
+  test    everything that must pass: format, lints, tests, the mount under public suites, the memory-order
+          model, docs, licences
   soak    the slow tier: the revocation storm with 100,000 rounds, 100 crashes, power lost at every
           moment of 2000 recordings, 200,000 simulated runs, every design for DMA into files
-          judged, long random tests (an hour or two)
+          judged, long random tests, the mount under public suites for hours (some hours in all)
   bench   the figures, as ratios against baselines measured in the same run
 
 ARGUMENTS are passed on (demo, bench), or name the only parts to run (test, soak).
@@ -49,6 +51,7 @@ const TEST: &[Part] = &[
     ("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()),
     ("no-std", || cargo(&["check", "--package", "leasehold-core", "--lib", "--profile", "release"]).run()),
     ("tests", tests),
+    ("mount", mount::test),
     ("memory-order", memory_order),
     ("docs", || {
         cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"])
@@ -95,6 +98,7 @@ const SOAK: &[Part] = &[
             .env("PROPTEST_CASES", "20000")
             .run()
     }),
+    ("mount", mount::soak),
 ];
 
 /// Runs the parts of a task in order; those that `only` names, or all.

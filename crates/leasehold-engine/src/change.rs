@@ -324,7 +324,7 @@ impl Inner {
         Ok(())
     }
 
-    /// That what is to take the name is an ordinary file, and another one.
+    /// That what is to take the name is no directory, and another file.
     fn check_heir(&self, file: &StoreFile, heir: &StorePath) -> Result<(), ChangeFailed> {
         let moved = |what| ChangeFailed::Moved { path: heir.clone(), what };
         let found = match self.names.open(&self.store, heir, OFlags::PATH | OFlags::NOFOLLOW) {
@@ -332,8 +332,8 @@ impl Inner {
             other => other.map_err(io::Error::from)?,
         };
         let mode = rustix::fs::fstat(&found).map_err(io::Error::from)?.st_mode;
-        if !matches!(FileType::from_raw_mode(mode), FileType::RegularFile | FileType::Symlink) {
-            return Err(moved("is not that of an ordinary file or a symbolic link"));
+        if FileType::from_raw_mode(mode) == FileType::Directory {
+            return Err(moved("is that of a directory"));
         }
         if self.disk.identify(found.as_fd())? == file.identity {
             return Err(moved("stands for the file that is to be removed"));

@@ -106,6 +106,13 @@ pub enum NameChange<'a> {
         /// What it will be called.
         to: &'a str,
     },
+    /// Two names, each of which stands for what the other stood for.
+    Exchange {
+        /// One of them.
+        one: &'a str,
+        /// The other.
+        other: &'a str,
+    },
     /// One more name of a file.
     Link {
         /// One that it has.

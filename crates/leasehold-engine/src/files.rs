@@ -252,10 +252,14 @@ impl Engine {
             other => return Ok(other?),
         }
         // Before any lease on the target is broken for nothing.
-        if !matches!(self.stat(from).await?.kind, Kind::File | Kind::Link) {
+        if self.stat(from).await?.kind == Kind::Directory {
             return Err(NamespaceError::NotAFile { path: from.clone() }.into());
         }
-        match self.last_name(to).await? {
+        let target = match self.stat(to).await?.kind {
+            Kind::Other => None,
+            _ => self.last_name(to).await?,
+        };
+        match target {
             Some(target) => {
                 let detail = Detail::RenameOver { from: from.clone(), to: to.clone() };
                 self.remove(to, target, detail, breaker).await
@@ -265,6 +269,15 @@ impl Engine {
                 self.names(move |storage| storage.rename_over_extra(&from, &to)).await
             }
         }
+    }
+
+    /// Gives each of two names what the other stood for, at one moment. It breaks nothing: leases are on the files.
+    ///
+    /// # Errors
+    /// [`FileError`]; where the filesystem cannot do it, that of `renameat2`.
+    pub async fn exchange(&self, one: &StorePath, other: &StorePath) -> Result<(), FileError> {
+        let (one, other) = (one.clone(), other.clone());
+        self.names(move |storage| storage.exchange(&one, &other)).await
     }
 
     /// The file that goes with this name. `None`: it has others, or the name is a symbolic link; so nothing is broken.

@@ -41,6 +41,7 @@ mod driver;
 pub mod engine;
 pub mod event;
 mod evict;
+mod exchange;
 mod file;
 pub mod files;
 mod identity;

@@ -381,8 +381,11 @@ impl Inner {
 
     pub(crate) fn rename_over_extra(&self, from: &StorePath, to: &StorePath) -> Result<(), NamespaceError> {
         let _names = self.names.hold();
-        self.check_extra_name(to)?;
-        if !matches!(self.stat(from)?.kind, Kind::File | Kind::Link) {
+        // Nobody has leases on what the store does not serve.
+        if self.stat(to)?.kind != Kind::Other {
+            self.check_extra_name(to)?;
+        }
+        if self.stat(from)?.kind == Kind::Directory {
             return Err(NamespaceError::NotAFile { path: from.clone() });
         }
         self.names.rename(&self.store, from, to, true).map_err(refused("rename", from))?;
@@ -392,14 +395,15 @@ impl Inner {
 
     /// The paths of open files that `from` led to now begin with `to`.
     pub(crate) fn moved(&self, from: &StorePath, to: &StorePath) {
+        self.called_anew(|path| path.renamed(from, to));
+    }
+
+    /// The paths of open files are what `anew` says, where it says something.
+    pub(crate) fn called_anew(&self, anew: impl Fn(&StorePath) -> Option<StorePath>) {
         // Not while the files are locked: sums may be locked for as long as a read takes.
         let files: Vec<Arc<StoreFile>> = self.files().by_identity.values().cloned().collect();
         for file in files {
-            let path = file.path();
-            let below = path.as_str().strip_prefix(from.as_str());
-            if let Some(rest) = below.filter(|rest| rest.is_empty() || rest.starts_with('/'))
-                && let Ok(path) = StorePath::parse(&format!("{}{rest}", to.as_str()))
-            {
+            if let Some(path) = anew(&file.path()) {
                 file.set_path(path);
                 // The record's hint at the path is stale: the next record brings a new one.
                 file.sums().marked = 0;

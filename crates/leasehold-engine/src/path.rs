@@ -27,9 +27,9 @@ pub enum PathError {
     /// A NUL byte.
     #[error("the path {path:?} has a NUL byte; leave it out")]
     Nul { path: String },
-    /// Longer than any Linux filesystem takes.
+    /// Longer than the kernel takes, or than a filesystem takes a name.
     #[error(
-        "the path {path:?} has a part or a whole that is too long; names end at 255 bytes, paths at 4000"
+        "the path {path:?} has a part or a whole that is too long; names end at 255 bytes, paths at 4095"
     )]
     TooLong { path: String },
     /// The store keeps its own records there.
@@ -68,7 +68,8 @@ impl StorePath {
                 _ => {}
             }
         }
-        if relative.len() > 4000 {
+        // PATH_MAX counts the zero byte at the end.
+        if relative.len() > 4095 {
             return Err(PathError::TooLong { path: path() });
         }
         Ok(StorePath(relative.to_owned()))
@@ -98,6 +99,15 @@ impl StorePath {
         })
     }
 
+    /// What this path becomes when what is called `from` is called `to`: `None` if it is neither that nor below it, or if it
+    /// becomes too long.
+    #[must_use]
+    pub fn renamed(&self, from: &StorePath, to: &StorePath) -> Option<StorePath> {
+        let rest = self.0.strip_prefix(&from.0)?;
+        let concerned = rest.is_empty() || rest.starts_with('/');
+        concerned.then(|| StorePath::parse(&format!("{}{rest}", to.0)).ok()).flatten()
+    }
+
     /// The entry `name` of this directory.
     ///
     /// # Errors
@@ -125,6 +135,14 @@ impl std::str::FromStr for StorePath {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rename_concerns_what_is_renamed_and_what_is_below_it() {
+        let path = |text| StorePath::parse(text).unwrap();
+        let renamed = |text| path(text).renamed(&path("a/b"), &path("c"));
+        assert_eq!((renamed("a/b"), renamed("a/b/d")), (Some(path("c")), Some(path("c/d"))));
+        assert_eq!((renamed("a"), renamed("a/bc"), renamed("c")), (None, None, None));
+    }
 
     #[test]
     fn a_leading_slash_makes_no_difference() {

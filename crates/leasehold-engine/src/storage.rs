@@ -312,7 +312,18 @@ impl Storage {
         self.inner.rename(from, to)
     }
 
-    /// Gives a file the name of another file that has more names, and so loses none of its leases. Blocks.
+    /// Gives each of two names what the other stood for, files, directories or whatever they are, at one moment: after a power
+    /// loss, too, both have it or neither. No lease is broken. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`NamespaceError`]; that of `renameat2` where the filesystem cannot do it.
+    pub fn exchange(&self, one: &StorePath, other: &StorePath) -> Result<(), NamespaceError> {
+        self.inner.exchange(one, other)
+    }
+
+    /// Gives a file the name of another file that has more names, and so loses none of its leases, or of something that the
+    /// store does not serve. Blocks.
     ///
     /// # Errors
     ///

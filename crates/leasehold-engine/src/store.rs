@@ -359,7 +359,11 @@ fn make_directory(disk: &dyn Disk, path: &Path, name: &str) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    disk.change_name(NameChange::MakeDirectory(name), &mut || fs::create_dir(path))
+    match disk.change_name(NameChange::MakeDirectory(name), &mut || fs::create_dir(path)) {
+        // Somebody was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other,
+    }
 }
 
 /// See [`Store`]. The filesystem is asked: it depends on its kind, its block size and its features.
@@ -377,4 +381,41 @@ fn collapse_unit(disk: &dyn Disk, probe: &Path) -> Result<Option<u64>, OpenError
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::threads::Threads;
+    use std::sync::Barrier;
+    use std::thread;
+
+    /// A checkpoint writes the checksums of several files at a time. Two that were the first ones of their directory both found
+    /// that it was not there, and the second one's checkpoint failed: File exists.
+    #[test]
+    fn sidecars_are_made_at_the_same_time_in_a_directory_that_is_not_there_yet() {
+        const FILES: usize = 4;
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Arc::new(Threads::start(1).unwrap());
+        let store = Store::open(disk, &directory.path().join("store")).unwrap();
+        // By hash, those of one directory; as many as come together by chance.
+        let mut shards: Vec<Vec<Identity>> = vec![Vec::new(); 256];
+        for number in 0..FILES * 256 {
+            let file = File::create(directory.path().join(format!("store/files/{number}"))).unwrap();
+            let identity = Identity::of(&file).unwrap();
+            shards[usize::from(identity.hash() as u8)].push(identity);
+        }
+        for shard in shards {
+            let together = Barrier::new(shard.len());
+            thread::scope(|scope| {
+                for identity in shard {
+                    let (store, together) = (&store, &together);
+                    scope.spawn(move || {
+                        together.wait();
+                        store.create_sidecar(identity).unwrap();
+                    });
+                }
+            });
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! ```text
 //! filesystem   the kernel's requests, each answered by a task of its own
 //! nodes        what the kernel calls a file, and which names it has
+//! times        when files were written whose bytes are still in memory
 //! backing      what is not about bytes: owners, permissions, times, attributes, straight on the store's files
 //! pages        what the kernel keeps of files, and is told to forget
 //! caller       who asks, and whether he has been interrupted meanwhile
@@ -29,6 +30,7 @@ mod nodes;
 pub(crate) mod options;
 mod pages;
 pub(crate) mod remote;
+mod times;
 
 use caller::Callers;
 use filesystem::Mounted;

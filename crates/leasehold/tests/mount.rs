@@ -3,17 +3,20 @@
 mod harness;
 
 use bytes::Bytes;
-use harness::{Process, Store, can_mount, content, directory, fill, lease, mismatches, pattern, wait_for};
+use harness::{
+    Process, Store, can_map, can_mount, content, directory, fill, lease, mismatches, pattern, wait_for,
+};
 use leasehold::mount::Mount;
 use leasehold::server::settings::Settings;
 use leasehold_client::{Access, LeaseState};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
 /// A store that is mounted as long as this lives.
@@ -27,6 +30,10 @@ impl Mounted {
     /// `None`, and a word about it, where nothing can be mounted.
     async fn start() -> Option<Mounted> {
         Mounted::start_with(&harness::settings()).await
+    }
+
+    async fn start_to_map() -> Option<Mounted> {
+        if can_map() { Mounted::start().await } else { None }
     }
 
     async fn start_with(settings: &Settings) -> Option<Mounted> {
@@ -131,7 +138,7 @@ impl Drop for Mapper {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_stored_by_a_mapping_is_flushed_before_a_peer_gets_a_lease_and_seen_by_it() {
-    let Some(mounted) = Mounted::start().await else { return };
+    let Some(mounted) = Mounted::start_to_map().await else { return };
     let session = mounted.store.session().await;
     let mut bytes = pattern(1, 20_000).to_vec();
     fill(&session, "/a", bytes.clone().into()).await;
@@ -153,7 +160,7 @@ async fn what_is_stored_by_a_mapping_is_flushed_before_a_peer_gets_a_lease_and_s
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mapping_sees_what_a_peer_commits_and_is_never_written_over_it() {
-    let Some(mounted) = Mounted::start().await else { return };
+    let Some(mounted) = Mounted::start_to_map().await else { return };
     let session = mounted.store.session().await;
     let (before, after) = (pattern(1, 8192), pattern(2, 4096));
     fill(&session, "/a", before.clone()).await;
@@ -174,7 +181,7 @@ async fn a_mapping_sees_what_a_peer_commits_and_is_never_written_over_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mapping_that_is_written_back_breaks_a_lease_and_its_openers_are_named() {
-    let Some(mounted) = Mounted::start().await else { return };
+    let Some(mounted) = Mounted::start_to_map().await else { return };
     let session = mounted.store.session().await;
     fill(&session, "/a", pattern(1, 8192)).await;
     let mut mapper = Mapper::start(&mounted.path("a"));
@@ -195,7 +202,7 @@ async fn a_mapping_that_is_written_back_breaks_a_lease_and_its_openers_are_named
 /// after a commit was acknowledged sees it, and no page of before is ever written over it.
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_and_mappings_at_work_never_bring_back_what_was_before_a_commit() {
-    let Some(mounted) = Mounted::start().await else { return };
+    let Some(mounted) = Mounted::start_to_map().await else { return };
     let session = mounted.store.session().await;
     fill(&session, "/a", Bytes::from_static(&[0; 4096])).await;
     let program = "\
@@ -289,7 +296,7 @@ async fn what_one_program_changes_another_sees_whose_pages_are_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_peer_cuts_off_does_not_come_back_by_a_mapping() {
-    let Some(mounted) = Mounted::start().await else { return };
+    let Some(mounted) = Mounted::start_to_map().await else { return };
     let client = mounted.store.client().await;
     fill(&mounted.store.session().await, "/a", pattern(1, 12_288)).await;
     let mut mapper = Mapper::start(&mounted.path("a"));
@@ -384,7 +391,7 @@ async fn names_permissions_times_and_attributes_are_kept() {
             std::os::unix::fs::symlink("a", directory.join("link")).unwrap();
             std::os::unix::fs::chown(&a, Some(12), Some(34)).unwrap();
             rustix::fs::setxattr(&a, "user.what", b"value", rustix::fs::XattrFlags::CREATE).unwrap();
-            let time = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 5);
+            let time = UNIX_EPOCH + Duration::new(1_000_000_000, 5);
             File::open(&a).unwrap().set_modified(time).unwrap();
 
             let (one, other) = (fs::metadata(&a).unwrap(), fs::metadata(&b).unwrap());
@@ -402,6 +409,164 @@ async fn names_permissions_times_and_attributes_are_kept() {
             assert_eq!(fs::read(directory.with_file_name("e").join("b")).unwrap(), b"bytes");
             let not_empty = fs::remove_dir(directory.with_file_name("e")).unwrap_err();
             assert_eq!(Errno::from_io_error(&not_empty), Some(Errno::NOTEMPTY));
+        })
+        .await;
+}
+
+/// What `cp -p`, `tar` and `rsync -t` set was lost: the bytes came to the disk after it, and with them a new time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_moves_the_time_at_once_and_a_time_that_was_set_stays() {
+    let Some(mounted) = Mounted::start().await else { return };
+    mounted
+        .does("a", |path| {
+            let mut file = File::create(path).unwrap();
+            let long_ago = UNIX_EPOCH + Duration::new(1_000_000_000, 5);
+            for set_before in [true, false] {
+                if set_before {
+                    file.set_modified(long_ago).unwrap();
+                }
+                let before = SystemTime::now();
+                file.write_all(&[7; 5000]).unwrap();
+                assert!(fs::metadata(path).unwrap().modified().unwrap() >= before, "it was written");
+            }
+            file.set_modified(long_ago).unwrap();
+            assert_eq!(fs::metadata(path).unwrap().modified().unwrap(), long_ago);
+            file.sync_all().unwrap();
+            assert_eq!(
+                fs::metadata(path).unwrap().modified().unwrap(),
+                long_ago,
+                "nothing was written since"
+            );
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_exchanged_and_no_lease_is_broken() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let session = mounted.store.session().await;
+    fill(&session, "/a", pattern(1, 10_000)).await;
+    let held = lease(&session, "/a", 0, 4096).await;
+    mounted
+        .does("", |root| {
+            let (a, d, b) = (root.join("a"), root.join("d"), root.join("d/b"));
+            fs::create_dir(&d).unwrap();
+            fs::write(&b, b"from b").unwrap();
+            let open = File::open(&b).unwrap();
+            exchange(&a, &b).unwrap();
+            assert_eq!(fs::read(&a).unwrap(), b"from b");
+            assert_eq!(fs::metadata(&b).unwrap().len(), 10_000);
+            // A file and a directory: what is in it goes along.
+            exchange(&a, &d).unwrap();
+            assert_eq!(fs::metadata(a.join("b")).unwrap().len(), 10_000);
+            assert_eq!(fs::read(&d).unwrap(), b"from b");
+            assert_eq!(open.metadata().unwrap().ino(), fs::metadata(&d).unwrap().ino());
+            assert_eq!(exchange(&a, &root.join("nothing")), Err(Errno::NOENT));
+            assert_eq!(exchange(&a, &a.join("b")), Err(Errno::INVAL));
+        })
+        .await;
+    assert!(matches!(held.state(), LeaseState::Live), "{:?}", held.state());
+    assert_eq!(content(session.client(), "/a/b").await, pattern(1, 10_000));
+    assert_eq!(mismatches(session.client()).await, 0);
+}
+
+fn exchange(one: &Path, other: &Path) -> rustix::io::Result<()> {
+    rustix::fs::renameat_with(CWD, one, CWD, other, rustix::fs::RenameFlags::EXCHANGE)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rename_over_a_pipe_takes_its_name_and_one_of_a_pipe_breaks_the_leases_of_what_it_is_over() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let session = mounted.store.session().await;
+    fill(&session, "/b", pattern(1, 10_000)).await;
+    let held = lease(&session, "/b", 0, 4096).await;
+    mounted
+        .does("", |root| {
+            let (a, b, pipe) = (root.join("a"), root.join("b"), root.join("pipe"));
+            fs::write(&a, b"from a").unwrap();
+            let make =
+                || rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0);
+            make().unwrap();
+            fs::rename(&a, &pipe).unwrap();
+            assert_eq!(fs::read(&pipe).unwrap(), b"from a");
+            fs::remove_file(&pipe).unwrap();
+            make().unwrap();
+            fs::rename(&pipe, &b).unwrap();
+            assert!(fs::metadata(&b).unwrap().file_type().is_fifo());
+        })
+        .await;
+    assert!(matches!(held.state(), LeaseState::Revoked { .. }), "{:?}", held.state());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_is_as_long_as_the_kernel_has_it_and_no_longer() {
+    let Some(mounted) = Mounted::start().await else { return };
+    mounted
+        .does("", |root| {
+            // Step by step, since whole it is longer than the kernel takes at once. 15 parts of 255 bytes and a slash, and
+            // one of 255: 4095.
+            let part = "d".repeat(255);
+            let mut directory = rustix::fs::open(root, OFlags::PATH, Mode::empty()).unwrap();
+            for _ in 0..15 {
+                rustix::fs::mkdirat(&directory, &part, Mode::from_raw_mode(0o700)).unwrap();
+                directory = rustix::fs::openat(&directory, &part, OFlags::PATH, Mode::empty()).unwrap();
+            }
+            let create = OFlags::CREATE | OFlags::RDWR;
+            let file = rustix::fs::openat(&directory, &part, create, Mode::from_raw_mode(0o600)).unwrap();
+            rustix::io::write(&file, b"far down").unwrap();
+            rustix::fs::fsync(&file).unwrap();
+            let mut found = [0; 16];
+            assert_eq!(rustix::io::pread(&file, &mut found, 0), Ok(8));
+            rustix::fs::unlinkat(&directory, &part, AtFlags::empty()).unwrap();
+            rustix::fs::mkdirat(&directory, &part, Mode::from_raw_mode(0o700)).unwrap();
+            directory = rustix::fs::openat(&directory, &part, OFlags::PATH, Mode::empty()).unwrap();
+            let beyond = rustix::fs::mkdirat(&directory, "d", Mode::from_raw_mode(0o700));
+            assert_eq!(beyond, Err(Errno::NAMETOOLONG));
+        })
+        .await;
+}
+
+/// Locks are the kernel's own affair: of programs on this machine, and nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_keep_out_other_processes_of_this_machine() {
+    let Some(mounted) = Mounted::start().await else { return };
+    mounted
+        .does("a", |path| {
+            let file = File::create(path).unwrap();
+            let is_locked = || {
+                let status = Command::new("flock").arg("--nonblock").arg(path).arg("true").status().unwrap();
+                !status.success()
+            };
+            assert!(!is_locked());
+            file.lock().unwrap();
+            assert!(is_locked(), "flock(2)");
+            file.unlock().unwrap();
+            assert!(!is_locked());
+
+            // Those of fcntl(2) are of a process, so SQLite's shell is the other one.
+            let ask = |order: &str| {
+                let answer = Command::new("sqlite3").arg(path).arg(order).output();
+                answer.map(|answer| answer.status.success())
+            };
+            let Ok(made) = ask("CREATE TABLE t (n)") else {
+                return eprintln!("SKIPPED: locks of fcntl(2): there is no sqlite3");
+            };
+            assert!(made);
+            let holder = Command::new("sqlite3")
+                .args(["-batch", "-bail"])
+                .arg(path)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn();
+            let mut holder = holder.unwrap();
+            let mut orders = holder.stdin.take().unwrap();
+            orders.write_all(b"BEGIN EXCLUSIVE; SELECT 'held';\n\n").unwrap();
+            let mut said = [0; 5];
+            holder.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+            assert!(!ask("INSERT INTO t VALUES (1)").unwrap(), "it is held");
+            drop(orders);
+            assert!(holder.wait().unwrap().success());
+            assert!(ask("INSERT INTO t VALUES (1)").unwrap());
         })
         .await;
 }

@@ -10,8 +10,10 @@ mod get;
 mod growth;
 mod latency;
 mod machine;
+mod mount;
 mod namespaces;
 pub(crate) mod peer;
+mod plain;
 mod plot;
 mod process;
 mod put;
@@ -135,6 +137,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("step", |context| Box::pin(core::step(context))),
     ("metadata", |context| Box::pin(core::metadata(context))),
     ("mtu-1500", |context| Box::pin(namespaces::mtu_1500(context))),
+    ("mount", |context| Box::pin(mount::against_plain_fuse(context))),
 ];
 
 type Grow = for<'a> fn(&'a Context) -> BoxFuture<'a, anyhow::Result<Series>>;

@@ -4,6 +4,7 @@ use super::backing::{Backing, Change, attributes_of, change_of};
 use super::caller::{Callers, mappers};
 use super::message::REMOTE_CALL_BYTES;
 use super::nodes::{Found, Nodes};
+use super::times::Times;
 use crate::server::refusal::chain;
 use bytes::Bytes;
 use fuser::{
@@ -19,7 +20,7 @@ use leasehold_core::range::ByteRange;
 use leasehold_engine::Engine;
 use leasehold_engine::files::{CALL_BYTES_MAX, FileError};
 use leasehold_engine::pages::WriteBackError;
-use leasehold_engine::path::StorePath;
+use leasehold_engine::path::{PathError, StorePath};
 use leasehold_engine::storage::{Kind, NamespaceError};
 use rustix::fs::{FallocateFlags, SeekFrom, Timespec, UTIME_NOW};
 use std::collections::HashMap;
@@ -54,6 +55,7 @@ struct Store {
     keeps_pages: AtomicBool,
     listings: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
     next_handle: AtomicU64,
+    times: Times,
     /// Who writes by a name shares it; who takes a name from an open file has it alone.
     names_held: RwLock<()>,
 }
@@ -72,7 +74,8 @@ impl Mounted {
         let backing = Backing::open(&engine.config().directory.join("files"))?;
         let (keeps_pages, listings) = (AtomicBool::new(false), Mutex::default());
         let (next_handle, names_held) = (AtomicU64::new(1), RwLock::new(()));
-        let store = Store { engine, backing, nodes, keeps_pages, listings, next_handle, names_held };
+        let times = Times::default();
+        let store = Store { engine, backing, nodes, keeps_pages, listings, next_handle, times, names_held };
         Ok(Mounted { store: Arc::new(store), callers, runtime: Handle::current() })
     }
 
@@ -134,7 +137,10 @@ impl Store {
             return Err(Errno::ENAMETOOLONG);
         }
         // What the store keeps to itself is nobody's.
-        self.name(parent)?.join(text(name)?).map_err(|_| Errno::EINVAL)
+        self.name(parent)?.join(text(name)?).map_err(|error| match error {
+            PathError::TooLong { .. } => Errno::ENAMETOOLONG,
+            _ => Errno::EINVAL,
+        })
     }
 
     /// What is known about a name; its size as the engine has it, durable or not.
@@ -151,14 +157,19 @@ impl Store {
             Found::Name(name) => self.attributes(&name).await?,
             Found::Orphan(file) => attributes_of(&*file).map_err(errno)?,
         };
-        Ok(FileAttr { ino: node, ..attributes })
+        Ok(self.known_as(node.0, attributes))
+    }
+
+    /// What the kernel is told of it, under the number that it has for it.
+    fn known_as(&self, node: u64, attributes: FileAttr) -> FileAttr {
+        FileAttr { ino: INodeNo(node), mtime: self.times.modified(node, attributes.mtime), ..attributes }
     }
 
     /// The kernel learns of a name.
     async fn entry(&self, name: StorePath) -> Answer<FileAttr> {
         let (inode, attributes) = self.attributes(&name).await?;
         let node = self.nodes().look_up(inode, name);
-        Ok(FileAttr { ino: INodeNo(node), ..attributes })
+        Ok(self.known_as(node, attributes))
     }
 
     /// Something was just made: it is its maker's.
@@ -221,6 +232,7 @@ impl Store {
         match self.found(node)? {
             Found::Name(name) => {
                 self.engine.write(&name, offset, data, breaker).await.map_err(refused)?;
+                self.times.written(node.0);
             }
             Found::Orphan(file) => {
                 let write = tokio::task::spawn_blocking(move || file.write_all_at(&data, offset));
@@ -248,7 +260,7 @@ impl Store {
             let written =
                 self.engine.write_back(&name, piece.start(), data.slice(within), breaker.clone()).await;
             match written {
-                Ok(()) => {}
+                Ok(()) => self.times.written(node.0),
                 Err(WriteBackError::Overtaken(newer)) => {
                     tracing::debug!(file = %name, range = %newer, "a page was overtaken, and is dropped");
                     let before = ByteRange::new(piece.start(), newer.start().min(piece.end()));
@@ -282,9 +294,13 @@ impl Store {
     async fn resize(&self, node: INodeNo, size: u64, breaker: Identity) -> Answer<()> {
         let _shared = self.names_held.read().await;
         match self.found(node)? {
-            Found::Name(name) => self.engine.truncate(&name, size, breaker).await.map_err(refused),
-            Found::Orphan(file) => Ok(file.set_len(size)?),
+            Found::Name(name) => {
+                self.engine.truncate(&name, size, breaker).await.map_err(refused)?;
+                self.times.written(node.0);
+            }
+            Found::Orphan(file) => file.set_len(size)?,
         }
+        Ok(())
     }
 
     async fn allocate(
@@ -324,10 +340,32 @@ impl Store {
     async fn sync(&self, node: INodeNo, data_only: bool) -> Answer<()> {
         match self.found(node)? {
             Found::Name(name) => {
-                self.engine.sync(&name).await.map_err(refused)?;
+                self.flush(node, &name).await?;
                 if data_only { Ok(()) } else { self.backing.sync(&name).map_err(errno) }
             }
             Found::Orphan(file) => Ok(file.sync_all()?),
+        }
+    }
+
+    /// Returns once what was written is on disk.
+    async fn flush(&self, node: INodeNo, name: &StorePath) -> Answer<()> {
+        let written = self.times.in_memory(node.0);
+        self.engine.sync(name).await.map_err(refused)?;
+        self.times.durable(node.0, written);
+        Ok(())
+    }
+
+    /// Sets what is beside the bytes.
+    async fn change(&self, node: INodeNo, change: &Change) -> Answer<()> {
+        match self.found(node)? {
+            Found::Name(name) => {
+                // Else bytes that come to the disk later would set the time anew.
+                if change.modified.is_some() && self.times.in_memory(node.0).is_some() {
+                    self.flush(node, &name).await?;
+                }
+                self.backing.change(&name, change).map_err(errno)
+            }
+            Found::Orphan(file) => change_of(&file.try_clone()?.into(), change).map_err(errno),
         }
     }
 
@@ -338,6 +376,11 @@ impl Store {
         flags: RenameFlags,
         breaker: Identity,
     ) -> Answer<()> {
+        if flags == RenameFlags::RENAME_EXCHANGE {
+            self.engine.exchange(&from, &to).await.map_err(refused)?;
+            self.nodes().exchanged(&from, &to);
+            return Ok(());
+        }
         if !(flags - RenameFlags::RENAME_NOREPLACE).is_empty() {
             return Err(Errno::EINVAL);
         }
@@ -543,6 +586,7 @@ impl Filesystem for Mounted {
 
     fn forget(&self, _: &Request, node: INodeNo, times: u64) {
         self.store.nodes().forget(node.0, times);
+        self.store.forget_if_gone(node);
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -574,10 +618,7 @@ impl Filesystem for Mounted {
             if let Some(size) = size {
                 store.resize(node, size, breaker).await?;
             }
-            match store.found(node)? {
-                Found::Name(name) => store.backing.change(&name, &change).map_err(errno)?,
-                Found::Orphan(file) => change_of(&file.try_clone()?.into(), &change).map_err(errno)?,
-            }
+            store.change(node, &change).await?;
             store.attributes_of(node).await
         };
         self.answer_or_interrupt(request, work, attributes(reply));
@@ -793,6 +834,7 @@ impl Filesystem for Mounted {
         reply: ReplyEmpty,
     ) {
         self.store.nodes().closed(node.0, handle.0);
+        self.store.forget_if_gone(node);
         reply.ok();
     }
 
@@ -983,9 +1025,13 @@ impl Filesystem for Mounted {
             let _shared = store.names_held.read().await;
             // The answer has 32 bits.
             let range = ByteRange::at(offset_in, length.min(1 << 30)).ok_or(Errno::EINVAL)?;
-            let (from, to) = (store.name(from)?, store.name(to)?);
-            let copied =
-                store.engine.copy_range(&from, range, &to, offset_out, breaker).await.map_err(refused)?;
+            let (source, target) = (store.name(from)?, store.name(to)?);
+            let copied = store
+                .engine
+                .copy_range(&source, range, &target, offset_out, breaker)
+                .await
+                .map_err(refused)?;
+            store.times.written(to.0);
             Ok(copied as u32)
         };
         self.answer_or_interrupt(request, work, written(reply));
@@ -993,6 +1039,12 @@ impl Filesystem for Mounted {
 }
 
 impl Store {
+    fn forget_if_gone(&self, node: INodeNo) {
+        if self.nodes().found(node.0).is_none() {
+            self.times.forget(node.0);
+        }
+    }
+
     /// A descriptor for reading is served from the kernel's pages. One that may write goes to the engine straight: a page that
     /// waits for a holder to be written would be locked meanwhile, and the holder's own commit waits for it to be forgotten.
     fn caching(&self, flags: OpenFlags) -> FopenFlags {

@@ -157,6 +157,15 @@ impl Nodes {
         self.by_inode.retain(|_, id| !nameless(id));
     }
 
+    /// The two, and all that is below them, have exchanged their names.
+    pub fn exchanged(&mut self, one: &StorePath, other: &StorePath) {
+        for name in self.nodes.values_mut().flat_map(|node| &mut node.names) {
+            if let Some(anew) = name.renamed(one, other).or_else(|| name.renamed(other, one)) {
+                *name = anew;
+            }
+        }
+    }
+
     /// `from`, and all that is below it, has another name.
     pub fn renamed(&mut self, from: &StorePath, to: &StorePath) {
         self.displace(to, 0);
@@ -215,6 +224,15 @@ mod tests {
         assert!(nodes.found(first).is_some(), "it is open");
         nodes.closed(first, 7);
         assert!(nodes.found(first).is_none());
+    }
+
+    #[test]
+    fn an_exchange_takes_along_what_is_below_on_both_sides() {
+        let mut nodes = Nodes::new(StorePath::ROOT);
+        let (file, below) = (nodes.look_up(1, path("a")), nodes.look_up(2, path("d/e/b")));
+        nodes.exchanged(&path("a"), &path("d/e"));
+        assert_eq!(name(&nodes, file).as_deref(), Some("/d/e"));
+        assert_eq!(name(&nodes, below).as_deref(), Some("/a/b"));
     }
 
     #[test]

@@ -273,7 +273,7 @@ mod tests {
         let error = StorePath::parse(&format!("/{}", "ü".repeat(100_000))).unwrap_err();
         let status = refuse(&error);
         assert!(status.message().len() < 2000, "{}", status.message().len());
-        assert!(status.message().starts_with("the path \"/ü") && status.message().ends_with("at 4000"));
+        assert!(status.message().starts_with("the path \"/ü") && status.message().ends_with("at 4095"));
     }
 
     #[test]

@@ -313,6 +313,19 @@ pub fn can_mount() -> bool {
     can
 }
 
+/// Shared mappings take Linux 6.9.
+pub fn can_map() -> bool {
+    let kernel = rustix::system::uname();
+    let release = kernel.release().to_str().expect("text");
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let can = (numbers.next(), numbers.next()) >= (Some(6), Some(9));
+    if !can {
+        eprintln!("skipped: to map a file of a mounted store shared takes Linux 6.9; this is {release}");
+    }
+    can
+}
+
 /// For what nobody tells us of.
 pub fn wait_for(what: impl Fn() -> bool) {
     let began = Instant::now();

@@ -60,6 +60,29 @@ fn no_link_leads_out_of_the_store() {
 }
 
 #[test]
+fn an_exchange_leaves_each_file_its_bytes_and_its_checksums() {
+    for (_, directory) in places() {
+        let driver = Driver::open(directory.path());
+        let storage = driver.storage();
+        let (a, b) = (driver.create("a"), driver.create("b"));
+        driver.write(a, 0, b"from a");
+        driver.write(b, 0, b"from b");
+        storage.make_directory(&path("d")).unwrap();
+        storage.exchange(&path("a"), &path("b")).unwrap();
+        storage.exchange(&path("b"), &path("d")).unwrap();
+        assert_eq!((storage.path_of(a), storage.path_of(b)), (Some(path("d")), Some(path("a"))));
+        let refused = storage.exchange(&path("a"), &path("nothing"));
+        assert!(matches!(refused, Err(NamespaceError::NotFound { path }) if path.as_str() == "nothing"));
+        // The record knows the files by what they are.
+        driver.kill();
+        let driver = Driver::open(directory.path());
+        assert_eq!(driver.opened.damage, []);
+        assert_eq!(driver.content(driver.open_file("d")), b"from a");
+        assert_eq!(driver.content(driver.open_file("a")), b"from b");
+    }
+}
+
+#[test]
 fn a_rename_over_a_file_removes_it_and_keeps_the_other() {
     for (_, directory) in places() {
         let driver = Driver::open(directory.path());

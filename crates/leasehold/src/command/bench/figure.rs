@@ -44,6 +44,8 @@ impl Spread {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unit {
     GibPerSecond,
+    /// Calls.
+    PerSecond,
     /// Processor time of the server.
     CpuPerGib,
     Seconds,
@@ -55,6 +57,7 @@ impl Unit {
     fn name(self) -> &'static str {
         match self {
             Unit::GibPerSecond => "GiB/s",
+            Unit::PerSecond => "/s",
             Unit::CpuPerGib => "s/GiB",
             Unit::Seconds => "s",
             Unit::Bytes => "bytes",
@@ -62,8 +65,9 @@ impl Unit {
         }
     }
 
-    fn text(self, value: f64) -> String {
+    pub(super) fn text(self, value: f64) -> String {
         match self {
+            Unit::PerSecond => format!("{value:.0} {}", self.name()),
             Unit::GibPerSecond | Unit::CpuPerGib => format!("{value:.2} {}", self.name()),
             Unit::Seconds if value < 1e-6 => format!("{:.0} ns", value * 1e9),
             Unit::Seconds if value < 1e-5 => format!("{:.2} us", value * 1e6),

@@ -62,6 +62,8 @@ enum Role {
     },
     /// Gives a file, by sendfile, from disk
     Sendfile { address: String, file: PathBuf },
+    /// Mounts a directory at another, by a plain FUSE filesystem
+    Plain { directory: PathBuf, at: PathBuf },
     /// Puts a file of a server, and prints how long that took: a client in a namespace of its own
     Put { server: String, bytes: u64 },
     /// Sends to a peer that takes, and prints how long that took
@@ -80,6 +82,12 @@ impl Peer {
             Role::Send { address, bytes } => {
                 let took = super::tcp::send(&address, bytes, false).await?;
                 Ok(show::line(took)?)
+            }
+            Role::Plain { directory, at } => {
+                let session = super::plain::mount(&directory, &at)?;
+                show::line(at.display())?;
+                std::io::stdin().read_to_end(&mut Vec::new())?;
+                Ok(session.umount_and_join()?)
             }
             role => tokio::task::spawn_blocking(move || serve(&role)).await?,
         }
@@ -141,7 +149,7 @@ fn serve(role: &Role) -> Outcome {
                 std::fs::remove_file(path)?;
                 continue;
             }
-            Role::Put { .. } | Role::Send { .. } => unreachable!("refused above"),
+            Role::Put { .. } | Role::Send { .. } | Role::Plain { .. } => unreachable!("refused above"),
         }
         stream.write_all(&[1])?;
     }

@@ -124,6 +124,7 @@ impl Expected {
                 Meta::Create { path, .. }
                 | Meta::MakeDirectory { path, .. }
                 | Meta::Rename { to: path, .. }
+                | Meta::Exchange { one: path, .. }
                 | Meta::Link { to: path, .. }
                 | Meta::Symlink { path, .. }
                 | Meta::Remove { path },

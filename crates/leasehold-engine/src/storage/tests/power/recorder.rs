@@ -274,6 +274,10 @@ impl Disk for Recorder {
                 let concerns = vec![directory(&state, from), directory(&state, to)];
                 Event::Meta(Meta::Rename { from: from.to_owned(), to: to.to_owned() }, concerns)
             }
+            NameChange::Exchange { one, other } => {
+                let concerns = vec![directory(&state, one), directory(&state, other)];
+                Event::Meta(Meta::Exchange { one: one.to_owned(), other: other.to_owned() }, concerns)
+            }
             NameChange::Link { from, to } => {
                 let concerns = vec![directory(&state, to)];
                 Event::Meta(Meta::Link { from: from.to_owned(), to: to.to_owned() }, concerns)

@@ -28,6 +28,7 @@ pub(crate) enum Meta {
     Create { path: String, inode: InodeId, identity: Identity },
     MakeDirectory { path: String, inode: InodeId },
     Rename { from: String, to: String },
+    Exchange { one: String, other: String },
     Link { from: String, to: String },
     Symlink { path: String, inode: InodeId, target: String },
     Remove { path: String },
@@ -99,6 +100,18 @@ impl Volume {
                     let inode = self.names.remove(&path).expect("listed above");
                     self.names.insert(format!("{to}{}", &path[from.len()..]), inode);
                 }
+            }
+            Meta::Exchange { one, other } => {
+                let below = |path: &str, of: &str| {
+                    path.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                };
+                let anew = |path: String| match path {
+                    path if below(&path, one) => format!("{other}{}", &path[one.len()..]),
+                    path if below(&path, other) => format!("{one}{}", &path[other.len()..]),
+                    path => path,
+                };
+                let names = std::mem::take(&mut self.names);
+                self.names = names.into_iter().map(|(path, inode)| (anew(path), inode)).collect();
             }
             Meta::Link { from, to } => {
                 let inode = self.names[from];

@@ -108,7 +108,7 @@ impl<'a> Workload<'a> {
             return self.create();
         }
         let file = self.random.below(self.files.len() as u64) as usize;
-        match self.random.below(31) {
+        match self.random.below(32) {
             0..13 => self.write(file),
             13..15 => self.truncate(file),
             15..17 => self.punch(file),
@@ -122,6 +122,7 @@ impl<'a> Workload<'a> {
             26 => self.symlink(),
             27 => self.clone_file(file),
             28..30 => self.adopt(file),
+            30 => self.exchange(file),
             _ => self.driver.storage().checkpoint().unwrap(),
         }
     }
@@ -351,6 +352,20 @@ impl<'a> Workload<'a> {
         let names = &mut self.files[file].names;
         names.retain(|name| *name != from);
         names.push(to);
+    }
+
+    /// Two names of files, which may be the same file's.
+    fn exchange(&mut self, file: usize) {
+        let with = self.random.below(self.files.len() as u64) as usize;
+        let (one, other) = (self.a_name(file), self.a_name(with));
+        self.driver.storage().exchange(&path(&one), &path(&other)).unwrap();
+        for name in self.files.iter_mut().flat_map(|file| &mut file.names) {
+            if *name == one {
+                name.clone_from(&other);
+            } else if *name == other {
+                name.clone_from(&one);
+            }
+        }
     }
 
     fn reopen(&mut self, file: usize) {
