@@ -87,8 +87,8 @@ pub fn entries(options: &Options) -> impl Iterator<Item = &'static Entry> {
 }
 
 pub(crate) fn bounds(options: &Options) -> Bounds {
-    let states_max = if options.deep { 4_000_000 } else { 2_000_000 };
-    Bounds { states_max, frontier_bytes_max: 3 << 30, threads: 1, exact: options.exact, ..Bounds::default() }
+    let states_max = if options.deep { 500_000 } else { 2_000_000 };
+    Bounds { states_max, frontier_bytes_max: 2 << 30, threads: 1, exact: options.exact, ..Bounds::default() }
 }
 
 pub(crate) fn bounds_in_words(scenarios: &[Scenario], bounds: &Bounds) -> String {
