@@ -151,6 +151,22 @@ pub enum FileError {
     },
 }
 
+/// A file that stays open, whatever becomes of its names, as long as this lives.
+pub struct OpenFile {
+    pinned: Pinned,
+    /// Its name when it was opened.
+    path: StorePath,
+    inode: u64,
+}
+
+impl OpenFile {
+    /// Its inode on the store's filesystem.
+    #[must_use]
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+}
+
 impl From<Ended> for FileError {
     fn from(_: Ended) -> FileError {
         FileError::Stopping
@@ -166,6 +182,16 @@ impl Engine {
         let (inner, wanted) = (self.0.clone(), path.clone());
         let _pinned = blocking(move || inner.files.pin(&wanted, Opening::Create)).await?;
         self.stat(path).await
+    }
+
+    /// Opens the file, for several reads and writes.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn open(&self, path: &StorePath) -> Result<OpenFile, FileError> {
+        let pinned = self.pin(path).await?;
+        let inode = self.0.storage.inode_of(pinned.file()).unwrap_or(0);
+        Ok(OpenFile { pinned, path: path.clone(), inode })
     }
 
     /// What is known about a name.
@@ -470,6 +496,14 @@ impl Engine {
         self.sync_file(file, &path.unwrap_or(StorePath::ROOT)).await
     }
 
+    /// [`Engine::sync`] of a file that is open.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn sync_open(&self, file: &OpenFile) -> Result<(), FileError> {
+        self.sync_file(file.pinned.file(), &file.path).await
+    }
+
     pub(crate) async fn sync_file(&self, file: FileId, path: &StorePath) -> Result<(), FileError> {
         let Reply::Sync(result) =
             self.begin(|request| Input::Sync { request, file }, Detail::None).await?.reply
@@ -518,11 +552,18 @@ impl Engine {
     /// # Errors
     /// [`FileError`].
     pub async fn read(&self, path: &StorePath, range: ByteRange) -> Result<Bytes, FileError> {
+        self.read_open(&self.open(path).await?, range).await
+    }
+
+    /// [`Engine::read`] of a file that is open.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn read_open(&self, file: &OpenFile, range: ByteRange) -> Result<Bytes, FileError> {
         if range.len() > CALL_BYTES_MAX {
             return Err(FileError::TooLong { length: range.len() });
         }
-        let pinned = self.pin(path).await?;
-        self.read_file(&pinned, path, range).await
+        self.read_file(&file.pinned, &file.path, range).await
     }
 
     /// [`Engine::read`] of a file that is open; `path` is for errors.
@@ -576,12 +617,25 @@ impl Engine {
         data: Bytes,
         breaker: Identity,
     ) -> Result<u64, FileError> {
+        self.write_open(&self.open(path).await?, offset, data, breaker).await
+    }
+
+    /// [`Engine::write`] to a file that is open.
+    ///
+    /// # Errors
+    /// [`FileError`]; the file is as it was.
+    pub async fn write_open(
+        &self,
+        file: &OpenFile,
+        offset: u64,
+        data: Bytes,
+        breaker: Identity,
+    ) -> Result<u64, FileError> {
         if data.len() as u64 > CALL_BYTES_MAX {
             return Err(FileError::TooLong { length: data.len() as u64 });
         }
         let range = self.writable(offset, data.len() as u64)?;
-        let pinned = self.pin(path).await?;
-        self.write_file(&pinned, path, range, data, breaker).await
+        self.write_file(&file.pinned, &file.path, range, data, breaker).await
     }
 
     /// Writes pages back that were read before, and changed: as [`Engine::write`], but not over what is newer than they are.
@@ -591,18 +645,18 @@ impl Engine {
     /// [`WriteBackError`]; the file is as it was.
     pub async fn write_back(
         &self,
-        path: &StorePath,
+        file: &OpenFile,
         offset: u64,
         data: Bytes,
         breaker: Identity,
     ) -> Result<(), WriteBackError> {
         let range = self.writable(offset, data.len() as u64)?;
-        let pinned = self.pin(path).await.map_err(FileError::from)?;
+        let OpenFile { pinned, path, .. } = file;
         let (page, mut overtaken) = WriteBack::new(pinned.file(), range);
         let written = tokio::select! {
             biased;
             Ok(range) = &mut overtaken => return Err(WriteBackError::Overtaken(range)),
-            written = self.fill_file(&pinned, path, range, data, breaker, Some(page)) => written,
+            written = self.fill_file(pinned, path, range, data, breaker, Some(page)) => written,
         };
         match (written, overtaken.try_recv()) {
             (Ok(_), _) => Ok(()),

@@ -379,6 +379,37 @@ async fn what_is_removed_while_it_is_open_lives_until_it_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_descriptor_stays_with_its_file_when_a_peer_renames_it_or_puts_another_in_its_place() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let session = mounted.store.session().await;
+    fill(&session, "/a", pattern(1, 5000)).await;
+    fill(&session, "/b", pattern(2, 5000)).await;
+    let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let file = mounted.does("a", move |path| open(path)).await;
+    session.client().rename("/a", "/c").await.unwrap();
+    session.client().rename("/b", "/a").await.unwrap();
+    let file = mounted.does("a", move |_| {
+        let mut found = vec![0; 5000];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert_eq!(found, pattern(1, 5000));
+        file.write_all_at(b"more", 5000).unwrap();
+        file
+    });
+    let file = file.await;
+    assert_eq!(content(session.client(), "/c").await[5000..], *b"more");
+    assert_eq!(content(session.client(), "/a").await, pattern(2, 5000));
+
+    session.client().rename("/a", "/c").await.unwrap();
+    let refused = mounted.does("c", move |path| {
+        assert_eq!(fs::read(path).unwrap(), pattern(2, 5000));
+        (file.read_at(&mut [0; 10], 0).unwrap_err(), file.write_at(b"lost", 0).unwrap_err())
+    });
+    let (read, write) = refused.await;
+    assert_eq!([&read, &write].map(Errno::from_io_error), [Some(Errno::STALE); 2], "{read}, {write}");
+    assert_eq!(content(session.client(), "/c").await, pattern(2, 5000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn names_permissions_times_and_attributes_are_kept() {
     let Some(mounted) = Mounted::start().await else { return };
     mounted

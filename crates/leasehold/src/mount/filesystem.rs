@@ -18,7 +18,7 @@ use leasehold_core::input::Fault;
 use leasehold_core::output;
 use leasehold_core::range::ByteRange;
 use leasehold_engine::Engine;
-use leasehold_engine::files::{CALL_BYTES_MAX, FileError};
+use leasehold_engine::files::{CALL_BYTES_MAX, FileError, OpenFile};
 use leasehold_engine::pages::WriteBackError;
 use leasehold_engine::path::{PathError, StorePath};
 use leasehold_engine::storage::{Kind, NamespaceError};
@@ -64,6 +64,13 @@ struct Listed {
     name: String,
     kind: FileType,
     inode: u64,
+}
+
+/// The bytes of a file.
+enum Content {
+    File(Arc<OpenFile>),
+    /// It has no name any more.
+    Orphan(Arc<std::fs::File>),
 }
 
 type Answer<T> = Result<T, Errno>;
@@ -141,6 +148,27 @@ impl Store {
             PathError::TooLong { .. } => Errno::ENAMETOOLONG,
             _ => Errno::EINVAL,
         })
+    }
+
+    /// Where its bytes are. What is open is the file that was opened, whatever its name stands for by now.
+    async fn content(&self, node: INodeNo) -> Answer<Content> {
+        let (found, open) = {
+            let nodes = self.nodes();
+            (nodes.found(node.0), nodes.file(node.0))
+        };
+        match (found, open) {
+            (Some(Found::Orphan(file)), _) => Ok(Content::Orphan(file)),
+            (_, Some(file)) => Ok(Content::File(file)),
+            (Some(Found::Name(name)), None) => Ok(Content::File(Arc::new(self.open(node, &name).await?))),
+            (None, None) => Err(Errno::ESTALE),
+        }
+    }
+
+    /// Opens what the kernel means, or nothing, if another has its name by now.
+    async fn open(&self, node: INodeNo, name: &StorePath) -> Answer<OpenFile> {
+        let file = self.engine.open(name).await.map_err(refused)?;
+        let is_it = self.nodes().inode(node.0) == Some(file.inode());
+        if is_it { Ok(file) } else { Err(Errno::ESTALE) }
     }
 
     /// What is known about a name; its size as the engine has it, durable or not.
@@ -229,12 +257,12 @@ impl Store {
     async fn write(&self, node: INodeNo, offset: u64, data: Bytes, breaker: Identity) -> Answer<u32> {
         let length = data.len() as u32;
         let _shared = self.names_held.read().await;
-        match self.found(node)? {
-            Found::Name(name) => {
-                self.engine.write(&name, offset, data, breaker).await.map_err(refused)?;
+        match self.content(node).await? {
+            Content::File(file) => {
+                self.engine.write_open(&file, offset, data, breaker).await.map_err(refused)?;
                 self.times.written(node.0);
             }
-            Found::Orphan(file) => {
+            Content::Orphan(file) => {
                 let write = tokio::task::spawn_blocking(move || file.write_all_at(&data, offset));
                 write.await.expect("a write does not panic")?;
             }
@@ -246,9 +274,9 @@ impl Store {
     async fn write_back(&self, node: INodeNo, offset: u64, data: Bytes, breaker: Identity) -> Answer<u32> {
         let length = data.len() as u32;
         let _shared = self.names_held.read().await;
-        let name = match self.found(node)? {
-            Found::Name(name) => name,
-            Found::Orphan(file) => {
+        let file = match self.content(node).await? {
+            Content::File(file) => file,
+            Content::Orphan(file) => {
                 let write = tokio::task::spawn_blocking(move || file.write_all_at(&data, offset));
                 write.await.expect("a write does not panic")?;
                 return Ok(length);
@@ -258,11 +286,11 @@ impl Store {
         while let Some(piece) = left.pop() {
             let within = (piece.start() - offset) as usize..(piece.end() - offset) as usize;
             let written =
-                self.engine.write_back(&name, piece.start(), data.slice(within), breaker.clone()).await;
+                self.engine.write_back(&file, piece.start(), data.slice(within), breaker.clone()).await;
             match written {
                 Ok(()) => self.times.written(node.0),
                 Err(WriteBackError::Overtaken(newer)) => {
-                    tracing::debug!(file = %name, range = %newer, "a page was overtaken, and is dropped");
+                    tracing::debug!(node = node.0, range = %newer, "a page was overtaken, and is dropped");
                     let before = ByteRange::new(piece.start(), newer.start().min(piece.end()));
                     let after = ByteRange::new(newer.end().max(piece.start()), piece.end());
                     left.extend(before.into_iter().chain(after));
@@ -274,12 +302,12 @@ impl Store {
     }
 
     async fn read(&self, node: INodeNo, offset: u64, length: u32) -> Answer<Bytes> {
-        match self.found(node)? {
-            Found::Name(name) => {
+        match self.content(node).await? {
+            Content::File(file) => {
                 let Some(range) = ByteRange::at(offset, length.into()) else { return Ok(Bytes::new()) };
-                self.engine.read(&name, range).await.map_err(refused)
+                self.engine.read_open(&file, range).await.map_err(refused)
             }
-            Found::Orphan(file) => {
+            Content::Orphan(file) => {
                 let read = tokio::task::spawn_blocking(move || {
                     let mut buffer = vec![0; length as usize];
                     let read = file.read_at(&mut buffer, offset)?;
@@ -350,7 +378,11 @@ impl Store {
     /// Returns once what was written is on disk.
     async fn flush(&self, node: INodeNo, name: &StorePath) -> Answer<()> {
         let written = self.times.in_memory(node.0);
-        self.engine.sync(name).await.map_err(refused)?;
+        let open = self.nodes().file(node.0);
+        match open {
+            Some(file) => self.engine.sync_open(&file).await.map_err(refused)?,
+            None => self.engine.sync(name).await.map_err(refused)?,
+        }
         self.times.durable(node.0, written);
         Ok(())
     }
@@ -737,9 +769,20 @@ impl Filesystem for Mounted {
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let handle = self.store.handle();
-        self.store.nodes().opened(node.0, handle.0, request.pid());
-        reply.opened(handle, self.store.caching(flags));
+        let pid = request.pid();
+        let work = move |store: Arc<Store>| async move {
+            let file = match store.content(node).await? {
+                Content::File(file) => Some(file),
+                Content::Orphan(_) => None,
+            };
+            let handle = store.handle();
+            store.nodes().opened(node.0, handle.0, pid, file);
+            Ok((handle, store.caching(flags)))
+        };
+        self.answer(work, |answer| match answer {
+            Ok((handle, caching)) => reply.opened(handle, caching),
+            Err(error) => reply.error(error),
+        });
     }
 
     fn create(
@@ -765,8 +808,9 @@ impl Filesystem for Mounted {
                 return Err(Errno::EEXIST);
             }
             let attributes = store.entry(name).await?;
-            let handle = store.handle();
-            store.nodes().opened(attributes.ino.0, handle.0, pid);
+            let (file, handle) = (store.content(attributes.ino).await?, store.handle());
+            let Content::File(file) = file else { return Err(Errno::ESTALE) };
+            store.nodes().opened(attributes.ino.0, handle.0, pid, Some(file));
             Ok((attributes, handle, store.caching(OpenFlags(flags))))
         };
         self.answer(work, |answer| match answer {

@@ -1,5 +1,6 @@
 //! What the kernel calls a file or directory (a number), which names that has, and who has it open.
 
+use leasehold_engine::files::OpenFile;
 use leasehold_engine::path::StorePath;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -23,6 +24,8 @@ struct Node {
     names: Vec<StorePath>,
     lookups: u64,
     openers: Vec<Opener>,
+    /// As long as somebody has it open, and it has a name.
+    file: Option<Arc<OpenFile>>,
     /// The kernel may have pages of it.
     pages: bool,
     orphan: Option<Arc<File>>,
@@ -103,16 +106,30 @@ impl Nodes {
         }
     }
 
-    pub fn opened(&mut self, id: u64, handle: u64, pid: u32) {
+    pub fn opened(&mut self, id: u64, handle: u64, pid: u32, file: Option<Arc<OpenFile>>) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.openers.push(Opener { handle, pid });
             node.pages = true;
+            node.file = file;
         }
+    }
+
+    /// The file, if somebody has it open.
+    pub fn file(&self, id: u64) -> Option<Arc<OpenFile>> {
+        self.nodes.get(&id)?.file.clone()
+    }
+
+    /// Its inode in the store.
+    pub fn inode(&self, id: u64) -> Option<u64> {
+        Some(self.nodes.get(&id)?.inode)
     }
 
     pub fn closed(&mut self, id: u64, handle: u64) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.openers.retain(|opener| opener.handle != handle);
+            if node.openers.is_empty() {
+                node.file = None;
+            }
         }
         self.drop_unused(id);
     }
@@ -146,7 +163,7 @@ impl Nodes {
     /// It has lost its last name, and is open.
     pub fn orphaned(&mut self, id: u64, file: File) {
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.orphan = Some(Arc::new(file));
+            (node.orphan, node.file) = (Some(Arc::new(file)), None);
         }
     }
 
@@ -214,7 +231,7 @@ mod tests {
     fn a_number_is_never_used_again_and_an_inode_may_be() {
         let mut nodes = Nodes::new(StorePath::ROOT);
         let first = nodes.look_up(50, path("x"));
-        nodes.opened(first, 7, 1);
+        nodes.opened(first, 7, 1, None);
         assert_eq!(nodes.is_open(&path("x")), Some(first));
         nodes.orphaned(first, tempfile::tempfile().unwrap());
         nodes.unlinked(&path("x"));
