@@ -232,10 +232,13 @@ impl Core {
 
     /// The lease has pages: they are brought in if they are not there, once what would not have them stored into is over.
     pub(crate) fn pin_pages(&mut self, id: LeaseId, out: &mut Vec<Output>) {
-        let mut ready = true;
+        let (mut ready, scheme, lease) = (true, self.config.scheme, &self.leases[id]);
+        // The entry in its place stands there before the device has the page.
+        let hides = scheme.dirty.under_io && lease.access.writes() && lease.session != SessionId::LOCAL;
         for frame in self.frames_of(id) {
             let page = self.pages.get_mut(&frame).expect("a lease has pages");
             page.pins.insert(id);
+            page.held |= hides && scheme.writeback == Rule::Skip;
             ready &= page.loaded;
         }
         if ready && (self.config.scheme.writeback == Rule::AsIs || self.config.host.backing == Backing::Dax) {
