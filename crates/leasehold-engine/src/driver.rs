@@ -12,7 +12,7 @@ use crate::break_log::BreakLogger;
 use crate::event::Event;
 use crate::metrics::Counters;
 use crate::operation::Operations;
-use crate::pages::{Keeper, WriteBack, renewed};
+use crate::pages::{Keeper, Renewed, WriteBack, renewed};
 use crate::session::{InFlight, Session, Sessions};
 use crate::storage::{Detail, Storage};
 use crate::sync::mpsc::{self, RecvTimeoutError};
@@ -22,7 +22,7 @@ use leasehold_core::Core;
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
 use leasehold_core::input::Input;
 use leasehold_core::output::{Output, Reply};
-use leasehold_core::range::{ByteRange, Run};
+use leasehold_core::range::Run;
 use leasehold_fabric::Endpoint;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -223,13 +223,12 @@ struct Pending {
     summed: Option<LeaseId>,
     by: Handle,
     /// What it makes new, if pages are kept that would be old then.
-    renews: Option<(FileId, ByteRange)>,
+    renews: Option<Renewed>,
 }
 
 /// A request that has succeeded, and is answered once no page is left that it has made old.
 struct Forgetting {
-    file: FileId,
-    range: ByteRange,
+    renewed: Renewed,
     asker: Asker,
     reply: Reply,
 }
@@ -318,7 +317,9 @@ impl State {
                 let renews = self.renews(&input, by);
                 let mut pending = Pending { asker, detail, since: sync::now(), summed, by, renews };
                 if let Asker::Write { page: Some(page), .. } = &mut pending.asker {
-                    self.forgetting.values().for_each(|newer| page.overtake(newer.file, newer.range));
+                    self.forgetting
+                        .values()
+                        .for_each(|newer| page.overtake(newer.renewed.file, newer.renewed.range));
                 }
                 self.replies.insert(id, pending);
                 self.step(input);
@@ -367,7 +368,7 @@ impl State {
     }
 
     /// What the request makes new and somebody keeps pages of, who does not know of it.
-    fn renews(&self, input: &Input, by: Handle) -> Option<(FileId, ByteRange)> {
+    fn renews(&self, input: &Input, by: Handle) -> Option<Renewed> {
         let has_news = self.parts.keeper.get().is_some() && by == Handle::Common;
         has_news.then(|| renewed(&self.parts.core, input)).flatten()
     }

@@ -25,6 +25,9 @@ pub trait Keeper: Send + Sync {
     /// Writes back what it has changed of the range, forgets it, the file's size too, and runs `then`. Called on the core's
     /// thread: does not wait.
     fn forget(&self, inode: u64, range: ByteRange, then: Box<dyn FnOnce() + Send>);
+
+    /// The file has no name any more: its inode may be another's soon. Called on the core's thread, after [`Keeper::forget`].
+    fn removed(&self, inode: u64);
 }
 
 /// Why a page was not written back.
@@ -67,16 +70,28 @@ impl WriteBack {
     }
 }
 
-/// Bytes that a request makes new, if it succeeds.
-pub(crate) fn renewed(core: &Core, input: &Input) -> Option<(FileId, ByteRange)> {
+/// What a request makes new, if it succeeds.
+#[derive(Clone, Copy)]
+pub(crate) struct Renewed {
+    pub(crate) file: FileId,
+    pub(crate) range: ByteRange,
+    /// There is no such file any more.
+    pub(crate) is_removed: bool,
+}
+
+pub(crate) fn renewed(core: &Core, input: &Input) -> Option<Renewed> {
+    let bytes = |file, range| Renewed { file, range, is_removed: false };
     match *input {
-        Input::Commit { lease, .. } => core.lease(lease).map(|lease| (lease.file, lease.range)),
-        Input::Capture { lease, range, .. } => core.lease(lease).map(|lease| (lease.file, range)),
+        Input::Commit { lease, .. } => core.lease(lease).map(|lease| bytes(lease.file, lease.range)),
+        Input::Capture { lease, range, .. } => core.lease(lease).map(|lease| bytes(lease.file, range)),
         Input::Change { file, change, .. } => match change {
-            Change::Truncate { size } => Some((file, ByteRange::from(size))),
-            Change::Punch { range } | Change::Zero { range } | Change::Adopt { range } => Some((file, range)),
-            Change::Collapse { range } => Some((file, ByteRange::from(range.start()))),
-            Change::Clone | Change::Remove => None,
+            Change::Truncate { size } => Some(bytes(file, ByteRange::from(size))),
+            Change::Punch { range } | Change::Zero { range } | Change::Adopt { range } => {
+                Some(bytes(file, range))
+            }
+            Change::Collapse { range } => Some(bytes(file, ByteRange::from(range.start()))),
+            Change::Remove => Some(Renewed { file, range: ByteRange::ALL, is_removed: true }),
+            Change::Clone => None,
         },
         _ => None,
     }

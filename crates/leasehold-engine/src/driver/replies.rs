@@ -1,7 +1,7 @@
 //! `Output::Reply`: who asked hears, by a call or on the data stream.
 
 use super::{Answer, Asker, Forgetting, Granted, Handle, Pending, State, Work};
-use crate::pages::{WriteBack, succeeded};
+use crate::pages::{Renewed, WriteBack, succeeded};
 use crate::session::{send_captured, send_committed};
 use crate::storage::Detail;
 use crate::sync;
@@ -28,29 +28,32 @@ impl State {
             };
         }
         match pending.renews.filter(|_| succeeded(&reply)) {
-            Some((file, range)) => {
-                self.forget(request, Forgetting { file, range, asker: pending.asker, reply })
-            }
+            Some(renewed) => self.forget(request, Forgetting { renewed, asker: pending.asker, reply }),
             None => self.answer(request, pending.asker, reply, granted),
         }
     }
 
     /// Answers once no page is left of what is new now. Until then none is written back over it.
     fn forget(&mut self, request: RequestId, forgetting: Forgetting) {
-        let Forgetting { file, range, .. } = forgetting;
-        let inode = self.parts.storage.inode_of(file);
-        let keeper = self.parts.keeper.get().zip(inode).filter(|(keeper, inode)| keeper.keeps(*inode));
-        let Some((keeper, inode)) = keeper else {
+        let Renewed { file, range, is_removed } = forgetting.renewed;
+        let Some((keeper, inode)) = self.parts.keeper.get().zip(self.parts.storage.inode_of(file)) else {
             return self.answer(request, forgetting.asker, forgetting.reply, Vec::new());
         };
-        for pending in self.replies.values_mut() {
-            if let Asker::Write { page: Some(page), .. } = &mut pending.asker {
-                page.overtake(file, range);
+        if keeper.keeps(inode) {
+            for pending in self.replies.values_mut() {
+                if let Asker::Write { page: Some(page), .. } = &mut pending.asker {
+                    page.overtake(file, range);
+                }
             }
+            self.forgetting.insert(request, forgetting);
+            let driver = self.driver.clone();
+            keeper.forget(inode, range, Box::new(move || driver.send(Work::Forgotten(request))));
+        } else {
+            self.answer(request, forgetting.asker, forgetting.reply, Vec::new());
         }
-        self.forgetting.insert(request, forgetting);
-        let driver = self.driver.clone();
-        keeper.forget(inode, range, Box::new(move || driver.send(Work::Forgotten(request))));
+        if is_removed {
+            self.parts.keeper.get().inspect(|keeper| keeper.removed(inode));
+        }
     }
 
     pub(super) fn answer(&mut self, request: RequestId, asker: Asker, reply: Reply, granted: Vec<Granted>) {

@@ -154,6 +154,11 @@ impl Nodes {
         Some((id, !node.pages))
     }
 
+    /// Others have removed it: its inode may be another's soon.
+    pub fn removed(&mut self, inode: u64) {
+        self.by_inode.remove(&inode);
+    }
+
     /// The number of what has this name, if somebody has it open.
     pub fn is_open(&self, name: &StorePath) -> Option<u64> {
         let mut nodes = self.nodes.iter();
@@ -250,6 +255,21 @@ mod tests {
         nodes.exchanged(&path("a"), &path("d/e"));
         assert_eq!(name(&nodes, file).as_deref(), Some("/d/e"));
         assert_eq!(name(&nodes, below).as_deref(), Some("/a/b"));
+    }
+
+    #[test]
+    fn an_inode_that_others_removed_is_another_file_when_it_comes_again() {
+        let mut nodes = Nodes::new(StorePath::ROOT);
+        let first = nodes.look_up(50, path("x"));
+        nodes.opened(first, 7, 1, None);
+        assert!(nodes.has_pages(50));
+        nodes.removed(50);
+        assert!(!nodes.has_pages(50));
+        assert_ne!(nodes.look_up(50, path("x")), first);
+        nodes.forget(first, 1);
+        nodes.closed(first, 7);
+        assert!(name(&nodes, first).is_none());
+        assert_eq!(nodes.look_up(50, path("x")), first + 1);
     }
 
     #[test]

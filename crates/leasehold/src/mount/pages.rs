@@ -41,6 +41,10 @@ impl Keeper for Pages {
             then();
         });
     }
+
+    fn removed(&self, inode: u64) {
+        self.nodes().removed(inode);
+    }
 }
 
 fn forget(notifier: &Notifier, node: u64, range: ByteRange) {
