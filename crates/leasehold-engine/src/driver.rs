@@ -222,6 +222,8 @@ struct Pending {
     /// The lease whose CRC this commit brought.
     summed: Option<LeaseId>,
     by: Handle,
+    /// It goes on, whoever asked.
+    begun: bool,
     /// What it makes new, if pages are kept that would be old then.
     renews: Option<Renewed>,
 }
@@ -291,6 +293,10 @@ impl State {
                 self.step(input);
             }
             Work::Cancel(request) => {
+                if self.replies.get(&request).is_some_and(|pending| pending.begun && pending.renews.is_some())
+                {
+                    return; // it goes on, and old pages are to be forgotten when it is done
+                }
                 self.step(Input::Cancel { request });
                 // What has taken effect already goes on, and is replied to nobody.
                 let summed = self.replies.remove(&request).and_then(|pending| pending.summed);
@@ -315,7 +321,8 @@ impl State {
                 self.operations.note(&input, &detail);
                 let summed = self.keep_crc(&input, &detail);
                 let renews = self.renews(&input, by);
-                let mut pending = Pending { asker, detail, since: sync::now(), summed, by, renews };
+                let begun = matches!(input, Input::Commit { .. });
+                let mut pending = Pending { asker, detail, since: sync::now(), summed, by, begun, renews };
                 if let Asker::Write { page: Some(page), .. } = &mut pending.asker {
                     self.forgetting
                         .values()
@@ -457,8 +464,10 @@ impl State {
             }
             Output::Perform { request, .. } => {
                 let pending = self.replies.get_mut(&request);
-                let detail = pending
-                    .map_or(Detail::None, |pending| std::mem::replace(&mut pending.detail, Detail::None));
+                let detail = pending.map_or(Detail::None, |pending| {
+                    pending.begun = true;
+                    std::mem::replace(&mut pending.detail, Detail::None)
+                });
                 self.parts.storage.perform(output, detail);
             }
             Output::Load { .. }

@@ -9,6 +9,8 @@ use harness::{
 use leasehold::mount::Mount;
 use leasehold::server::settings::Settings;
 use leasehold_client::{Access, LeaseState};
+use leasehold_core::identity::{Evidence, Identity};
+use leasehold_engine::path::StorePath;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
@@ -257,6 +259,35 @@ for thread in threads: thread.join()
     drop(programs.stdin.take());
     assert!(tokio::task::block_in_place(|| programs.wait().unwrap()).success(), "no msync may fail");
     assert_eq!(mismatches(session.client()).await, 0);
+}
+
+/// A change that has begun goes on without whoever asked for it, and no old page outlives it either.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_change_took_whose_caller_has_gone_is_not_read_from_an_old_page() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let session = mounted.store.session().await;
+    let engine = mounted.store.server.engine().clone();
+    let (name, bytes) = (StorePath::parse("a").unwrap(), pattern(1, 10_000));
+    let reader = Identity {
+        host: "here".to_owned(),
+        pid: 1,
+        uid: 0,
+        program: "test".to_owned(),
+        evidence: Evidence::Claimed,
+    };
+    let mut punched = 0;
+    for after_us in (0..100).map(|step| step * 20) {
+        fill(&session, "/a", bytes.clone()).await;
+        assert_eq!(mounted.does("a", |path| fs::read(path).unwrap()).await, bytes);
+        let punch = engine.punch(&name, harness::range(0, 8192), reader.clone());
+        let gone = tokio::time::timeout(Duration::from_micros(after_us), punch).await.is_err();
+        let found = content(session.client(), "/a").await;
+        punched += usize::from(gone && found[0..8192] == [0; 8192]);
+        let path = mounted.path("a");
+        let same = move || wait_for(|| fs::read(&path).unwrap() == found);
+        tokio::task::spawn_blocking(same).await.unwrap();
+    }
+    println!("{punched} callers had gone");
 }
 
 /// What is written goes past the kernel's pages.

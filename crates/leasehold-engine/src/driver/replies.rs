@@ -103,7 +103,15 @@ impl State {
         let asker = Asker::Call(call);
         let input = Input::Commit { request, session, lease };
         let renews = self.renews(&input, by);
-        let pending = Pending { asker, detail: Detail::None, since: sync::now(), summed: None, by, renews };
+        let pending = Pending {
+            asker,
+            detail: Detail::None,
+            since: sync::now(),
+            summed: None,
+            by,
+            begun: true,
+            renews,
+        };
         self.replies.insert(request, pending);
         self.inputs.push_back(input);
     }
