@@ -5,7 +5,7 @@
 //! a read and a local write, so it is neither atomic nor more than one piece in memory.
 
 use crate::engine::Engine;
-use crate::files::{CALL_BYTES_MAX, FileError};
+use crate::files::{CALL_BYTES_MAX, FileError, OpenFile};
 use crate::open_files::Pinned;
 use crate::path::StorePath;
 use crate::storage::{Detail, Kind, NamespaceError, Staged};
@@ -105,22 +105,38 @@ impl Engine {
         breaker: Identity,
     ) -> Result<u64, FileError> {
         // Both stay open: a name may stand for another file by the next piece.
-        let (source, target) = (self.pin(from).await?, self.pin(to).await?);
+        let (source, target) = (self.open(from).await?, self.open(to).await?);
+        self.copy_range_open(&source, range, &target, offset, breaker).await
+    }
+
+    /// [`Engine::copy_range`] between files that are open.
+    ///
+    /// # Errors
+    /// [`FileError`]; the pieces before the failed one were copied.
+    pub async fn copy_range_open(
+        &self,
+        from: &OpenFile,
+        range: ByteRange,
+        to: &OpenFile,
+        offset: u64,
+        breaker: Identity,
+    ) -> Result<u64, FileError> {
+        let (source, target) = (&from.pinned, &to.pinned);
         let size = source.file();
         let size = self.look(move |view| view.core.file_size(size)).await.ok_or(FileError::Stopping)?;
         let end = range.end().min(size.unwrap_or(source.opened().size));
         let Some(range) = ByteRange::new(range.start(), end) else { return Ok(0) };
         let into = self.writable(offset, range.len())?;
         if source.file() == target.file() && range.start() < into.end() && into.start() < range.end() {
-            return Err(FileError::Overlap { path: from.clone(), from: range, to: into });
+            return Err(FileError::Overlap { path: from.path.clone(), from: range, to: into });
         }
         let mut copied = 0;
         while let Some(piece) = ByteRange::new(range.start() + copied, range.end()) {
             let piece = ByteRange::at(piece.start(), piece.len().min(CALL_BYTES_MAX)).expect("not empty");
-            let bytes = self.read_file(&source, from, piece).await?;
+            let bytes = self.read_file(source, &from.path, piece).await?;
             let Some(written) = ByteRange::at(offset + copied, bytes.len() as u64) else { break };
             copied += bytes.len() as u64;
-            self.write_file(&target, to, written, bytes, breaker.clone()).await?;
+            self.write_file(target, &to.path, written, bytes, breaker.clone(), None).await?;
         }
         Ok(copied)
     }

@@ -224,7 +224,7 @@ struct Pending {
     by: Handle,
     /// It goes on, whoever asked.
     begun: bool,
-    /// What it makes new, if pages are kept that would be old then.
+    /// What it makes new, if it succeeds.
     renews: Option<Renewed>,
 }
 
@@ -320,7 +320,7 @@ impl State {
                 }
                 self.operations.note(&input, &detail);
                 let summed = self.keep_crc(&input, &detail);
-                let renews = self.renews(&input, by);
+                let renews = renewed(&self.parts.core, &input);
                 let begun = matches!(input, Input::Commit { .. });
                 let mut pending = Pending { asker, detail, since: sync::now(), summed, by, begun, renews };
                 if let Asker::Write { page: Some(page), .. } = &mut pending.asker {
@@ -372,12 +372,6 @@ impl State {
         }
         self.crcs.insert(*lease, *crc32c);
         Some(*lease)
-    }
-
-    /// What the request makes new and somebody keeps pages of, who does not know of it.
-    fn renews(&self, input: &Input, by: Handle) -> Option<Renewed> {
-        let has_news = self.parts.keeper.get().is_some() && by == Handle::Common;
-        has_news.then(|| renewed(&self.parts.core, input)).flatten()
     }
 
     fn is_idle(&self) -> bool {

@@ -13,7 +13,7 @@ use leasehold_core::input::Fault;
 use leasehold_core::range::BlockRange;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// So many troubles of a file are remembered; then they are forgotten, since a file that is bad throughout needs no list.
 const TROUBLES_MAX: usize = 256;
@@ -25,6 +25,8 @@ pub(crate) struct StoreFile {
     pub(crate) disk: Arc<DiskFile>,
     path: Mutex<StorePath>,
     sums: Mutex<Sums>,
+    /// The size that the core has acknowledged, durable or not; [`u64::MAX`] as long as it is the durable one.
+    acknowledged: AtomicU64,
     /// What was found wrong with blocks when they were last looked at, for people. Not of all: see [`TROUBLES_MAX`].
     troubles: Mutex<BTreeMap<u64, String>>,
     /// Created, and its inode not flushed yet.
@@ -47,6 +49,7 @@ impl StoreFile {
             disk,
             path: Mutex::new(path),
             sums: Mutex::new(sums),
+            acknowledged: AtomicU64::new(u64::MAX),
             troubles: Mutex::default(),
             unsynced: AtomicBool::new(false),
             syncing: Mutex::default(),
@@ -57,12 +60,33 @@ impl StoreFile {
         self.sums.lock().expect("no panic while held")
     }
 
+    /// What is committed, durable or not.
+    pub(crate) fn size(&self) -> u64 {
+        match self.acknowledged.load(Ordering::Acquire) {
+            u64::MAX => self.sums().header.size,
+            acknowledged => acknowledged,
+        }
+    }
+
+    pub(crate) fn acknowledge(&self, size: u64) {
+        self.acknowledged.store(size, Ordering::Release);
+    }
+
     pub(crate) fn path(&self) -> StorePath {
         self.path.lock().expect("no panic while held").clone()
     }
 
     pub(crate) fn set_path(&self, path: StorePath) {
         *self.path.lock().expect("no panic while held") = path;
+    }
+
+    /// Its path is what `anew` says, if that says something.
+    pub(crate) fn call_anew(&self, anew: impl Fn(&StorePath) -> Option<StorePath>) {
+        if let Some(path) = anew(&self.path()) {
+            self.set_path(path);
+            // The record's hint at the path is stale: the next record brings a new one.
+            self.sums().marked = 0;
+        }
     }
 
     /// What the record must say before the first change of this file.

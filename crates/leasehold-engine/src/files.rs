@@ -1,8 +1,10 @@
 //! File operations: what the control plane offers beside leases. Whatever changes bytes or layout under a live lease is
 //! a breaker, and says who it is.
 
-use crate::driver::{self, View};
-use crate::engine::{Ended, Engine};
+use crate::disk::DiskFile;
+use crate::driver;
+use crate::engine::{Ended, Engine, Inner};
+use crate::namespace::refused;
 use crate::open_files::{Opening, Pinned};
 use crate::pages::{WriteBack, WriteBackError};
 use crate::path::StorePath;
@@ -14,7 +16,8 @@ use leasehold_core::ids::{FileId, LeaseId, SessionId};
 use leasehold_core::input::{Access, Change, Fault, Input, OnConflict, Want};
 use leasehold_core::output::{self, NoSuchLease, Reply};
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
-use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -151,12 +154,20 @@ pub enum FileError {
     },
 }
 
-/// A file that stays open, whatever becomes of its names, as long as this lives.
+/// A file that stays open, whatever becomes of its names, as long as this lives. Its descriptor is for what is beside the
+/// bytes: these are the engine's.
 pub struct OpenFile {
-    pinned: Pinned,
+    pub(crate) pinned: Pinned,
     /// Its name when it was opened.
-    path: StorePath,
+    pub(crate) path: StorePath,
+    descriptor: Arc<DiskFile>,
     inode: u64,
+}
+
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.file.as_fd()
+    }
 }
 
 impl OpenFile {
@@ -164,6 +175,17 @@ impl OpenFile {
     #[must_use]
     pub fn inode(&self) -> u64 {
         self.inode
+    }
+}
+
+impl Inner {
+    /// The file that goes with this name. `None`: it has others, or the name is a symbolic link; so nothing is broken. Blocks.
+    fn last_name(&self, path: &StorePath) -> Result<Option<Pinned>, NamespaceError> {
+        if self.storage.stat(path)?.kind == Kind::Link {
+            return Ok(None);
+        }
+        let pinned = self.files.pin(path, Opening::Existing)?;
+        Ok((pinned.opened().links == 1).then_some(pinned))
     }
 }
 
@@ -179,9 +201,12 @@ impl Engine {
     /// # Errors
     /// [`FileError`].
     pub async fn create(&self, path: &StorePath) -> Result<Stat, FileError> {
-        let (inner, wanted) = (self.0.clone(), path.clone());
-        let _pinned = blocking(move || inner.files.pin(&wanted, Opening::Create)).await?;
-        self.stat(path).await
+        let (inner, path) = (self.0.clone(), path.clone());
+        let create = move || {
+            let _pinned = inner.files.pin(&path, Opening::Create)?;
+            on_disk(&inner.storage, path)
+        };
+        Ok(blocking(create).await?.0)
     }
 
     /// Opens the file, for several reads and writes.
@@ -189,9 +214,27 @@ impl Engine {
     /// # Errors
     /// [`FileError`].
     pub async fn open(&self, path: &StorePath) -> Result<OpenFile, FileError> {
-        let pinned = self.pin(path).await?;
-        let inode = self.0.storage.inode_of(pinned.file()).unwrap_or(0);
-        Ok(OpenFile { pinned, path: path.clone(), inode })
+        Ok(self.opened(path, Opening::Existing).await?.0)
+    }
+
+    /// Opens the file, which is created unless it exists. Whether it was.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn open_or_create(&self, path: &StorePath) -> Result<(OpenFile, bool), FileError> {
+        self.opened(path, Opening::Create).await
+    }
+
+    async fn opened(&self, path: &StorePath, how: Opening) -> Result<(OpenFile, bool), FileError> {
+        let (inner, path) = (self.0.clone(), path.clone());
+        let open = move || {
+            let pinned = inner.files.pin(&path, how)?;
+            let descriptor = inner.storage.descriptor_of(pinned.file()).expect("a pinned file is open");
+            let stat = rustix::fs::fstat(&descriptor.file).map_err(refused("open", &path))?;
+            let created = pinned.opened().created;
+            Ok((OpenFile { pinned, path, descriptor, inode: stat.st_ino }, created))
+        };
+        blocking(open).await.map_err(FileError::Path)
     }
 
     /// What is known about a name.
@@ -199,17 +242,26 @@ impl Engine {
     /// # Errors
     /// [`FileError`].
     pub async fn stat(&self, path: &StorePath) -> Result<Stat, FileError> {
-        let (storage, wanted) = (self.0.storage.clone(), path.clone());
-        let (mut stat, mut file) = blocking(move || on_disk(&storage, wanted)).await?;
-        let mut pinned = None;
-        if stat.kind == Kind::File && file.is_none() {
-            // Its checksums say what was committed; where they cannot be used, its length must do.
-            pinned = self.pin(path).await.ok();
-        }
-        if let Some(pinned) = &pinned {
-            (stat.size, file) = (pinned.opened().size, Some(pinned.file()));
-        }
-        Ok(self.with_newest_sizes(vec![(stat, file)]).await.remove(0))
+        let (inner, path) = (self.0.clone(), path.clone());
+        let look = move || {
+            let (mut stat, is_open) = on_disk(&inner.storage, path)?;
+            if stat.kind == Kind::File && !is_open {
+                // Its checksums say what was committed; where they cannot be used, its length must do.
+                let pinned = inner.files.pin(&stat.path, Opening::Existing);
+                stat.size = pinned.map_or(stat.size, |pinned| pinned.opened().size);
+            }
+            Ok(stat)
+        };
+        blocking(look).await.map_err(FileError::Path)
+    }
+
+    /// The size of what this was opened for, committed bytes that are not durable yet included: `None` if it is not open here,
+    /// so that its length on disk says it. Does not wait.
+    ///
+    /// # Errors
+    /// What the filesystem says.
+    pub fn size_if_open(&self, found: &impl AsFd) -> io::Result<Option<u64>> {
+        self.0.storage.size_if_open(found)
     }
 
     /// What is known about every name in a directory, sorted by name. A file's own name gives the file. The size of a file
@@ -221,39 +273,21 @@ impl Engine {
         let (storage, path) = (self.0.storage.clone(), path.clone());
         let list = move || {
             if storage.stat(&path)?.kind != Kind::Directory {
-                return Ok(vec![on_disk(&storage, path)?]);
+                return Ok(vec![on_disk(&storage, path)?.0]);
             }
             let entries = storage.list(&path)?;
             let mut found = Vec::with_capacity(entries.len());
             for entry in entries {
                 let Ok(name) = path.join(&entry.name) else { continue };
                 match on_disk(&storage, name) {
-                    Ok(one) => found.push(one),
+                    Ok((stat, _)) => found.push(stat),
                     Err(NamespaceError::NotFound { .. }) => {} // removed in the meantime
                     Err(error) => return Err(error),
                 }
             }
             Ok(found)
         };
-        let found = blocking(list).await?;
-        Ok(self.with_newest_sizes(found).await)
-    }
-
-    /// What was committed counts, durable or not: of open files, the core knows it.
-    async fn with_newest_sizes(&self, found: Vec<(Stat, Option<FileId>)>) -> Vec<Stat> {
-        let open: Vec<FileId> = found.iter().filter_map(|(_, file)| *file).collect();
-        let mut sizes = HashMap::new();
-        if !open.is_empty() {
-            let look = move |view: &View<'_>| -> HashMap<FileId, u64> {
-                open.iter().filter_map(|&file| Some((file, view.core.file_size(file)?))).collect()
-            };
-            sizes = self.look(look).await.unwrap_or_default();
-        }
-        let newest = |(stat, file): (Stat, Option<FileId>)| {
-            let size = file.and_then(|file| sizes.get(&file).copied()).unwrap_or(stat.size);
-            Stat { size, ..stat }
-        };
-        found.into_iter().map(newest).collect()
+        blocking(list).await.map_err(FileError::Path)
     }
 
     /// Makes a directory; its parent must exist.
@@ -306,13 +340,9 @@ impl Engine {
         self.names(move |storage| storage.exchange(&one, &other)).await
     }
 
-    /// The file that goes with this name. `None`: it has others, or the name is a symbolic link; so nothing is broken.
     pub(crate) async fn last_name(&self, path: &StorePath) -> Result<Option<Pinned>, FileError> {
-        if self.stat(path).await?.kind == Kind::Link {
-            return Ok(None);
-        }
-        let pinned = self.pin(path).await?;
-        Ok((pinned.opened().links == 1).then_some(pinned))
+        let (inner, path) = (self.0.clone(), path.clone());
+        blocking(move || inner.last_name(&path)).await.map_err(FileError::Path)
     }
 
     /// Gives a file one more name. It breaks nothing: leases are on the file.
@@ -356,13 +386,19 @@ impl Engine {
     /// # Errors
     /// [`FileError`].
     pub async fn unlink(&self, path: &StorePath, breaker: Identity) -> Result<(), FileError> {
-        let name = path.clone();
-        if self.stat(path).await?.kind == Kind::Directory {
-            return self.names(move |storage| storage.remove_directory(&name)).await;
-        }
-        match self.last_name(path).await? {
-            Some(pinned) => self.remove(path, pinned, Detail::Unlink { path: name }, breaker).await,
-            None => self.names(move |storage| storage.unlink_extra(&name)).await,
+        let (inner, name) = (self.0.clone(), path.clone());
+        let unlink = move || {
+            if inner.storage.stat(&name)?.kind == Kind::Directory {
+                return inner.files.rename(|storage| storage.remove_directory(&name)).map(|()| None);
+            }
+            match inner.last_name(&name)? {
+                Some(pinned) => Ok(Some(pinned)),
+                None => inner.files.rename(|storage| storage.unlink_extra(&name)).map(|()| None),
+            }
+        };
+        match blocking(unlink).await? {
+            Some(last) => self.remove(path, last, Detail::Unlink { path: path.clone() }, breaker).await,
+            None => Ok(()),
         }
     }
 
@@ -382,12 +418,24 @@ impl Engine {
     /// # Errors
     /// [`FileError`].
     pub async fn truncate(&self, path: &StorePath, size: u64, breaker: Identity) -> Result<(), FileError> {
+        self.truncate_open(&self.open(path).await?, size, breaker).await
+    }
+
+    /// [`Engine::truncate`] of a file that is open.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn truncate_open(
+        &self,
+        file: &OpenFile,
+        size: u64,
+        breaker: Identity,
+    ) -> Result<(), FileError> {
         let max = self.0.storage.file_bytes_max();
         if size > max {
             return Err(FileError::BadRange { offset: 0, length: size, max });
         }
-        let pinned = self.pin(path).await?;
-        self.change(path, &pinned, Change::Truncate { size }, Detail::None, breaker).await
+        self.change(&file.path, &file.pinned, Change::Truncate { size }, Detail::None, breaker).await
     }
 
     /// Frees the range; it reads as zeros, and the size stays. Breaks every lease on it.
@@ -400,9 +448,21 @@ impl Engine {
         range: ByteRange,
         breaker: Identity,
     ) -> Result<(), FileError> {
+        self.punch_open(&self.open(path).await?, range, breaker).await
+    }
+
+    /// [`Engine::punch`] of a file that is open.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn punch_open(
+        &self,
+        file: &OpenFile,
+        range: ByteRange,
+        breaker: Identity,
+    ) -> Result<(), FileError> {
         let range = self.within_files(range)?;
-        let pinned = self.pin(path).await?;
-        self.change(path, &pinned, Change::Punch { range }, Detail::None, breaker).await
+        self.change(&file.path, &file.pinned, Change::Punch { range }, Detail::None, breaker).await
     }
 
     /// Zeroes the range, up to the end of file; its space stays allocated, and the size as it is. Breaks every lease on it.
@@ -410,9 +470,21 @@ impl Engine {
     /// # Errors
     /// [`FileError`].
     pub async fn zero(&self, path: &StorePath, range: ByteRange, breaker: Identity) -> Result<(), FileError> {
+        self.zero_open(&self.open(path).await?, range, breaker).await
+    }
+
+    /// [`Engine::zero`] of a file that is open.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn zero_open(
+        &self,
+        file: &OpenFile,
+        range: ByteRange,
+        breaker: Identity,
+    ) -> Result<(), FileError> {
         let range = self.within_files(range)?;
-        let pinned = self.pin(path).await?;
-        self.change(path, &pinned, Change::Zero { range }, Detail::None, breaker).await
+        self.change(&file.path, &file.pinned, Change::Zero { range }, Detail::None, breaker).await
     }
 
     /// Takes the range out; what is behind it moves to the front, so every lease from its start on is broken. It is of
@@ -635,7 +707,7 @@ impl Engine {
             return Err(FileError::TooLong { length: data.len() as u64 });
         }
         let range = self.writable(offset, data.len() as u64)?;
-        self.write_file(&file.pinned, &file.path, range, data, breaker).await
+        self.write_file(&file.pinned, &file.path, range, data, breaker, None).await
     }
 
     /// Writes pages back that were read before, and changed: as [`Engine::write`], but not over what is newer than they are.
@@ -656,7 +728,7 @@ impl Engine {
         let written = tokio::select! {
             biased;
             Ok(range) = &mut overtaken => return Err(WriteBackError::Overtaken(range)),
-            written = self.fill_file(pinned, path, range, data, breaker, Some(page)) => written,
+            written = self.write_file(pinned, path, range, data, breaker, Some(page)) => written,
         };
         match (written, overtaken.try_recv()) {
             (Ok(_), _) => Ok(()),
@@ -676,19 +748,8 @@ impl Engine {
         })
     }
 
-    /// [`Engine::write`] to a file that is open; `path` is for errors.
+    /// [`Engine::write`] to a file that is open, of a page maybe; `path` is for errors.
     pub(crate) async fn write_file(
-        &self,
-        pinned: &Pinned,
-        path: &StorePath,
-        range: ByteRange,
-        data: Bytes,
-        breaker: Identity,
-    ) -> Result<u64, FileError> {
-        self.fill_file(pinned, path, range, data, breaker, None).await
-    }
-
-    async fn fill_file(
         &self,
         pinned: &Pinned,
         path: &StorePath,
@@ -739,10 +800,10 @@ impl Drop for OwnSession<'_> {
     }
 }
 
-/// What the storage knows about a name, and the file's id if it is open. Blocks.
-fn on_disk(storage: &Storage, path: StorePath) -> Result<(Stat, Option<FileId>), NamespaceError> {
-    let storage::Stat { kind, size, links, inode, modified, file, .. } = storage.stat(&path)?;
+/// What the storage knows about a name, and whether that is an open file. Blocks.
+fn on_disk(storage: &Storage, path: StorePath) -> Result<(Stat, bool), NamespaceError> {
+    let storage::Stat { kind, size, links, inode, modified, is_open, .. } = storage.stat(&path)?;
     let target = (kind == Kind::Link).then(|| storage.read_link(&path)).transpose();
     let target = target.unwrap_or_default(); // one that is not UTF-8, or has just gone
-    Ok((Stat { path, kind, size, links, inode, modified, target }, file))
+    Ok((Stat { path, kind, size, links, inode, modified, target }, is_open))
 }

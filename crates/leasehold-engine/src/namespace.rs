@@ -60,8 +60,7 @@ impl Kind {
 pub struct Stat {
     /// What it stands for.
     pub kind: Kind,
-    /// The file's committed and durable size; of an open file the core may know a newer one. Of a symbolic link, the
-    /// length of its text.
+    /// The file's committed size, durable or not. Of a symbolic link, the length of its text.
     pub size: u64,
     /// How many names it has.
     pub links: u64,
@@ -71,8 +70,8 @@ pub struct Stat {
     pub mode: u32,
     /// When it was last modified on disk.
     pub modified: SystemTime,
-    /// Its id, if it is open.
-    pub file: Option<FileId>,
+    /// Whether it is an open file.
+    pub is_open: bool,
 }
 
 /// One name in a directory.
@@ -310,15 +309,15 @@ impl Inner {
         let stat = rustix::fs::fstat(&descriptor).map_err(failed())?;
         let kind = Kind::of(FileType::from_raw_mode(stat.st_mode));
         let mut size = stat.st_size.cast_unsigned();
-        let mut file = None;
+        let mut is_open = false;
         if kind == Kind::File {
             let identity = self.disk.identify(descriptor.as_fd()).map_err(|source| {
                 NamespaceError::System { operation: "identify", path: path.clone(), source }
             })?;
             let open = self.files().by_identity.get(&identity).cloned();
             if let Some(open) = open {
-                size = open.sums().header.size;
-                file = Some(open.id);
+                size = open.size();
+                is_open = true;
             }
         }
         let since = Duration::new(stat.st_mtime.max(0).cast_unsigned(), stat.st_mtime_nsec as u32);
@@ -329,7 +328,7 @@ impl Inner {
             inode: stat.st_ino as u64,
             mode: stat.st_mode & 0o7777,
             modified: UNIX_EPOCH + since,
-            file,
+            is_open,
         })
     }
 
@@ -395,20 +394,31 @@ impl Inner {
 
     /// The paths of open files that `from` led to now begin with `to`.
     pub(crate) fn moved(&self, from: &StorePath, to: &StorePath) {
-        self.called_anew(|path| path.renamed(from, to));
+        let anew = |path: &StorePath| path.renamed(from, to);
+        match self.only_file(to) {
+            Ok(file) => file.iter().for_each(|file| file.call_anew(anew)),
+            Err(_) => self.called_anew(anew),
+        }
+    }
+
+    /// The open file of this name, if it is one.
+    ///
+    /// # Errors
+    /// It is a directory, so that any may be below; or it cannot be told.
+    fn only_file(&self, path: &StorePath) -> io::Result<Option<Arc<StoreFile>>> {
+        let found = self.names.open(&self.store, path, OFlags::PATH | OFlags::NOFOLLOW)?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == FileType::Directory {
+            return Err(Errno::ISDIR.into());
+        }
+        let identity = self.disk.identify(found.as_fd())?;
+        Ok(self.files().by_identity.get(&identity).cloned())
     }
 
     /// The paths of open files are what `anew` says, where it says something.
     pub(crate) fn called_anew(&self, anew: impl Fn(&StorePath) -> Option<StorePath>) {
         // Not while the files are locked: sums may be locked for as long as a read takes.
         let files: Vec<Arc<StoreFile>> = self.files().by_identity.values().cloned().collect();
-        for file in files {
-            if let Some(path) = anew(&file.path()) {
-                file.set_path(path);
-                // The record's hint at the path is stale: the next record brings a new one.
-                file.sums().marked = 0;
-            }
-        }
+        files.iter().for_each(|file| file.call_anew(&anew));
     }
 
     pub(crate) fn remove_directory(&self, path: &StorePath) -> Result<(), NamespaceError> {

@@ -124,6 +124,12 @@ impl fmt::Display for StorePath {
     }
 }
 
+impl std::borrow::Borrow<str> for StorePath {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl std::str::FromStr for StorePath {
     type Err = PathError;
 

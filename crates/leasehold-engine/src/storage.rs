@@ -21,7 +21,7 @@ pub use crate::staging::Staged;
 pub use crate::store::OpenError;
 
 use crate::arena::Arena;
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::file::JudgeError;
 use crate::namespace::Damaged;
 use crate::path::StorePath;
@@ -29,6 +29,7 @@ use leasehold_core::ids::FileId;
 use leasehold_core::input::{Change, Fault, Input};
 use leasehold_core::output::Output;
 use leasehold_core::range::{BlockRange, ByteRange};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -494,12 +495,33 @@ impl Storage {
         rustix::fs::fstat(&file.disk.file).ok().map(|stat| stat.st_ino)
     }
 
-    /// The committed and durable size of an open file; the core may know a newer one.
+    /// The committed and durable size of an open file; see [`Storage::acknowledge`].
     #[must_use]
     pub fn size_of(&self, file: FileId) -> Option<u64> {
         let file = self.inner.files().by_id.get(&file).cloned()?;
         let size = file.sums().header.size;
         Some(size)
+    }
+
+    /// The core has acknowledged this size of an open file, which may not be durable yet: from now on, it is what
+    /// [`Storage::stat`] says. The core's own thread says so before it replies.
+    pub fn acknowledge(&self, file: FileId, size: u64) {
+        let found = self.inner.files().by_id.get(&file).cloned();
+        if let Some(file) = found {
+            file.acknowledge(size);
+        }
+    }
+
+    /// The committed size, durable or not, of what this was opened for: `None` if it is not open here, so that its length
+    /// says it.
+    ///
+    /// # Errors
+    ///
+    /// What the filesystem says.
+    pub fn size_if_open(&self, found: &impl AsFd) -> std::io::Result<Option<u64>> {
+        let identity = self.inner.disk.identify(found.as_fd())?;
+        let open = self.inner.files().by_identity.get(&identity).cloned();
+        Ok(open.map(|file| file.size()))
     }
 
     /// How many files were closed and keep their descriptors until the next checkpoint has written their checksums back.
@@ -510,8 +532,7 @@ impl Storage {
     }
 
     /// What an open file is on its disk.
-    #[cfg(test)]
-    pub(crate) fn disk_file(&self, file: FileId) -> Option<Arc<crate::disk::DiskFile>> {
+    pub(crate) fn descriptor_of(&self, file: FileId) -> Option<Arc<DiskFile>> {
         self.inner.files().by_id.get(&file).map(|file| Arc::clone(&file.disk))
     }
 

@@ -1,7 +1,7 @@
 //! `Output::Reply`: who asked hears, by a call or on the data stream.
 
 use super::{Answer, Asker, Forgetting, Granted, Handle, Pending, State, Work};
-use crate::pages::{Renewed, WriteBack, succeeded};
+use crate::pages::{Renewed, WriteBack, renewed, succeeded};
 use crate::session::{send_captured, send_committed};
 use crate::storage::Detail;
 use crate::sync;
@@ -27,9 +27,15 @@ impl State {
                 None => drop(call.send(Answer { reply, granted })),
             };
         }
-        match pending.renews.filter(|_| succeeded(&reply)) {
-            Some(renewed) => self.forget(request, Forgetting { renewed, asker: pending.asker, reply }),
-            None => self.answer(request, pending.asker, reply, granted),
+        let Some(renewed) = pending.renews.filter(|_| succeeded(&reply)) else {
+            return self.answer(request, pending.asker, reply, granted);
+        };
+        if let Some(size) = self.parts.core.file_size(renewed.file) {
+            self.parts.storage.acknowledge(renewed.file, size);
+        }
+        match pending.by {
+            Handle::Common => self.forget(request, Forgetting { renewed, asker: pending.asker, reply }),
+            Handle::Keepers => self.answer(request, pending.asker, reply, granted),
         }
     }
 
@@ -102,7 +108,7 @@ impl State {
         let (request, lease) = (self.driver.next_request(), granted.lease);
         let asker = Asker::Call(call);
         let input = Input::Commit { request, session, lease };
-        let renews = self.renews(&input, by);
+        let renews = renewed(&self.parts.core, &input);
         let pending = Pending {
             asker,
             detail: Detail::None,

@@ -100,7 +100,7 @@ async fn write(life: &Life, name: &str, pinned: &Pinned) {
     let cells = vec![stamp; count];
     let id = life.oracle().begin(inode, Op::Write { at, cells: vec![Some(stamp); count] });
     let (range, data) = (range_of(at, count), bytes_of(&cells).into());
-    let written = life.engine.write_file(pinned, &path(name), range, data, who("writer")).await;
+    let written = life.engine.write_file(pinned, &path(name), range, data, who("writer"), None).await;
     finish(life, inode, id, "writes", written.map(drop));
 }
 

@@ -229,7 +229,7 @@ impl Life {
     }
 
     fn inode_on_disk(&self, file: FileId) -> Option<InodeId> {
-        self.engine.0.storage.disk_file(file).map(|file| self.machine.tape.inode_of(&file))
+        self.engine.0.storage.descriptor_of(file).map(|file| self.machine.tape.inode_of(&file))
     }
 
     pub(super) fn inode_at(&self, name: &str) -> InodeId {

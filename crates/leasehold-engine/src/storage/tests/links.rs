@@ -37,7 +37,7 @@ fn symbolic_links_are_kept_listed_renamed_and_removed_and_never_followed() {
         storage.symlink("../../etc/passwd", &path("link")).unwrap();
         storage.symlink("a", &path("inner")).unwrap();
         let stat = storage.stat(&path("link")).unwrap();
-        assert_eq!((stat.kind, stat.size, stat.links, stat.file), (Kind::Link, 16, 1, None));
+        assert_eq!((stat.kind, stat.size, stat.links, stat.is_open), (Kind::Link, 16, 1, false));
         assert_eq!(storage.read_link(&path("link")).unwrap(), "../../etc/passwd");
         assert!(matches!(storage.read_link(&path("a")), Err(NamespaceError::NotALink { .. })));
         let kinds: Vec<_> =

@@ -14,7 +14,7 @@ fn names_do_what_they_do_everywhere() {
         driver.write(file, 0, b"hello");
         driver.flush(file);
         let stat = storage.stat(&path("d/e/f")).unwrap();
-        assert_eq!((stat.kind, stat.size, stat.links, stat.file), (Kind::File, 5, 1, Some(file)));
+        assert_eq!((stat.kind, stat.size, stat.links, stat.is_open), (Kind::File, 5, 1, true));
         storage.rename(&path("d/e"), &path("g")).unwrap();
         assert_eq!(storage.path_of(file), Some(path("g/f")));
         assert_eq!(
