@@ -2,7 +2,9 @@
 //! with the caller's pid, uid and program as the breaker.
 //!
 //! ```text
-//! filesystem   the kernel's requests, each answered by a task of its own
+//! filesystem   the kernel's requests, and the answers
+//! store        what the requests come to, on the engine and on the store's own files
+//! errno        what a program gets to see of an error
 //! nodes        what the kernel calls a file, and which names it has
 //! times        when files were written whose bytes are still in memory
 //! backing      what is not about bytes: owners, permissions, times, attributes, straight on the store's files
@@ -23,6 +25,7 @@
 mod backing;
 mod caller;
 pub(crate) mod device;
+mod errno;
 mod filesystem;
 pub(crate) mod forward;
 mod message;
@@ -30,6 +33,7 @@ mod nodes;
 pub(crate) mod options;
 mod pages;
 pub(crate) mod remote;
+mod store;
 mod times;
 
 use caller::Callers;
@@ -42,9 +46,13 @@ use pages::Pages;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::runtime::Handle;
+
+/// How many threads take requests from the kernel. One may look something up on the disk while the other goes on.
+const THREADS: usize = 2;
 
 /// A mounted store. Dropping it unmounts it.
 pub struct Mount {
@@ -121,6 +129,8 @@ impl Mount {
             return Err(MountError::Inside { at: at.to_owned(), store });
         }
         let mut config = Config::default();
+        config.n_threads = Some(THREADS);
+        config.clone_fd = true;
         config.mount_options = vec![
             MountOption::FSName(store.display().to_string()),
             MountOption::Subtype("leasehold".to_owned()),
@@ -134,7 +144,7 @@ impl Mount {
         let engine = engine.keep_pages(pages.clone()).ok_or(MountError::Again)?;
         let mounted = Mounted::new(engine, nodes, Callers::Local).map_err(place)?;
         let session = Session::new(mounted, &real, &config).map_err(fuse)?;
-        let _first = pages.notifier.set(session.notifier());
+        let _first = pages.kernel.set(Arc::new(session.as_fd().try_clone_to_owned().map_err(fuse)?));
         Ok(Mount { session: session.spawn().map_err(fuse)?, at: real })
     }
 

@@ -18,6 +18,8 @@ use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as 
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
@@ -64,6 +66,12 @@ impl Drop for Mounted {
             mount.unmount().expect("it can be unmounted");
         }
     }
+}
+
+/// Somebody who does not go through the mount.
+fn peer() -> Identity {
+    let (host, program) = ("elsewhere".to_owned(), "test".to_owned());
+    Identity { host, pid: 1, uid: 0, program, evidence: Evidence::Claimed }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,13 +276,7 @@ async fn what_a_change_took_whose_caller_has_gone_is_not_read_from_an_old_page()
     let session = mounted.store.session().await;
     let engine = mounted.store.server.engine().clone();
     let (name, bytes) = (StorePath::parse("a").unwrap(), pattern(1, 10_000));
-    let reader = Identity {
-        host: "here".to_owned(),
-        pid: 1,
-        uid: 0,
-        program: "test".to_owned(),
-        evidence: Evidence::Claimed,
-    };
+    let reader = peer();
     let mut punched = 0;
     for after_us in (0..100).map(|step| step * 20) {
         fill(&session, "/a", bytes.clone()).await;
@@ -323,6 +325,88 @@ async fn what_one_program_changes_another_sees_whose_pages_are_kept() {
         })
         .await;
     assert_eq!(mismatches(&mounted.store.client().await).await, 0);
+}
+
+/// The kernel believes for a second what it was told of a file's size. What it is told while a peer commits may be on its way
+/// still, of a file that it does not know yet, when it is told to forget.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_size_that_a_peer_commits_shows_at_once_to_programs_that_look_meanwhile() {
+    const FILES: usize = 400;
+    let Some(mounted) = Mounted::start().await else { return };
+    let engine = mounted.store.server.engine().clone();
+    let name = |file: usize| format!("file-{file}");
+    for file in 0..FILES {
+        engine.create(&StorePath::parse(&name(file)).unwrap()).await.unwrap();
+    }
+    let looked_at = Arc::new(AtomicUsize::new(0));
+    let lookers: Vec<_> = (0..2)
+        .map(|_| {
+            let (looked_at, directory) = (looked_at.clone(), mounted.at.path().to_owned());
+            std::thread::spawn(move || {
+                let mut seen = 0;
+                loop {
+                    match looked_at.load(Ordering::Acquire) {
+                        FILES => return,
+                        file if file == seen => std::hint::spin_loop(),
+                        file => {
+                            seen = file;
+                            fs::metadata(directory.join(name(file))).unwrap();
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut old = Vec::new();
+    for file in 1..FILES {
+        looked_at.store(file, Ordering::Release);
+        let path = StorePath::parse(&name(file)).unwrap();
+        for length in [100, 200] {
+            engine.write(&path, 0, vec![1; length].into(), peer()).await.unwrap();
+            let found = mounted.does(&name(file), |path| fs::metadata(path).unwrap().len()).await;
+            if found != length as u64 {
+                old.push((file, found));
+            }
+        }
+    }
+    looked_at.store(FILES, Ordering::Release);
+    lookers.into_iter().for_each(|looker| looker.join().unwrap());
+    assert!(old.is_empty(), "old sizes were shown of {} files: {old:?}", old.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_listed_with_what_its_files_are() {
+    let Some(mounted) = Mounted::start().await else { return };
+    let kinds = |path: &Path| {
+        let listed = fs::read_dir(path).unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            let found = entry.metadata().unwrap();
+            assert_eq!(found.file_type(), entry.file_type().unwrap());
+            (entry.file_name().into_string().unwrap(), found.is_file(), found.len())
+        });
+        let mut listed: Vec<_> = listed.collect();
+        listed.sort();
+        listed
+    };
+    let expected: Vec<_> = (0..1000).map(|file| (format!("{file:04}"), true, file)).collect();
+    let files = expected.clone();
+    let make = move |directory: &Path| {
+        fs::create_dir(directory).unwrap();
+        for (name, _, length) in &files {
+            fs::write(directory.join(name), vec![1; *length as usize]).unwrap();
+        }
+        kinds(directory)
+    };
+    assert_eq!(mounted.does("d", make).await, expected);
+    let grow = |directory: &Path| {
+        fs::write(directory.join("0000"), [1; 5000]).unwrap();
+        fs::remove_file(directory.join("0999")).unwrap();
+        fs::create_dir(directory.join("below")).unwrap();
+    };
+    mounted.does("d", grow).await;
+    let found = mounted.does("d", kinds).await;
+    assert_eq!(found.len(), 1000);
+    assert_eq!((&found[0], found[999].1), (&("0000".to_owned(), true, 5000), false));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,6 @@ use rustix::fs::{
     Uid, XattrFlags,
 };
 use rustix::io::Errno;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
@@ -16,6 +15,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The directory that holds the store's files.
 pub(super) struct Backing(OwnedFd);
+
+/// One name in a directory.
+pub(super) struct Listed {
+    pub name: String,
+    pub kind: FileType,
+    pub inode: u64,
+}
 
 /// What to set; what is `None` stays.
 pub(super) struct Change {
@@ -45,18 +51,32 @@ impl Backing {
         rustix::fs::openat2(&self.0, name, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
-    fn look(&self, path: &StorePath) -> rustix::io::Result<OwnedFd> {
+    /// What the name stands for, to be looked at; a symbolic link, too.
+    pub fn look(&self, path: &StorePath) -> rustix::io::Result<OwnedFd> {
         self.at(path, OFlags::PATH | OFlags::NOFOLLOW)
     }
 
-    /// What is known about it; `size`, if the engine knows better.
+    /// What is known about a name.
     pub fn attributes(&self, path: &StorePath) -> rustix::io::Result<(u64, FileAttr)> {
-        attributes_of(&self.look(path)?)
+        attributes(&self.look(path)?)
     }
 
-    /// Sets what is to be set. Symbolic links have no permissions.
-    pub fn change(&self, path: &StorePath, change: &Change) -> rustix::io::Result<()> {
-        change_of(&self.look(path)?, change)
+    /// What is in a directory.
+    pub fn list(&self, path: &StorePath) -> rustix::io::Result<Vec<Listed>> {
+        let directory = self.at(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut listed = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&directory)? {
+            let entry = entry?;
+            // What is not UTF-8 cannot be asked for either.
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            let mut kind = entry.file_type();
+            if kind == rustix::fs::FileType::Unknown {
+                let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+            }
+            listed.push(Listed { name: name.to_owned(), kind: kind_of(kind), inode: entry.ino() });
+        }
+        Ok(listed)
     }
 
     /// Makes a pipe, a socket or a device: the store does not serve them, the kernel does.
@@ -87,61 +107,52 @@ impl Backing {
         rustix::fs::linkat(CWD, by_descriptor(&found), parent, name, AtFlags::SYMLINK_FOLLOW)
     }
 
-    pub fn set_attribute(
-        &self,
-        path: &StorePath,
-        name: &str,
-        value: &[u8],
-        flags: i32,
-    ) -> rustix::io::Result<()> {
-        let found = self.look(path)?;
-        let flags = XattrFlags::from_bits_retain(flags.cast_unsigned());
-        rustix::fs::setxattr(by_descriptor(&found), name, value, flags)
-    }
-
-    pub fn attribute(&self, path: &StorePath, name: &str) -> rustix::io::Result<Vec<u8>> {
-        let found = self.look(path)?;
-        whole(|buffer| rustix::fs::getxattr(by_descriptor(&found), name, buffer))
-    }
-
-    pub fn attribute_names(&self, path: &StorePath) -> rustix::io::Result<Vec<u8>> {
-        let found = self.look(path)?;
-        whole(|buffer| rustix::fs::listxattr(by_descriptor(&found), buffer))
-    }
-
-    pub fn remove_attribute(&self, path: &StorePath, name: &str) -> rustix::io::Result<()> {
-        rustix::fs::removexattr(by_descriptor(&self.look(path)?), name)
-    }
-
     pub fn space(&self) -> rustix::io::Result<StatVfs> {
         rustix::fs::statvfs(by_descriptor(&self.0))
     }
+}
 
-    /// What is beside the bytes is durable.
-    pub fn sync(&self, path: &StorePath) -> rustix::io::Result<()> {
-        rustix::fs::fsync(self.at(path, OFlags::RDONLY | OFlags::NOFOLLOW)?)
-    }
+/// Opens what this was opened for once more.
+pub(super) fn reopen(found: &impl AsFd, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(by_descriptor(found), flags | OFlags::CLOEXEC, Mode::empty())
+}
 
-    /// Space for these bytes; the file stays as long as it is.
-    pub fn reserve(&self, path: &StorePath, offset: u64, length: u64) -> rustix::io::Result<()> {
-        let file = self.at(path, OFlags::RDWR | OFlags::NOFOLLOW)?;
-        rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, length)
-    }
+pub(super) fn set_attribute(
+    found: &impl AsFd,
+    name: &str,
+    value: &[u8],
+    flags: i32,
+) -> rustix::io::Result<()> {
+    let flags = XattrFlags::from_bits_retain(flags.cast_unsigned());
+    rustix::fs::setxattr(by_descriptor(found), name, value, flags)
+}
 
-    /// Where the next data, or the next hole, begins. Of what is durable.
-    pub fn seek(&self, path: &StorePath, to: SeekFrom) -> rustix::io::Result<u64> {
-        rustix::fs::seek(self.at(path, OFlags::RDONLY | OFlags::NOFOLLOW)?, to)
-    }
+pub(super) fn attribute(found: &impl AsFd, name: &str) -> rustix::io::Result<Vec<u8>> {
+    whole(|buffer| rustix::fs::getxattr(by_descriptor(found), name, buffer))
+}
 
-    /// The file itself, for when it has no name any more.
-    pub fn file(&self, path: &StorePath) -> rustix::io::Result<File> {
-        self.at(path, OFlags::RDWR | OFlags::NOFOLLOW).map(File::from)
-    }
+pub(super) fn attribute_names(found: &impl AsFd) -> rustix::io::Result<Vec<u8>> {
+    whole(|buffer| rustix::fs::listxattr(by_descriptor(found), buffer))
+}
+
+pub(super) fn remove_attribute(found: &impl AsFd, name: &str) -> rustix::io::Result<()> {
+    rustix::fs::removexattr(by_descriptor(found), name)
+}
+
+/// Space for these bytes; the file stays as long as it is.
+pub(super) fn reserve(file: &impl AsFd, offset: u64, length: u64) -> rustix::io::Result<()> {
+    rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, length)
+}
+
+/// Where the next data, or the next hole, begins. Of what is durable.
+pub(super) fn seek(file: &impl AsFd, to: SeekFrom) -> rustix::io::Result<u64> {
+    // Whoever seeks by one descriptor must not be disturbed by others.
+    rustix::fs::seek(reopen(file, OFlags::RDONLY)?, to)
 }
 
 /// A path by which calls that take no descriptor reach what it was opened for.
-fn by_descriptor(found: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", found.as_raw_fd())
+fn by_descriptor(found: &impl AsFd) -> String {
+    format!("/proc/self/fd/{}", found.as_fd().as_raw_fd())
 }
 
 /// An attribute, or all names: Linux has none longer than 64 KiB.
@@ -152,10 +163,8 @@ fn whole(read: impl FnOnce(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::i
     Ok(buffer)
 }
 
-/// Its inode in the store, and what is known about it; the number is still to be filled in.
-pub(super) fn attributes_of(found: &impl AsFd) -> rustix::io::Result<(u64, FileAttr)> {
-    let stat = rustix::fs::fstat(found)?;
-    let kind = match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+fn kind_of(kind: rustix::fs::FileType) -> FileType {
+    match kind {
         rustix::fs::FileType::Directory => FileType::Directory,
         rustix::fs::FileType::Symlink => FileType::Symlink,
         rustix::fs::FileType::Fifo => FileType::NamedPipe,
@@ -163,7 +172,12 @@ pub(super) fn attributes_of(found: &impl AsFd) -> rustix::io::Result<(u64, FileA
         rustix::fs::FileType::CharacterDevice => FileType::CharDevice,
         rustix::fs::FileType::BlockDevice => FileType::BlockDevice,
         _ => FileType::RegularFile,
-    };
+    }
+}
+
+/// Its inode in the store, and what is known about it; the number is still to be filled in.
+pub(super) fn attributes(found: &impl AsFd) -> rustix::io::Result<(u64, FileAttr)> {
+    let stat = rustix::fs::fstat(found)?;
     let attributes = FileAttr {
         ino: INodeNo(stat.st_ino),
         size: stat.st_size.cast_unsigned(),
@@ -172,7 +186,7 @@ pub(super) fn attributes_of(found: &impl AsFd) -> rustix::io::Result<(u64, FileA
         mtime: time(stat.st_mtime, stat.st_mtime_nsec),
         ctime: time(stat.st_ctime, stat.st_ctime_nsec),
         crtime: UNIX_EPOCH,
-        kind,
+        kind: kind_of(rustix::fs::FileType::from_raw_mode(stat.st_mode)),
         perm: (stat.st_mode & 0o7777) as u16,
         nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
         uid: stat.st_uid,
@@ -192,7 +206,8 @@ fn time(seconds: i64, nanoseconds: u64) -> SystemTime {
     }
 }
 
-pub(super) fn change_of(found: &OwnedFd, change: &Change) -> rustix::io::Result<()> {
+/// Sets what is to be set. Symbolic links have no permissions.
+pub(super) fn change(found: &impl AsFd, change: &Change) -> rustix::io::Result<()> {
     if change.owner.is_some() || change.group.is_some() {
         let (owner, group) = (change.owner.map(Uid::from_raw), change.group.map(Gid::from_raw));
         rustix::fs::chownat(found, "", owner, group, AtFlags::EMPTY_PATH)?;

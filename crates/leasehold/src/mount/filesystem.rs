@@ -1,41 +1,30 @@
-//! The kernel's requests, each answered by a task of its own.
+//! The kernel's requests. Each is begun by the thread that took it, and goes on in a task of its own if it has to wait.
 
-use super::backing::{Backing, Change, attributes_of, change_of};
+use super::backing::{self, Change};
 use super::caller::{Callers, mappers};
+use super::errno::{errno, refused};
 use super::message::REMOTE_CALL_BYTES;
-use super::nodes::{Found, Nodes};
-use super::times::Times;
-use crate::server::refusal::chain;
+use super::nodes::Nodes;
+use super::store::{Answer, Content, Store, text};
 use bytes::Bytes;
 use fuser::{
-    CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, Version, WriteFlags,
 };
-use leasehold_core::identity::Identity;
-use leasehold_core::input::Fault;
-use leasehold_core::output;
 use leasehold_core::range::ByteRange;
 use leasehold_engine::Engine;
-use leasehold_engine::files::{CALL_BYTES_MAX, FileError, OpenFile};
-use leasehold_engine::pages::WriteBackError;
-use leasehold_engine::path::{PathError, StorePath};
-use leasehold_engine::storage::{Kind, NamespaceError};
-use rustix::fs::{FallocateFlags, SeekFrom, Timespec, UTIME_NOW};
-use std::collections::HashMap;
+use leasehold_engine::files::CALL_BYTES_MAX;
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, Timespec, UTIME_NOW};
 use std::ffi::OsStr;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
-use tokio::sync::RwLock;
 
-/// How long the kernel may believe what it was told. Others than the kernel change the store.
-const TTL: Duration = Duration::ZERO;
 /// How many requests the kernel makes at once that no program waits for.
 const BACKGROUND_MAX: u16 = 512;
 const GENERATION: Generation = Generation(0);
@@ -47,56 +36,28 @@ pub(super) struct Mounted {
     runtime: Handle,
 }
 
-struct Store {
-    engine: Engine,
-    backing: Backing,
-    nodes: Arc<Mutex<Nodes>>,
-    /// Whether the kernel keeps pages of files, and forgets them when it is told.
-    keeps_pages: AtomicBool,
-    listings: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
-    next_handle: AtomicU64,
-    times: Times,
-    /// Who writes by a name shares it; who takes a name from an open file has it alone.
-    names_held: RwLock<()>,
-}
-
-struct Listed {
-    name: String,
-    kind: FileType,
-    inode: u64,
-}
-
-/// The bytes of a file.
-enum Content {
-    File(Arc<OpenFile>),
-    /// It has no name any more.
-    Orphan(Arc<std::fs::File>),
-}
-
-type Answer<T> = Result<T, Errno>;
-
 impl Mounted {
-    /// Requests are answered by tasks of the runtime that this is called in.
+    /// What has to wait goes on in tasks of the runtime that this is called in.
     pub fn new(engine: Engine, nodes: Arc<Mutex<Nodes>>, callers: Callers) -> io::Result<Mounted> {
-        let backing = Backing::open(&engine.config().directory.join("files"))?;
-        let (keeps_pages, listings) = (AtomicBool::new(false), Mutex::default());
-        let (next_handle, names_held) = (AtomicU64::new(1), RwLock::new(()));
-        let times = Times::default();
-        let store = Store { engine, backing, nodes, keeps_pages, listings, next_handle, times, names_held };
-        Ok(Mounted { store: Arc::new(store), callers, runtime: Handle::current() })
+        let store = Arc::new(Store::new(engine, nodes)?);
+        Ok(Mounted { store, callers, runtime: Handle::current() })
     }
 
-    /// Has a task answer.
+    /// Begins here, and has a task answer if that has to wait.
     fn answer<T, F>(&self, work: impl FnOnce(Arc<Store>) -> F, reply: impl FnOnce(Answer<T>) + Send + 'static)
     where
         F: Future<Output = Answer<T>> + Send + 'static,
         T: Send,
     {
-        let work = work(self.store.clone());
-        self.runtime.spawn(async move { reply(work.await) });
+        let _runtime = self.runtime.enter();
+        let mut work = Box::pin(work(self.store.clone()));
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => reply(answer),
+            Poll::Pending => drop(self.runtime.spawn(async move { reply(work.await) })),
+        }
     }
 
-    /// Has a task answer; a signal to the caller ends its wait.
+    /// [`Mounted::answer`]; a signal to the caller ends its wait.
     fn answer_or_interrupt<T, F>(
         &self,
         request: &Request,
@@ -106,433 +67,18 @@ impl Mounted {
         F: Future<Output = Answer<T>> + Send + 'static,
         T: Send,
     {
-        let (work, interrupted) = (work(self.store.clone()), self.callers.interrupted(request));
-        self.runtime.spawn(async move {
-            let answer = tokio::select! {
-                biased;
-                answer = work => answer,
-                () = interrupted => Err(Errno::EINTR),
-            };
-            reply(answer);
-        });
-    }
-}
-
-fn text(name: &OsStr) -> Answer<&str> {
-    name.to_str().ok_or(Errno::EILSEQ)
-}
-
-impl Store {
-    fn nodes(&self) -> MutexGuard<'_, Nodes> {
-        self.nodes.lock().expect("no code panics while it holds the nodes")
-    }
-
-    fn found(&self, node: INodeNo) -> Answer<Found> {
-        self.nodes().found(node.0).ok_or(Errno::ESTALE)
-    }
-
-    /// The name of something that has one.
-    fn name(&self, node: INodeNo) -> Answer<StorePath> {
-        match self.found(node)? {
-            Found::Name(name) => Ok(name),
-            Found::Orphan(_) => Err(Errno::ENOENT),
-        }
-    }
-
-    fn child(&self, parent: INodeNo, name: &OsStr) -> Answer<StorePath> {
-        if name.len() > 255 {
-            return Err(Errno::ENAMETOOLONG);
-        }
-        // What the store keeps to itself is nobody's.
-        self.name(parent)?.join(text(name)?).map_err(|error| match error {
-            PathError::TooLong { .. } => Errno::ENAMETOOLONG,
-            _ => Errno::EINVAL,
-        })
-    }
-
-    /// Where its bytes are. What is open is the file that was opened, whatever its name stands for by now.
-    async fn content(&self, node: INodeNo) -> Answer<Content> {
-        let (found, open) = {
-            let nodes = self.nodes();
-            (nodes.found(node.0), nodes.file(node.0))
-        };
-        match (found, open) {
-            (Some(Found::Orphan(file)), _) => Ok(Content::Orphan(file)),
-            (_, Some(file)) => Ok(Content::File(file)),
-            (Some(Found::Name(name)), None) => Ok(Content::File(Arc::new(self.open(node, &name).await?))),
-            (None, None) => Err(Errno::ESTALE),
-        }
-    }
-
-    /// Opens what the kernel means, or nothing, if another has its name by now.
-    async fn open(&self, node: INodeNo, name: &StorePath) -> Answer<OpenFile> {
-        let file = self.engine.open(name).await.map_err(refused)?;
-        let is_it = self.nodes().inode(node.0) == Some(file.inode());
-        if is_it { Ok(file) } else { Err(Errno::ESTALE) }
-    }
-
-    /// What is known about a name; its size as the engine has it, durable or not.
-    async fn attributes(&self, name: &StorePath) -> Answer<(u64, FileAttr)> {
-        let (inode, mut attributes) = self.backing.attributes(name).map_err(errno)?;
-        if attributes.kind == FileType::RegularFile {
-            attributes.size = self.engine.stat(name).await.map_err(refused)?.size;
-        }
-        Ok((inode, attributes))
-    }
-
-    async fn attributes_of(&self, node: INodeNo) -> Answer<FileAttr> {
-        let (_, attributes) = match self.found(node)? {
-            Found::Name(name) => self.attributes(&name).await?,
-            Found::Orphan(file) => attributes_of(&*file).map_err(errno)?,
-        };
-        Ok(self.known_as(node.0, attributes))
-    }
-
-    /// What the kernel is told of it, under the number that it has for it.
-    fn known_as(&self, node: u64, attributes: FileAttr) -> FileAttr {
-        FileAttr { ino: INodeNo(node), mtime: self.times.modified(node, attributes.mtime), ..attributes }
-    }
-
-    /// The kernel learns of a name.
-    async fn entry(&self, name: StorePath) -> Answer<FileAttr> {
-        let (inode, attributes) = self.attributes(&name).await?;
-        let node = self.nodes().look_up(inode, name);
-        Ok(self.known_as(node, attributes))
-    }
-
-    /// Something was just made: it is its maker's.
-    fn give(&self, name: &StorePath, mode: Option<u32>, (owner, group): (u32, u32)) -> Answer<()> {
-        let parent = name.split().map_or(StorePath::ROOT, |(parent, _)| parent);
-        let (_, parent) = self.backing.attributes(&parent).map_err(errno)?;
-        let is_root = rustix::process::geteuid().is_root();
-        // In a directory with setgid, everything is of its group.
-        let group = if parent.perm & 0o2000 != 0 { parent.gid } else { group };
-        let change = Change {
-            mode,
-            owner: is_root.then_some(owner),
-            group: is_root.then_some(group),
-            accessed: None,
-            modified: None,
-        };
-        self.backing.change(name, &change).map_err(errno)
-    }
-
-    /// Before a name goes: what has it, if somebody has it open and this is its last one.
-    fn last_of_open(&self, name: &StorePath) -> Option<(u64, std::fs::File)> {
-        let node = self.nodes().is_open(name)?;
-        let (_, attributes) = self.backing.attributes(name).ok()?;
-        let is_last = attributes.kind == FileType::RegularFile && attributes.nlink == 1;
-        is_last.then(|| self.backing.file(name).ok()).flatten().map(|file| (node, file))
-    }
-
-    async fn remove(&self, name: StorePath, breaker: Identity) -> Answer<()> {
-        if self.backing.is_node(&name) {
-            self.backing.remove_node(&name).map_err(errno)?;
-        } else {
-            self.orphan(&name, self.engine.unlink(&name, breaker)).await?;
-        }
-        self.nodes().unlinked(&name);
-        Ok(())
-    }
-
-    /// Takes a name, by `taking` it, from a file that may be open. What is open lives on, as long as it is by now: on the disk
-    /// it may end with a whole block.
-    async fn orphan(
-        &self,
-        name: &StorePath,
-        taking: impl Future<Output = Result<(), FileError>>,
-    ) -> Answer<()> {
-        if self.last_of_open(name).is_none() {
-            return taking.await.map_err(refused);
-        }
-        let _alone = self.names_held.write().await;
-        let Some((node, file)) = self.last_of_open(name) else { return taking.await.map_err(refused) };
-        let size = self.engine.stat(name).await.map_err(refused)?.size;
-        taking.await.map_err(refused)?;
-        file.set_len(size)?;
-        self.nodes().orphaned(node, file);
-        Ok(())
-    }
-
-    async fn write(&self, node: INodeNo, offset: u64, data: Bytes, breaker: Identity) -> Answer<u32> {
-        let length = data.len() as u32;
-        let _shared = self.names_held.read().await;
-        match self.content(node).await? {
-            Content::File(file) => {
-                self.engine.write_open(&file, offset, data, breaker).await.map_err(refused)?;
-                self.times.written(node.0);
-            }
-            Content::Orphan(file) => {
-                let write = tokio::task::spawn_blocking(move || file.write_all_at(&data, offset));
-                write.await.expect("a write does not panic")?;
-            }
-        }
-        Ok(length)
-    }
-
-    /// Writes back what was changed by a mapping. What a peer has committed since the kernel read it, it is not written over.
-    async fn write_back(&self, node: INodeNo, offset: u64, data: Bytes, breaker: Identity) -> Answer<u32> {
-        let length = data.len() as u32;
-        let _shared = self.names_held.read().await;
-        let file = match self.content(node).await? {
-            Content::File(file) => file,
-            Content::Orphan(file) => {
-                let write = tokio::task::spawn_blocking(move || file.write_all_at(&data, offset));
-                write.await.expect("a write does not panic")?;
-                return Ok(length);
-            }
-        };
-        let mut left: Vec<ByteRange> = ByteRange::at(offset, length.into()).into_iter().collect();
-        while let Some(piece) = left.pop() {
-            let within = (piece.start() - offset) as usize..(piece.end() - offset) as usize;
-            let written =
-                self.engine.write_back(&file, piece.start(), data.slice(within), breaker.clone()).await;
-            match written {
-                Ok(()) => self.times.written(node.0),
-                Err(WriteBackError::Overtaken(newer)) => {
-                    tracing::debug!(node = node.0, range = %newer, "a page was overtaken, and is dropped");
-                    let before = ByteRange::new(piece.start(), newer.start().min(piece.end()));
-                    let after = ByteRange::new(newer.end().max(piece.start()), piece.end());
-                    left.extend(before.into_iter().chain(after));
+        let interrupted = self.callers.interrupted(request);
+        let or_interrupt = move |store| {
+            let work = work(store);
+            async move {
+                tokio::select! {
+                    biased;
+                    answer = work => answer,
+                    () = interrupted => Err(Errno::EINTR),
                 }
-                Err(WriteBackError::Failed(error)) => return Err(refused(error)),
-            }
-        }
-        Ok(length)
-    }
-
-    async fn read(&self, node: INodeNo, offset: u64, length: u32) -> Answer<Bytes> {
-        match self.content(node).await? {
-            Content::File(file) => {
-                let Some(range) = ByteRange::at(offset, length.into()) else { return Ok(Bytes::new()) };
-                self.engine.read_open(&file, range).await.map_err(refused)
-            }
-            Content::Orphan(file) => {
-                let read = tokio::task::spawn_blocking(move || {
-                    let mut buffer = vec![0; length as usize];
-                    let read = file.read_at(&mut buffer, offset)?;
-                    buffer.truncate(read);
-                    io::Result::Ok(Bytes::from(buffer))
-                });
-                Ok(read.await.expect("a read does not panic")?)
-            }
-        }
-    }
-
-    async fn resize(&self, node: INodeNo, size: u64, breaker: Identity) -> Answer<()> {
-        let _shared = self.names_held.read().await;
-        match self.found(node)? {
-            Found::Name(name) => {
-                self.engine.truncate(&name, size, breaker).await.map_err(refused)?;
-                self.times.written(node.0);
-            }
-            Found::Orphan(file) => file.set_len(size)?,
-        }
-        Ok(())
-    }
-
-    async fn allocate(
-        &self,
-        node: INodeNo,
-        range: ByteRange,
-        mode: FallocateFlags,
-        breaker: Identity,
-    ) -> Answer<()> {
-        let _shared = self.names_held.read().await;
-        let name = match self.found(node)? {
-            Found::Name(name) => name,
-            Found::Orphan(file) => {
-                return rustix::fs::fallocate(&*file, mode, range.start(), range.len()).map_err(errno);
             }
         };
-        let engine = &self.engine;
-        let keeps = mode.contains(FallocateFlags::KEEP_SIZE);
-        match mode - FallocateFlags::KEEP_SIZE {
-            rest if rest.is_empty() => {
-                self.backing.reserve(&name, range.start(), range.len()).map_err(errno)?;
-            }
-            FallocateFlags::PUNCH_HOLE if keeps => {
-                return engine.punch(&name, range, breaker).await.map_err(refused);
-            }
-            FallocateFlags::ZERO_RANGE => {
-                engine.zero(&name, range, breaker.clone()).await.map_err(refused)?;
-            }
-            _ => return Err(Errno::EOPNOTSUPP),
-        }
-        if !keeps && engine.stat(&name).await.map_err(refused)?.size < range.end() {
-            engine.truncate(&name, range.end(), breaker).await.map_err(refused)?;
-        }
-        Ok(())
-    }
-
-    async fn sync(&self, node: INodeNo, data_only: bool) -> Answer<()> {
-        match self.found(node)? {
-            Found::Name(name) => {
-                self.flush(node, &name).await?;
-                if data_only { Ok(()) } else { self.backing.sync(&name).map_err(errno) }
-            }
-            Found::Orphan(file) => Ok(file.sync_all()?),
-        }
-    }
-
-    /// Returns once what was written is on disk.
-    async fn flush(&self, node: INodeNo, name: &StorePath) -> Answer<()> {
-        let written = self.times.in_memory(node.0);
-        let open = self.nodes().file(node.0);
-        match open {
-            Some(file) => self.engine.sync_open(&file).await.map_err(refused)?,
-            None => self.engine.sync(name).await.map_err(refused)?,
-        }
-        self.times.durable(node.0, written);
-        Ok(())
-    }
-
-    /// Sets what is beside the bytes.
-    async fn change(&self, node: INodeNo, change: &Change) -> Answer<()> {
-        match self.found(node)? {
-            Found::Name(name) => {
-                // Else bytes that come to the disk later would set the time anew.
-                if change.modified.is_some() && self.times.in_memory(node.0).is_some() {
-                    self.flush(node, &name).await?;
-                }
-                self.backing.change(&name, change).map_err(errno)
-            }
-            Found::Orphan(file) => change_of(&file.try_clone()?.into(), change).map_err(errno),
-        }
-    }
-
-    async fn rename(
-        &self,
-        from: StorePath,
-        to: StorePath,
-        flags: RenameFlags,
-        breaker: Identity,
-    ) -> Answer<()> {
-        if flags == RenameFlags::RENAME_EXCHANGE {
-            self.engine.exchange(&from, &to).await.map_err(refused)?;
-            self.nodes().exchanged(&from, &to);
-            return Ok(());
-        }
-        if !(flags - RenameFlags::RENAME_NOREPLACE).is_empty() {
-            return Err(Errno::EINVAL);
-        }
-        let there = self.backing.attributes(&to).ok();
-        if let Some((inode, there)) = there {
-            let (moved, moves) = self.backing.attributes(&from).map_err(errno)?;
-            if flags.contains(RenameFlags::RENAME_NOREPLACE) {
-                return Err(Errno::EEXIST);
-            }
-            if inode == moved {
-                return Ok(());
-            }
-            match (moves.kind == FileType::Directory, there.kind == FileType::Directory) {
-                (true, false) => return Err(Errno::ENOTDIR),
-                (false, true) => return Err(Errno::EISDIR),
-                // An empty one makes room.
-                (true, true) => self.engine.unlink(&to, breaker.clone()).await.map_err(refused)?,
-                (false, false) => {}
-            }
-        }
-        let rename = self.engine.rename(&from, &to, breaker);
-        self.orphan(&to, rename).await?;
-        let mut nodes = self.nodes();
-        nodes.unlinked(&to);
-        nodes.renamed(&from, &to);
-        Ok(())
-    }
-
-    async fn list(&self, name: &StorePath) -> Answer<Vec<Listed>> {
-        let stats = self.engine.list(name).await.map_err(refused)?;
-        let listed = stats.into_iter().filter_map(|stat| {
-            let kind = match stat.kind {
-                Kind::File => FileType::RegularFile,
-                Kind::Directory => FileType::Directory,
-                Kind::Link => FileType::Symlink,
-                Kind::Other => FileType::NamedPipe,
-            };
-            Some(Listed { name: stat.path.split()?.1.to_owned(), kind, inode: stat.inode })
-        });
-        let special =
-            [".", ".."].map(|name| Listed { name: name.to_owned(), kind: FileType::Directory, inode: 1 });
-        Ok(special.into_iter().chain(listed).collect())
-    }
-}
-
-fn errno(error: rustix::io::Errno) -> Errno {
-    Errno::from_i32(error.raw_os_error())
-}
-
-fn fault(fault: Fault) -> Errno {
-    match fault {
-        Fault::NoSpace => Errno::ENOSPC,
-        Fault::Moved => Errno::ESTALE,
-        Fault::Io | Fault::Checksum => Errno::EIO,
-        Fault::NoKey => Errno::EAGAIN,
-    }
-}
-
-/// What a program gets to see; what was the matter is in the log, if it is the server's.
-fn refused(error: FileError) -> Errno {
-    let errno = errno_of(&error);
-    if i32::from(errno) == i32::from(Errno::EIO) {
-        tracing::warn!("EIO through the mount: {}", chain(&error));
-    } else {
-        tracing::debug!("refused through the mount: {}", chain(&error));
-    }
-    errno
-}
-
-fn errno_of(error: &FileError) -> Errno {
-    match error {
-        FileError::Path(error) => match error {
-            NamespaceError::NotFound { .. } => Errno::ENOENT,
-            NamespaceError::Exists { .. } => Errno::EEXIST,
-            NamespaceError::NotAFile { .. } | NamespaceError::NotALink { .. } => Errno::EINVAL,
-            NamespaceError::NotText { .. } => Errno::EILSEQ,
-            NamespaceError::NotADirectory { .. } => Errno::ENOTDIR,
-            NamespaceError::NotEmpty { .. } => Errno::ENOTEMPTY,
-            NamespaceError::Link { .. } => Errno::ELOOP,
-            NamespaceError::Root => Errno::EBUSY,
-            NamespaceError::LastName { .. } => Errno::ESTALE,
-            NamespaceError::Sidecar { .. } => Errno::EIO,
-            NamespaceError::System { source, .. } => {
-                source.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
-            }
-        },
-        FileError::TooLong { .. } | FileError::SameFile { .. } | FileError::Overlap { .. } => Errno::EINVAL,
-        FileError::BadRange { .. } => Errno::EFBIG,
-        FileError::Collapse { .. } => Errno::EINVAL,
-        FileError::NoLease(_) => Errno::ESTALE,
-        FileError::Stopping => Errno::EIO,
-        FileError::Evict { source, .. } => fault(*source),
-        FileError::Change { source, .. } => match source {
-            output::ChangeError::NoFile => Errno::ESTALE,
-            output::ChangeError::Limit { .. } => Errno::EAGAIN,
-            output::ChangeError::Busy { .. } => Errno::ETXTBSY,
-            output::ChangeError::CannotCollapse { .. } => Errno::EINVAL,
-            output::ChangeError::Fault(kind) => fault(*kind),
-        },
-        FileError::Read { source, .. } => match source {
-            output::ReadError::TimedOut(_) => Errno::ETIMEDOUT,
-            output::ReadError::Limit { .. } => Errno::EAGAIN,
-            output::ReadError::NoFile => Errno::ESTALE,
-            output::ReadError::Fault(kind) => fault(*kind),
-        },
-        FileError::Acquire { source, .. } => match source {
-            output::AcquireError::Fault(kind) => fault(*kind),
-            output::AcquireError::NoFile => Errno::ESTALE,
-            _ => Errno::EAGAIN,
-        },
-        FileError::Commit { source, .. } => match source {
-            output::CommitError::Fault(kind) => fault(*kind),
-            output::CommitError::Removed(_) => Errno::ESTALE,
-            _ => Errno::EIO,
-        },
-        FileError::Sync { source, .. } => match source {
-            output::SyncError::NoFile => Errno::ESTALE,
-            output::SyncError::Limit { .. } => Errno::EAGAIN,
-            output::SyncError::Fault(kind) => fault(*kind),
-        },
+        self.answer(or_interrupt, reply);
     }
 }
 
@@ -563,16 +109,17 @@ fn empty(reply: ReplyEmpty) -> impl FnOnce(Answer<()>) + Send {
     }
 }
 
-fn entry(reply: ReplyEntry) -> impl FnOnce(Answer<FileAttr>) + Send {
+/// Answers with what the kernel may believe for so long.
+fn entry(reply: ReplyEntry, ttl: Duration) -> impl FnOnce(Answer<FileAttr>) + Send {
     move |answer| match answer {
-        Ok(attributes) => reply.entry(&TTL, &attributes, GENERATION),
+        Ok(attributes) => reply.entry(&ttl, &attributes, GENERATION),
         Err(error) => reply.error(error),
     }
 }
 
-fn attributes(reply: ReplyAttr) -> impl FnOnce(Answer<FileAttr>) + Send {
+fn attributes(reply: ReplyAttr, ttl: Duration) -> impl FnOnce(Answer<FileAttr>) + Send {
     move |answer| match answer {
-        Ok(attributes) => reply.attr(&TTL, &attributes),
+        Ok(attributes) => reply.attr(&ttl, &attributes),
         Err(error) => reply.error(error),
     }
 }
@@ -606,23 +153,27 @@ impl Filesystem for Mounted {
         if !self.callers.are_remote() {
             let maps = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
             // Before Linux 6.9, what is written directly may leave an old page to who reads by another descriptor.
-            self.store.keeps_pages.store(maps && config.kernel_abi() >= Version(7, 40), Ordering::Relaxed);
+            if maps && config.kernel_abi() >= Version(7, 40) {
+                self.store.keep();
+                // Of use as long as what is listed is believed.
+                let plus = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO;
+                let _ = config.add_capabilities(plus);
+            }
         }
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let name = self.store.child(parent, name);
-        self.answer(async |store| store.entry(name?).await, entry(reply));
+        let found = self.store.child(parent, name).and_then(|name| self.store.entry(&name));
+        entry(reply, self.store.ttl())(found);
     }
 
     fn forget(&self, _: &Request, node: INodeNo, times: u64) {
-        self.store.nodes().forget(node.0, times);
-        self.store.forget_if_gone(node);
+        self.store.forget(node.0, times);
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.answer(move |store| async move { store.attributes_of(node).await }, attributes(reply));
+        attributes(reply, self.store.ttl())(self.store.attributes_of(node));
     }
 
     fn setattr(
@@ -651,9 +202,10 @@ impl Filesystem for Mounted {
                 store.resize(node, size, breaker).await?;
             }
             store.change(node, &change).await?;
-            store.attributes_of(node).await
+            store.attributes_of(node)
         };
-        self.answer_or_interrupt(request, work, attributes(reply));
+        // The kernel does not look whether it was told of a change of size since it asked for this one.
+        self.answer_or_interrupt(request, work, attributes(reply, Duration::ZERO));
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
@@ -687,30 +239,25 @@ impl Filesystem for Mounted {
         let work = move |store: Arc<Store>| async move {
             let name = name?;
             if kind == RegularFile {
-                if store.backing.attributes(&name).is_ok() {
+                let (_, created) = store.engine.open_or_create(&name).await.map_err(refused)?;
+                if !created {
                     return Err(Errno::EEXIST);
                 }
-                store.engine.create(&name).await.map_err(refused)?;
             } else {
                 store.backing.make_node(&name, mode, device.into()).map_err(errno)?;
             }
-            store.give(&name, Some(mode), who)?;
-            store.entry(name).await
+            let made = store.backing.look(&name).map_err(errno)?;
+            store.give(&name, &made, Some(mode & 0o7777), who)?;
+            store.entry_of(&name, &made)
         };
-        self.answer(work, entry(reply));
+        self.answer(work, entry(reply, self.store.ttl()));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
         let (name, who) = (self.store.child(parent, name), (request.uid(), request.gid()));
-        let work = move |store: Arc<Store>| async move {
-            let name = name?;
-            store.engine.make_directory(&name).await.map_err(refused)?;
-            let parent = name.split().map_or(StorePath::ROOT, |(parent, _)| parent);
-            let (_, parent) = store.backing.attributes(&parent).map_err(errno)?;
-            store.give(&name, Some(mode | u32::from(parent.perm) & 0o2000), who)?;
-            store.entry(name).await
-        };
-        self.answer(work, entry(reply));
+        let work =
+            move |store: Arc<Store>| async move { store.make_directory(&name?, mode & 0o7777, who).await };
+        self.answer(work, entry(reply, self.store.ttl()));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -731,10 +278,11 @@ impl Filesystem for Mounted {
         let work = move |store: Arc<Store>| async move {
             let name = name?;
             store.engine.symlink(&target?, &name).await.map_err(refused)?;
-            store.give(&name, None, who)?;
-            store.entry(name).await
+            let made = store.backing.look(&name).map_err(errno)?;
+            store.give(&name, &made, None, who)?;
+            store.entry_of(&name, &made)
         };
-        self.answer(work, entry(reply));
+        self.answer(work, entry(reply, self.store.ttl()));
     }
 
     fn rename(
@@ -763,9 +311,10 @@ impl Filesystem for Mounted {
             } else {
                 store.engine.link(&from, &name).await.map_err(refused)?;
             }
-            store.entry(name).await
+            store.entry(&name)
         };
-        self.answer(work, entry(reply));
+        // See `setattr`.
+        self.answer(work, entry(reply, Duration::ZERO));
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -797,25 +346,24 @@ impl Filesystem for Mounted {
     ) {
         let (name, who) = (self.store.child(parent, name), (request.uid(), request.gid()));
         let pid = request.pid();
-        let exclusive =
-            rustix::fs::OFlags::from_bits_retain(flags.cast_unsigned()).contains(rustix::fs::OFlags::EXCL);
+        let exclusive = OFlags::from_bits_retain(flags.cast_unsigned()).contains(OFlags::EXCL);
         let work = move |store: Arc<Store>| async move {
             let name = name?;
-            if store.backing.attributes(&name).is_err() {
-                store.engine.create(&name).await.map_err(refused)?;
-                store.give(&name, Some(mode), who)?;
+            let (file, created) = store.engine.open_or_create(&name).await.map_err(refused)?;
+            if created {
+                store.give(&name, &file, Some(mode & 0o7777), who)?;
             } else if exclusive {
                 return Err(Errno::EEXIST);
             }
-            let attributes = store.entry(name).await?;
-            let (file, handle) = (store.content(attributes.ino).await?, store.handle());
-            let Content::File(file) = file else { return Err(Errno::ESTALE) };
-            store.nodes().opened(attributes.ino.0, handle.0, pid, Some(file));
-            Ok((attributes, handle, store.caching(OpenFlags(flags))))
+            let (attributes, handle) = (store.entry_of(&name, &file)?, store.handle());
+            store.nodes().opened(attributes.ino.0, handle.0, pid, Some(Arc::new(file)));
+            // See `setattr`.
+            let ttl = if created { store.ttl() } else { Duration::ZERO };
+            Ok((attributes, ttl, handle, store.caching(OpenFlags(flags))))
         };
         self.answer(work, |answer| match answer {
-            Ok((attributes, handle, caching)) => {
-                reply.created(&TTL, &attributes, GENERATION, handle, caching);
+            Ok((attributes, ttl, handle, caching)) => {
+                reply.created(&ttl, &attributes, GENERATION, handle, caching);
             }
             Err(error) => reply.error(error),
         });
@@ -864,7 +412,8 @@ impl Filesystem for Mounted {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+        // The kernel has written back what was changed by mappings, and asks no more.
+        reply.error(Errno::ENOSYS);
     }
 
     fn release(
@@ -877,8 +426,7 @@ impl Filesystem for Mounted {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.store.nodes().closed(node.0, handle.0);
-        self.store.forget_if_gone(node);
+        self.store.closed(node, handle);
         reply.ok();
     }
 
@@ -887,17 +435,8 @@ impl Filesystem for Mounted {
         self.answer_or_interrupt(request, work, empty(reply));
     }
 
-    fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let work = move |store: Arc<Store>| async move {
-            let listing = store.list(&store.name(node)?).await?;
-            let handle = store.handle();
-            store.listings().insert(handle.0, Arc::new(listing));
-            Ok(handle)
-        };
-        self.answer(work, |answer| match answer {
-            Ok(handle) => reply.opened(handle, FopenFlags::empty()),
-            Err(error) => reply.error(error),
-        });
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(self.store.handle(), FopenFlags::empty());
     }
 
     fn readdir(
@@ -908,29 +447,50 @@ impl Filesystem for Mounted {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let listing = self.store.listings().get(&handle.0).cloned();
-        let work = move |store: Arc<Store>| async move {
-            // Whoever begins again wants to see what is there now.
-            let Some(listing) = listing else { return Err(Errno::EBADF) };
-            if offset > 0 {
-                return Ok(listing);
-            }
-            let listing = Arc::new(store.list(&store.name(node)?).await?);
-            store.listings().insert(handle.0, listing.clone());
-            Ok(listing)
+        let listing = match self.store.list(node, handle, offset) {
+            Ok(listing) => listing,
+            Err(error) => return reply.error(error),
         };
-        self.answer(work, move |answer| {
-            let listing = match answer {
-                Ok(listing) => listing,
-                Err(error) => return reply.error(error),
-            };
-            for (at, listed) in listing.iter().enumerate().skip(offset as usize) {
-                if reply.add(INodeNo(listed.inode), at as u64 + 1, listed.kind, &listed.name) {
-                    break;
-                }
+        for (listed, next) in listing.iter().zip(1..).skip(offset as usize) {
+            if reply.add(INodeNo(listed.inode), next, listed.kind, &listed.name) {
+                break;
             }
-            reply.ok();
-        });
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let found = self.store.list(node, handle, offset);
+        let (listing, directory) = match found.and_then(|listing| Ok((listing, self.store.name(node)?))) {
+            Ok(found) => found,
+            Err(error) => return reply.error(error),
+        };
+        let ttl = self.store.ttl();
+        for (listed, next) in listing.iter().zip(1..).skip(offset as usize) {
+            let attributes = if listed.name == "." || listed.name == ".." {
+                // The kernel looks neither up by this.
+                self.store.attributes_of(node)
+            } else {
+                let name = directory.join(&listed.name).map_err(|_| Errno::ENAMETOOLONG);
+                name.and_then(|name| self.store.entry(&name))
+            };
+            // It is gone, or nobody can ask for it.
+            let Ok(attributes) = attributes else { continue };
+            if reply.add(attributes.ino, next, &listed.name, &ttl, &attributes, GENERATION) {
+                if attributes.ino != node {
+                    self.store.forget(attributes.ino.0, 1);
+                }
+                break;
+            }
+        }
+        reply.ok();
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -973,25 +533,24 @@ impl Filesystem for Mounted {
         reply: ReplyEmpty,
     ) {
         let set = || {
-            let path = self.store.name(node)?;
-            self.store.backing.set_attribute(&path, text(name)?, value, flags).map_err(errno)
+            let found = self.store.descriptor(node)?;
+            backing::set_attribute(&found, text(name)?, value, flags).map_err(errno)
         };
         empty(reply)(set());
     }
 
     fn getxattr(&self, _: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let get = || self.store.backing.attribute(&self.store.name(node)?, text(name)?).map_err(errno);
+        let get = || backing::attribute(&self.store.descriptor(node)?, text(name)?).map_err(errno);
         value(reply, size)(get());
     }
 
     fn listxattr(&self, _: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        let list = || self.store.backing.attribute_names(&self.store.name(node)?).map_err(errno);
+        let list = || backing::attribute_names(&self.store.descriptor(node)?).map_err(errno);
         value(reply, size)(list());
     }
 
     fn removexattr(&self, _: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let remove =
-            || self.store.backing.remove_attribute(&self.store.name(node)?, text(name)?).map_err(errno);
+        let remove = || backing::remove_attribute(&self.store.descriptor(node)?, text(name)?).map_err(errno);
         empty(reply)(remove());
     }
 
@@ -1022,14 +581,7 @@ impl Filesystem for Mounted {
                 4 => SeekFrom::Hole(offset),
                 _ => return Err(Errno::EINVAL),
             };
-            match store.found(node)? {
-                Found::Name(name) => {
-                    // Holes are where the disk has none, once all is on the disk.
-                    store.engine.sync(&name).await.map_err(refused)?;
-                    store.backing.seek(&name, to).map_err(errno)
-                }
-                Found::Orphan(file) => rustix::fs::seek(&*file, to).map_err(errno),
-            }
+            store.seek(node, to).await
         };
         self.answer(work, |answer| match answer {
             Ok(offset) => reply.offset(offset.cast_signed()),
@@ -1066,45 +618,10 @@ impl Filesystem for Mounted {
     ) {
         let breaker = self.callers.identity(request);
         let work = move |store: Arc<Store>| async move {
-            let _shared = store.names_held.read().await;
             // The answer has 32 bits.
             let range = ByteRange::at(offset_in, length.min(1 << 30)).ok_or(Errno::EINVAL)?;
-            let (source, target) = (store.name(from)?, store.name(to)?);
-            let copied = store
-                .engine
-                .copy_range(&source, range, &target, offset_out, breaker)
-                .await
-                .map_err(refused)?;
-            store.times.written(to.0);
-            Ok(copied as u32)
+            store.copy_range((from, range), (to, offset_out), breaker).await
         };
         self.answer_or_interrupt(request, work, written(reply));
-    }
-}
-
-impl Store {
-    fn forget_if_gone(&self, node: INodeNo) {
-        if self.nodes().found(node.0).is_none() {
-            self.times.forget(node.0);
-        }
-    }
-
-    /// A descriptor for reading is served from the kernel's pages. One that may write goes to the engine straight: a page that
-    /// waits for a holder to be written would be locked meanwhile, and the holder's own commit waits for it to be forgotten.
-    fn caching(&self, flags: OpenFlags) -> FopenFlags {
-        let reads = flags.acc_mode() == OpenAccMode::O_RDONLY;
-        if reads && self.keeps_pages.load(Ordering::Relaxed) {
-            FopenFlags::FOPEN_KEEP_CACHE
-        } else {
-            FopenFlags::FOPEN_DIRECT_IO
-        }
-    }
-
-    fn handle(&self) -> FileHandle {
-        FileHandle(self.next_handle.fetch_add(1, Ordering::Relaxed))
-    }
-
-    fn listings(&self) -> MutexGuard<'_, HashMap<u64, Arc<Vec<Listed>>>> {
-        self.listings.lock().expect("no code panics while it holds the listings")
     }
 }

@@ -1,6 +1,9 @@
-//! What is to be known of FUSE's own messages in order to pass them on. The rest is the kernel's and fuser's business.
+//! What is to be known of FUSE's own messages in order to pass them on, and the one that fuser does not tell the outcome of. The rest
+//! is the kernel's and fuser's business.
 //!
 //! Source: `include/uapi/linux/fuse.h`. All numbers are in the machine's byte order.
+
+use leasehold_core::range::ByteRange;
 
 /// The longest write that the kernel of another machine sends at once, and the longest read: a message must fit into a
 /// socket's default buffer (net.core.wmem_default, 212,992 bytes).
@@ -93,6 +96,22 @@ pub(super) fn destroy() -> Vec<u8> {
     request[..4].copy_from_slice(&(REQUEST_HEADER_BYTES as u32).to_ne_bytes());
     request[4..8].copy_from_slice(&Opcode::DESTROY.0.to_ne_bytes());
     request
+}
+
+/// To the kernel: that it shall forget what it keeps of these bytes of a file, and the file's size
+/// (`FUSE_NOTIFY_INVAL_INODE`).
+pub(super) fn forget(node: u64, range: ByteRange) -> [u8; 40] {
+    const INVAL_INODE: u32 = 2;
+    let offset = i64::try_from(range.start()).unwrap_or(i64::MAX);
+    // Without an end, for the kernel: zero.
+    let length = i64::try_from(range.end()).map_or(0, |end| end - offset);
+    let mut word = [0; 40];
+    word[..4].copy_from_slice(&40_u32.to_ne_bytes());
+    word[4..8].copy_from_slice(&INVAL_INODE.to_ne_bytes());
+    word[16..24].copy_from_slice(&node.to_ne_bytes());
+    word[24..32].copy_from_slice(&offset.to_ne_bytes());
+    word[32..].copy_from_slice(&length.to_ne_bytes());
+    word
 }
 
 fn part<const BYTES: usize>(header: &[u8], at: usize) -> [u8; BYTES] {

@@ -2,8 +2,9 @@
 
 use leasehold_engine::files::OpenFile;
 use leasehold_engine::path::StorePath;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
 /// The root's number.
@@ -14,6 +15,7 @@ pub(super) struct Nodes {
     nodes: HashMap<u64, Node>,
     /// By the store's own inodes. A file without names is not in it: its inode may be another's soon.
     by_inode: HashMap<u64, u64>,
+    by_name: BTreeMap<StorePath, u64>,
     next: u64,
 }
 
@@ -26,8 +28,8 @@ struct Node {
     openers: Vec<Opener>,
     /// As long as somebody has it open, and it has a name.
     file: Option<Arc<OpenFile>>,
-    /// The kernel may have pages of it.
-    pages: bool,
+    /// The kernel may keep something of it: pages, or what it was told of its size.
+    kept: bool,
     orphan: Option<Arc<File>>,
 }
 
@@ -52,32 +54,35 @@ impl Nodes {
     }
 
     fn new(root: StorePath) -> Nodes {
+        let by_name = BTreeMap::from([(root.clone(), ROOT)]);
         let root = Node { names: vec![root], lookups: 1, ..Node::default() };
-        Nodes { nodes: HashMap::from([(ROOT, root)]), by_inode: HashMap::new(), next: ROOT + 1 }
+        Nodes { nodes: HashMap::from([(ROOT, root)]), by_inode: HashMap::new(), by_name, next: ROOT + 1 }
     }
 
-    /// The number of what has this inode and name; the kernel has it once more.
-    pub fn look_up(&mut self, inode: u64, name: StorePath) -> u64 {
+    /// The number of what has this inode and name; the kernel has it once more, and is about to be told of it.
+    pub fn look_up(&mut self, inode: u64, name: &StorePath) -> u64 {
         let next = &mut self.next;
         let id = *self.by_inode.entry(inode).or_insert_with(|| {
             *next += 1;
             *next - 1
         });
-        self.displace(&name, id);
+        if self.by_name.get(name).is_some_and(|other| *other != id) {
+            self.take_name(name);
+        }
         let node = self.nodes.entry(id).or_default();
-        node.inode = inode;
+        (node.inode, node.kept) = (inode, true);
         node.lookups += 1;
-        if !node.names.contains(&name) {
-            node.names.push(name);
+        if self.by_name.insert(name.clone(), id).is_none() {
+            node.names.push(name.clone());
         }
         id
     }
 
-    /// A name that stands for something else by now is nobody else's.
-    fn displace(&mut self, name: &StorePath, but: u64) {
-        for (_, node) in self.nodes.iter_mut().filter(|(id, node)| **id != but && node.names.contains(name)) {
-            node.names.retain(|other| other != name);
-        }
+    /// The name stands for nothing any more, or for something else. Whose it was.
+    fn take_name(&mut self, name: &StorePath) -> Option<u64> {
+        let id = self.by_name.remove(name)?;
+        self.nodes.get_mut(&id)?.names.retain(|other| other != name);
+        Some(id)
     }
 
     /// The kernel has it so many times less.
@@ -91,6 +96,7 @@ impl Nodes {
         let unused = self.nodes.get(&id).is_some_and(|node| node.lookups == 0 && node.openers.is_empty());
         if unused && id != ROOT {
             let node = self.nodes.remove(&id).expect("just seen");
+            node.names.iter().for_each(|name| _ = self.by_name.remove(name));
             if self.by_inode.get(&node.inode) == Some(&id) {
                 self.by_inode.remove(&node.inode);
             }
@@ -109,7 +115,7 @@ impl Nodes {
     pub fn opened(&mut self, id: u64, handle: u64, pid: u32, file: Option<Arc<OpenFile>>) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.openers.push(Opener { handle, pid });
-            node.pages = true;
+            node.kept = true;
             node.file = file;
         }
     }
@@ -119,9 +125,21 @@ impl Nodes {
         self.nodes.get(&id)?.file.clone()
     }
 
-    /// Its inode in the store.
-    pub fn inode(&self, id: u64) -> Option<u64> {
-        Some(self.nodes.get(&id)?.inode)
+    /// Whether it is what has this inode in the store. Of the root, that is not asked.
+    pub fn is_it(&self, id: u64, inode: u64) -> bool {
+        id == ROOT || self.nodes.get(&id).is_some_and(|node| node.inode == inode)
+    }
+
+    /// The kernel is about to be told of it.
+    pub fn told(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.kept = true;
+        }
+    }
+
+    /// Whether the kernel has it, or is about to.
+    pub fn is_known(&self, id: u64) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.lookups > 0)
     }
 
     pub fn closed(&mut self, id: u64, handle: u64) {
@@ -141,17 +159,17 @@ impl Nodes {
         pids.into_iter().collect()
     }
 
-    /// Whether the kernel may have pages of it.
-    pub fn has_pages(&self, inode: u64) -> bool {
-        self.by_inode.get(&inode).and_then(|id| self.nodes.get(id)).is_some_and(|node| node.pages)
+    /// Whether the kernel may keep something of it.
+    pub fn is_kept(&self, inode: u64) -> bool {
+        self.by_inode.get(&inode).and_then(|id| self.nodes.get(id)).is_some_and(|node| node.kept)
     }
 
-    /// The kernel is told to forget pages of it. Its number, and whether that is to be all of them: of what nobody has open.
-    pub fn forget_pages(&mut self, inode: u64) -> Option<(u64, bool)> {
+    /// The kernel is told to forget something of it. Its number, and whether that is to be all: of what nobody has open.
+    pub fn to_forget(&mut self, inode: u64) -> Option<(u64, bool)> {
         let id = *self.by_inode.get(&inode)?;
         let node = self.nodes.get_mut(&id)?;
-        node.pages = !node.openers.is_empty();
-        Some((id, !node.pages))
+        node.kept = !node.openers.is_empty();
+        Some((id, !node.kept))
     }
 
     /// Others have removed it: its inode may be another's soon.
@@ -161,8 +179,8 @@ impl Nodes {
 
     /// The number of what has this name, if somebody has it open.
     pub fn is_open(&self, name: &StorePath) -> Option<u64> {
-        let mut nodes = self.nodes.iter();
-        nodes.find(|(_, node)| !node.openers.is_empty() && node.names.contains(name)).map(|(id, _)| *id)
+        let id = *self.by_name.get(name)?;
+        (!self.nodes.get(&id)?.openers.is_empty()).then_some(id)
     }
 
     /// It has lost its last name, and is open.
@@ -174,33 +192,45 @@ impl Nodes {
 
     /// The name is gone.
     pub fn unlinked(&mut self, name: &StorePath) {
-        self.displace(name, 0);
-        let nameless = |id: &u64| self.nodes.get(id).is_none_or(|node| node.names.is_empty());
-        self.by_inode.retain(|_, id| !nameless(id));
+        let Some(id) = self.take_name(name) else { return };
+        if let Some(node) = self.nodes.get(&id).filter(|node| node.names.is_empty())
+            && self.by_inode.get(&node.inode) == Some(&id)
+        {
+            self.by_inode.remove(&node.inode);
+        }
     }
 
     /// The two, and all that is below them, have exchanged their names.
     pub fn exchanged(&mut self, one: &StorePath, other: &StorePath) {
-        for name in self.nodes.values_mut().flat_map(|node| &mut node.names) {
-            if let Some(anew) = name.renamed(one, other).or_else(|| name.renamed(other, one)) {
-                *name = anew;
-            }
-        }
+        let (ones, others) = (self.names_from(one), self.names_from(other));
+        self.rename_each(ones, one, other);
+        self.rename_each(others, other, one);
     }
 
     /// `from`, and all that is below it, has another name.
     pub fn renamed(&mut self, from: &StorePath, to: &StorePath) {
-        self.displace(to, 0);
-        let below = format!("{}/", from.as_str());
-        for name in self.nodes.values_mut().flat_map(|node| &mut node.names) {
-            let renamed = if name == from {
-                Some(to.clone())
-            } else {
-                let rest = name.as_str().strip_prefix(&below);
-                rest.and_then(|rest| StorePath::parse(&format!("{}/{rest}", to.as_str())).ok())
-            };
-            if let Some(renamed) = renamed {
-                *name = renamed;
+        self.take_name(to);
+        let names = self.names_from(from);
+        self.rename_each(names, from, to);
+    }
+
+    /// Takes the name, and all that are below it, out of the table.
+    fn names_from(&mut self, name: &StorePath) -> Vec<(StorePath, u64)> {
+        let below = format!("{}/", name.as_str());
+        let all_below = self.by_name.range::<str, _>((Bound::Included(below.as_str()), Bound::Unbounded));
+        let names = all_below.map(|(found, _)| found).take_while(|found| found.as_str().starts_with(&below));
+        let names: Vec<StorePath> = names.chain([name]).cloned().collect();
+        names.into_iter().filter_map(|found| self.by_name.remove_entry(&found)).collect()
+    }
+
+    fn rename_each(&mut self, names: Vec<(StorePath, u64)>, from: &StorePath, to: &StorePath) {
+        for (name, id) in names {
+            let anew = name.renamed(from, to);
+            let Some(node) = self.nodes.get_mut(&id) else { continue };
+            node.names.retain(|other| *other != name);
+            if let Some(anew) = anew {
+                node.names.push(anew.clone());
+                self.by_name.insert(anew, id);
             }
         }
     }
@@ -224,10 +254,14 @@ mod tests {
     #[test]
     fn hard_links_are_one_file_and_a_rename_takes_along_what_is_below() {
         let mut nodes = Nodes::new(StorePath::ROOT);
-        let file = nodes.look_up(50, path("a/b/file"));
-        assert_eq!(nodes.look_up(50, path("other")), file);
+        let file = nodes.look_up(50, &path("a/b/file"));
+        let beside = nodes.look_up(51, &path("a-b"));
+        assert_eq!(nodes.look_up(50, &path("other")), file);
         nodes.renamed(&path("a"), &path("c"));
-        assert_eq!(name(&nodes, file).as_deref(), Some("/c/b/file"));
+        let mut names = nodes.nodes[&file].names.clone();
+        names.sort();
+        assert_eq!(names, [path("c/b/file"), path("other")]);
+        assert_eq!(name(&nodes, beside).as_deref(), Some("/a-b"));
         nodes.unlinked(&path("c/b/file"));
         assert_eq!(name(&nodes, file).as_deref(), Some("/other"));
     }
@@ -235,12 +269,12 @@ mod tests {
     #[test]
     fn a_number_is_never_used_again_and_an_inode_may_be() {
         let mut nodes = Nodes::new(StorePath::ROOT);
-        let first = nodes.look_up(50, path("x"));
+        let first = nodes.look_up(50, &path("x"));
         nodes.opened(first, 7, 1, None);
         assert_eq!(nodes.is_open(&path("x")), Some(first));
         nodes.orphaned(first, tempfile::tempfile().unwrap());
         nodes.unlinked(&path("x"));
-        assert_ne!(nodes.look_up(50, path("y")), first);
+        assert_ne!(nodes.look_up(50, &path("y")), first);
         assert_eq!(name(&nodes, first).as_deref(), Some("orphan"));
         nodes.forget(first, 1);
         assert!(nodes.found(first).is_some(), "it is open");
@@ -251,7 +285,7 @@ mod tests {
     #[test]
     fn an_exchange_takes_along_what_is_below_on_both_sides() {
         let mut nodes = Nodes::new(StorePath::ROOT);
-        let (file, below) = (nodes.look_up(1, path("a")), nodes.look_up(2, path("d/e/b")));
+        let (file, below) = (nodes.look_up(1, &path("a")), nodes.look_up(2, &path("d/e/b")));
         nodes.exchanged(&path("a"), &path("d/e"));
         assert_eq!(name(&nodes, file).as_deref(), Some("/d/e"));
         assert_eq!(name(&nodes, below).as_deref(), Some("/a/b"));
@@ -260,22 +294,22 @@ mod tests {
     #[test]
     fn an_inode_that_others_removed_is_another_file_when_it_comes_again() {
         let mut nodes = Nodes::new(StorePath::ROOT);
-        let first = nodes.look_up(50, path("x"));
+        let first = nodes.look_up(50, &path("x"));
         nodes.opened(first, 7, 1, None);
-        assert!(nodes.has_pages(50));
+        assert!(nodes.is_kept(50));
         nodes.removed(50);
-        assert!(!nodes.has_pages(50));
-        assert_ne!(nodes.look_up(50, path("x")), first);
+        assert!(!nodes.is_kept(50));
+        assert_ne!(nodes.look_up(50, &path("x")), first);
         nodes.forget(first, 1);
         nodes.closed(first, 7);
         assert!(name(&nodes, first).is_none());
-        assert_eq!(nodes.look_up(50, path("x")), first + 1);
+        assert_eq!(nodes.look_up(50, &path("x")), first + 1);
     }
 
     #[test]
     fn what_is_renamed_over_has_its_name_no_more() {
         let mut nodes = Nodes::new(StorePath::ROOT);
-        let (new, old) = (nodes.look_up(1, path("new")), nodes.look_up(2, path("old")));
+        let (new, old) = (nodes.look_up(1, &path("new")), nodes.look_up(2, &path("old")));
         nodes.renamed(&path("new"), &path("old"));
         assert_eq!(name(&nodes, new).as_deref(), Some("/old"));
         assert_eq!(name(&nodes, old), None);

@@ -1,43 +1,51 @@
-//! The kernel's pages of the mounted files, which must not outlive what they are copies of.
+//! What the kernel keeps of the mounted files, pages and sizes, which must not outlive what they are copies of.
 
+use super::message;
 use super::nodes::Nodes;
-use fuser::{INodeNo, Notifier};
 use leasehold_core::range::ByteRange;
 use leasehold_engine::pages::Keeper;
-use std::io;
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+
+/// How often is looked whether the kernel knows a file by now.
+const LOOK: Duration = Duration::from_millis(1);
+/// The kernel takes in what it was told within microseconds. If it does not within this, nobody will hear of it any more.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Tells the kernel what to forget.
 pub(super) struct Pages {
     nodes: Arc<Mutex<Nodes>>,
     runtime: Handle,
     /// The way to the kernel, once there is one. Before, it has no pages.
-    pub notifier: OnceLock<Notifier>,
+    pub kernel: OnceLock<Arc<OwnedFd>>,
 }
 
 impl Pages {
     pub fn new(nodes: Arc<Mutex<Nodes>>, runtime: Handle) -> Pages {
-        Pages { nodes, runtime, notifier: OnceLock::new() }
+        Pages { nodes, runtime, kernel: OnceLock::new() }
     }
 
     fn nodes(&self) -> MutexGuard<'_, Nodes> {
-        self.nodes.lock().expect("no code panics while it holds the nodes")
+        lock(&self.nodes)
     }
 }
 
 impl Keeper for Pages {
     fn keeps(&self, inode: u64) -> bool {
-        self.nodes().has_pages(inode)
+        self.nodes().is_kept(inode)
     }
 
     fn forget(&self, inode: u64, range: ByteRange, then: Box<dyn FnOnce() + Send>) {
-        let found = self.nodes().forget_pages(inode);
-        let Some(((node, whole), notifier)) = found.zip(self.notifier.get().cloned()) else { return then() };
+        let found = self.nodes().to_forget(inode);
+        let Some(((node, whole), kernel)) = found.zip(self.kernel.get()) else { return then() };
+        let (kernel, nodes) = (kernel.clone(), self.nodes.clone());
         let range = if whole { ByteRange::ALL } else { range };
         // It waits for pages that are being read, and for what is changed in them to be written back.
         self.runtime.spawn_blocking(move || {
-            forget(&notifier, node, range);
+            forget(&kernel, &nodes, node, range);
             then();
         });
     }
@@ -47,14 +55,27 @@ impl Keeper for Pages {
     }
 }
 
-fn forget(notifier: &Notifier, node: u64, range: ByteRange) {
-    let offset = i64::try_from(range.start()).unwrap_or(i64::MAX);
-    // Without an end, for the kernel: zero.
-    let length = i64::try_from(range.end()).map_or(0, |end| end - offset);
-    match notifier.inval_inode(INodeNo(node), offset, length) {
-        Ok(()) => {}
-        // It has forgotten the file.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => tracing::debug!(node, %range, "the kernel does not forget pages: {error}"),
+fn forget(kernel: &OwnedFd, nodes: &Mutex<Nodes>, node: u64, range: ByteRange) {
+    let word = message::forget(node, range);
+    let began = Instant::now();
+    loop {
+        match rustix::io::write(kernel, &word) {
+            Ok(_) => return,
+            Err(Errno::NOENT) => {}
+            Err(error) => return tracing::debug!(node, %range, "the kernel does not forget pages: {error}"),
+        }
+        // It does not know the file: any more, which it is about to say, or yet, since it has not taken in the answer by which
+        // it will. There is no word for either.
+        if !lock(nodes).is_known(node) {
+            return;
+        }
+        if began.elapsed() > PATIENCE {
+            return tracing::warn!(node, "the kernel was told of a file, and does not know it");
+        }
+        std::thread::sleep(LOOK);
     }
+}
+
+fn lock(nodes: &Mutex<Nodes>) -> MutexGuard<'_, Nodes> {
+    nodes.lock().expect("no code panics while it holds the nodes")
 }
