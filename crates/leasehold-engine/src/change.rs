@@ -28,9 +28,13 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// A boundary block as it will be: block, CRC, bytes.
 type Image = (u64, u32, Box<[u8; PAGE]>);
+
+/// Removals that nobody waits for are made durable together with those that come within this time.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// Who takes the name of a file that is removed.
 #[derive(Clone, Copy)]
@@ -99,7 +103,12 @@ impl Inner {
             (Change::Truncate { size }, Detail::None) => self.truncate(file, size),
             (Change::Punch { range }, Detail::None) => self.clear(file, range, false),
             (Change::Zero { range }, Detail::None) => self.clear(file, range, true),
-            (Change::Remove, Detail::Unlink { path }) => self.remove(file, path, None),
+            (Change::Remove, Detail::Unlink { path, durable: true }) => self.remove(file, path, None),
+            (Change::Remove, Detail::Unlink { path, durable: false }) => {
+                self.take_last_name(file, path, None)?;
+                self.remove_soon(file);
+                Ok(())
+            }
             (Change::Collapse { range }, Detail::None) => self.collapse(file, range),
             (Change::Clone, Detail::Clone { staged }) => self.clone_file(file, *staged),
             (Change::Remove, Detail::RenameOver { from, to }) => {
@@ -274,25 +283,62 @@ impl Inner {
         name: &StorePath,
         heir: Option<Heir<'_>>,
     ) -> Result<(), ChangeFailed> {
-        {
-            let _names = self.names.hold();
-            self.check_last_name(file, name)?;
-            if let Some(Heir::Named(heir)) = heir {
+        self.take_last_name(file, name, heir)?;
+        self.names.sync()?;
+        Ok(self.removed(file)?)
+    }
+
+    fn take_last_name(
+        &self,
+        file: &StoreFile,
+        name: &StorePath,
+        heir: Option<Heir<'_>>,
+    ) -> Result<(), ChangeFailed> {
+        let _names = self.names.hold();
+        self.check_last_name(file, name)?;
+        match heir {
+            None => self.names.unlink(&self.store, name, AtFlags::empty()).map_err(io::Error::from)?,
+            Some(Heir::Named(heir)) => {
                 self.check_heir(file, heir)?;
+                self.names.rename(&self.store, heir, name, true).map_err(io::Error::from)?;
+                self.moved(heir, name);
             }
-            match heir {
-                None => self.names.unlink(&self.store, name, AtFlags::empty()).map_err(io::Error::from)?,
-                Some(Heir::Named(heir)) => {
-                    self.names.rename(&self.store, heir, name, true).map_err(io::Error::from)?;
-                    self.moved(heir, name);
-                }
-                Some(Heir::Staged(staged)) => {
-                    self.names.place(&self.store, staged, name, true).map_err(io::Error::from)?;
-                }
+            Some(Heir::Staged(staged)) => {
+                self.names.place(&self.store, staged, name, true).map_err(io::Error::from)?;
             }
         }
-        self.names.sync()?;
-        if rustix::fs::fstat(&file.disk.file).map_err(io::Error::from)?.st_nlink > 0 {
+        Ok(())
+    }
+
+    /// Makes the removal durable beside, with others that have come meanwhile. Until then the file is as any other: if the power
+    /// goes, it may be there again.
+    fn remove_soon(self: &Arc<Inner>, file: &Arc<StoreFile>) {
+        let mut removals = self.removals();
+        removals.push(file.clone());
+        if removals.len() == 1 {
+            self.work_beside(Inner::finish_removals);
+        }
+    }
+
+    fn finish_removals(self: &Arc<Inner>) {
+        let (_open, nothing) = mpsc::channel::<()>();
+        let _ = nothing.recv_timeout(GATHER);
+        let files = std::mem::take(&mut *self.removals());
+        let synced = self.names.sync();
+        for file in files {
+            let removed = synced.as_ref().map_err(|error| error.to_string());
+            let removed = removed.and_then(|()| self.removed(&file).map_err(|error| error.to_string()));
+            if let Err(error) = removed {
+                // They cost space, and do no harm: a scrub removes them.
+                tracing::warn!(path = %file.path(), %error, "cannot remove the checksums of a file that is gone");
+            }
+            self.release(&file);
+        }
+    }
+
+    /// That the last name is gone is durable: so goes what is known of the file.
+    fn removed(self: &Arc<Inner>, file: &Arc<StoreFile>) -> io::Result<()> {
+        if rustix::fs::fstat(&file.disk.file)?.st_nlink > 0 {
             return Ok(());
         }
         // Not before: until the removal is durable, recovery must search for the file, under whatever name is left of it.
@@ -302,8 +348,7 @@ impl Inner {
         }
         file.sums().removed = true;
         self.unmark_dirty(file);
-        self.store.remove_sidecar(file.identity)?;
-        Ok(())
+        self.store.remove_sidecar(file.identity)
     }
 
     /// That the name is the file's, and its only one: else the wrong file would go, or the core would take for gone what

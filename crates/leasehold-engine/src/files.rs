@@ -386,6 +386,18 @@ impl Engine {
     /// # Errors
     /// [`FileError`].
     pub async fn unlink(&self, path: &StorePath, breaker: Identity) -> Result<(), FileError> {
+        self.unlink_and(path, breaker, true).await
+    }
+
+    /// [`Engine::unlink`], but that a file is gone is durable with the next flush of any, as other changes of names are.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub async fn unlink_soon(&self, path: &StorePath, breaker: Identity) -> Result<(), FileError> {
+        self.unlink_and(path, breaker, false).await
+    }
+
+    async fn unlink_and(&self, path: &StorePath, breaker: Identity, durable: bool) -> Result<(), FileError> {
         let (inner, name) = (self.0.clone(), path.clone());
         let unlink = move || {
             if inner.storage.stat(&name)?.kind == Kind::Directory {
@@ -397,7 +409,10 @@ impl Engine {
             }
         };
         match blocking(unlink).await? {
-            Some(last) => self.remove(path, last, Detail::Unlink { path: path.clone() }, breaker).await,
+            Some(last) => {
+                let detail = Detail::Unlink { path: path.clone(), durable };
+                self.remove(path, last, detail, breaker).await
+            }
             None => Ok(()),
         }
     }

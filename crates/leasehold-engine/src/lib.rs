@@ -80,3 +80,4 @@ mod writeback;
 mod writes;
 
 pub use engine::{Config, Engine};
+pub use sync::may_block;

@@ -15,19 +15,23 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Directories by device and inode, since they may be renamed meanwhile.
+type Unsynced = BTreeMap<(u64, u64), OwnedFd>;
+
 /// See the module.
 pub(crate) struct Names {
     disk: Arc<dyn Disk>,
-    /// By device and inode, since directories may be renamed meanwhile.
-    unsynced: Mutex<BTreeMap<(u64, u64), OwnedFd>>,
+    unsynced: Mutex<Unsynced>,
+    /// Held while they are flushed: whoever finds nothing to flush must not be faster than the flush.
+    syncing: Mutex<()>,
     no_openat2: AtomicBool,
     changing: Mutex<()>,
 }
 
 impl Names {
     pub(crate) fn new(disk: Arc<dyn Disk>) -> Names {
-        let (unsynced, no_openat2, changing) = Default::default();
-        Names { disk, unsynced, no_openat2, changing }
+        let (unsynced, syncing, no_openat2, changing) = Default::default();
+        Names { disk, unsynced, syncing, no_openat2, changing }
     }
 
     /// Changes names, which `perform` does, by way of the disk.
@@ -105,7 +109,7 @@ impl Names {
     /// The directory, or whatever else, is to be made durable by the next flush of any file.
     pub(crate) fn changed(&self, directory: OwnedFd) -> rustix::io::Result<()> {
         let stat = rustix::fs::fstat(&directory)?;
-        self.unsynced.lock().expect("no panic while held").insert((stat.st_dev, stat.st_ino), directory);
+        self.unsynced().insert((stat.st_dev, stat.st_ino), directory);
         Ok(())
     }
 
@@ -185,12 +189,21 @@ impl Names {
 
     /// Makes durable all names that changed. Blocks; whoever comes meanwhile waits and finds the work done.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        let mut unsynced = self.unsynced.lock().expect("no panic while held");
+        let _one = self.syncing.lock().expect("no panic while held");
+        // Names go on changing: what changes from now on is not in these.
+        let mut unsynced = std::mem::take(&mut *self.unsynced());
         while let Some(directory) = unsynced.first_entry() {
-            self.disk.sync_directory(directory.get().as_fd())?;
+            if let Err(error) = self.disk.sync_directory(directory.get().as_fd()) {
+                self.unsynced().append(&mut unsynced);
+                return Err(error);
+            }
             directory.remove();
         }
         Ok(())
+    }
+
+    fn unsynced(&self) -> MutexGuard<'_, Unsynced> {
+        self.unsynced.lock().expect("no panic while held")
     }
 }
 

@@ -73,7 +73,7 @@ mod tests {
         let path = |text| StorePath::parse(text).expect("a path");
         let rename = Detail::RenameOver { from: path("/a"), to: path("/b") };
         let removals = [
-            (removal(Detail::Unlink { path: path("/b") }), "remove"),
+            (removal(Detail::Unlink { path: path("/b"), durable: true }), "remove"),
             (removal(rename), "rename another file over it"),
         ];
         let mut operations = Operations::default();
@@ -84,7 +84,7 @@ mod tests {
             assert_eq!(operations.describe(Operation::Change(Change::Remove), Some(breaker)), *name);
         }
         drop(removals);
-        operations.note(&removal(Detail::None).0, &Detail::Unlink { path: path("/b") });
+        operations.note(&removal(Detail::None).0, &Detail::Unlink { path: path("/b"), durable: true });
         let (input, detail, _breaker) = removal(Detail::RenameOver { from: path("/a"), to: path("/b") });
         operations.note(&input, &detail);
         assert_eq!(operations.replacing.len(), 1, "those that are over are forgotten");

@@ -126,10 +126,13 @@ pub enum Detail {
     None,
     /// To `Output::Verify`: the CRC32C of the range's bytes, if the holder gave one.
     Crc(Option<u32>),
-    /// To `Output::Perform` of `Change::Remove`: by unlinking this name.
+    /// To `Output::Perform` of `Change::Remove`: by unlinking this name. That is durable when answered, or else with the next flush
+    /// of any file, as other changes of names are.
     Unlink {
         /// The file's last name.
         path: StorePath,
+        /// Whether it waits until that is durable.
+        durable: bool,
     },
     /// To `Output::Perform` of `Change::Remove`: by renaming `from` over the file's name `to`.
     RenameOver {

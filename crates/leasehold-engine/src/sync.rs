@@ -8,6 +8,25 @@ pub(crate) use crate::simulation::sync::*;
 #[cfg(not(test))]
 pub(crate) use real::*;
 
+use std::cell::Cell;
+
+thread_local! {
+    static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Polls calls of an engine on a thread that may block: what they would have another thread do, they do at once, until they have to
+/// wait for the core. So a caller with threads of its own is spared the change between threads.
+pub fn may_block<T>(poll: impl FnOnce() -> T) -> T {
+    struct Reset(bool);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            MAY_BLOCK.set(self.0);
+        }
+    }
+    let _reset = Reset(MAY_BLOCK.replace(true));
+    poll()
+}
+
 #[cfg(not(test))]
 mod real {
     use std::any::Any;
@@ -41,8 +60,11 @@ mod real {
         std::process::abort()
     }
 
-    /// Runs a blocking call on tokio's threads for those.
+    /// Runs a blocking call on tokio's threads for those, if this one may not.
     pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+        if super::MAY_BLOCK.get() {
+            return call();
+        }
         tokio::task::spawn_blocking(call).await.expect("a blocking call neither panics nor is aborted")
     }
 

@@ -51,8 +51,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
-/// How many threads take requests from the kernel. One may look something up on the disk while the other goes on.
-const THREADS: usize = 2;
+/// How many threads take requests from the kernel. While one looks something up on the disk, the others go on.
+const THREADS: usize = 4;
+
+const READ_AHEAD_KIB: u32 = 1024;
 
 /// A mounted store. Dropping it unmounts it.
 pub struct Mount {
@@ -145,7 +147,11 @@ impl Mount {
         let mounted = Mounted::new(engine, nodes, Callers::Local).map_err(place)?;
         let session = Session::new(mounted, &real, &config).map_err(fuse)?;
         let _first = pages.kernel.set(Arc::new(session.as_fd().try_clone_to_owned().map_err(fuse)?));
-        Ok(Mount { session: session.spawn().map_err(fuse)?, at: real })
+        let session = session.spawn().map_err(fuse)?;
+        if let Err(error) = read_ahead(&real) {
+            tracing::debug!("the kernel reads as far ahead as it likes: {error}");
+        }
+        Ok(Mount { session, at: real })
     }
 
     /// Where it is.
@@ -167,6 +173,13 @@ impl Mount {
             detached => Ok(detached?),
         }
     }
+}
+
+/// Has the kernel read further ahead than the 128 KiB that it begins with: what is not in memory comes from the disk, each time.
+fn read_ahead(at: &Path) -> io::Result<()> {
+    let device = rustix::fs::stat(at)?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), READ_AHEAD_KIB.to_string())
 }
 
 /// Takes away what a server that was killed has left there.

@@ -49,9 +49,12 @@ pub(crate) struct Inner {
     writes: Mutex<Writes>,
     /// Files with something to write back at the next checkpoint.
     dirty: Mutex<BTreeMap<Identity, Arc<StoreFile>>>,
+    /// Files whose last name is gone, which is not durable yet.
+    removals: Mutex<Vec<Arc<StoreFile>>>,
     pub(crate) checkpointing: Mutex<()>,
     /// A checkpoint has been asked for and has not begun.
     checkpoint_due: AtomicBool,
+    /// For checkpoints, and what else nobody waits for.
     checkpointer: Workers,
     /// The last number given to a staged file.
     pub(crate) staged: AtomicU64,
@@ -125,6 +128,7 @@ impl Inner {
             admitting: Mutex::default(),
             writes: Mutex::default(),
             dirty: Mutex::default(),
+            removals: Mutex::default(),
             checkpointing: Mutex::default(),
             checkpoint_due: AtomicBool::new(false),
             staged: AtomicU64::new(0),
@@ -196,10 +200,20 @@ impl Inner {
         self.workers.run(move || job(&inner));
     }
 
+    /// Does what nobody waits for, one after the other.
+    pub(crate) fn work_beside(self: &Arc<Inner>, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
+        let inner = Arc::clone(self);
+        self.checkpointer.run(move || job(&inner));
+    }
+
     /// Does the clone on a thread for such.
     pub(crate) fn work_on_clone(self: &Arc<Inner>, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
         let inner = Arc::clone(self);
         self.cloners.run(move || job(&inner));
+    }
+
+    pub(crate) fn removals(&self) -> MutexGuard<'_, Vec<Arc<StoreFile>>> {
+        self.removals.lock().expect("no panic while held")
     }
 
     pub(crate) fn files(&self) -> MutexGuard<'_, Files> {
@@ -234,8 +248,7 @@ impl Inner {
         if self.log.length() > self.config.checkpoint_bytes
             && !self.checkpoint_due.swap(true, Ordering::AcqRel)
         {
-            let inner = Arc::clone(self);
-            self.checkpointer.run(move || {
+            self.work_beside(|inner| {
                 inner.checkpoint_due.store(false, Ordering::Release);
                 // Logged where it failed; the record grows until it works.
                 let _ = inner.checkpoint();

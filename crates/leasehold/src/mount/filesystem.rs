@@ -51,7 +51,10 @@ impl Mounted {
     {
         let _runtime = self.runtime.enter();
         let mut work = Box::pin(work(self.store.clone()));
-        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        let mut begin = || work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        // Those who take the requests of another machine's kernel have one thread.
+        let begun = if self.callers.are_remote() { begin() } else { leasehold_engine::may_block(begin) };
+        match begun {
             Poll::Ready(answer) => reply(answer),
             Poll::Pending => drop(self.runtime.spawn(async move { reply(work.await) })),
         }

@@ -165,7 +165,7 @@ impl Nodes {
     }
 
     /// The kernel is told to forget something of it. Its number, and whether that is to be all: of what nobody has open.
-    pub fn to_forget(&mut self, inode: u64) -> Option<(u64, bool)> {
+    pub fn forget_kept(&mut self, inode: u64) -> Option<(u64, bool)> {
         let id = *self.by_inode.get(&inode)?;
         let node = self.nodes.get_mut(&id)?;
         node.kept = !node.openers.is_empty();

@@ -39,7 +39,7 @@ impl Keeper for Pages {
     }
 
     fn forget(&self, inode: u64, range: ByteRange, then: Box<dyn FnOnce() + Send>) {
-        let found = self.nodes().to_forget(inode);
+        let found = self.nodes().forget_kept(inode);
         let Some(((node, whole), kernel)) = found.zip(self.kernel.get()) else { return then() };
         let (kernel, nodes) = (kernel.clone(), self.nodes.clone());
         let range = if whole { ByteRange::ALL } else { range };

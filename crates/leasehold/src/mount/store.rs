@@ -275,7 +275,13 @@ impl Store {
         if self.backing.is_node(&name) {
             self.backing.remove_node(&name).map_err(errno)?;
         } else {
-            self.orphan(&name, self.engine.unlink(&name, breaker)).await?;
+            // What is written to an orphan has no checksums: if the power goes, it must not be there again.
+            let is_open = self.nodes().is_open(&name).is_some();
+            if is_open {
+                self.orphan(&name, self.engine.unlink(&name, breaker)).await?;
+            } else {
+                self.engine.unlink_soon(&name, breaker).await.map_err(refused)?;
+            }
         }
         self.nodes().unlinked(&name);
         Ok(())

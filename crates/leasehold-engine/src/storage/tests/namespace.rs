@@ -234,7 +234,7 @@ fn a_removal_spares_what_took_the_name_meanwhile() {
             driver.write(file, 0, bytes);
         }
         storage.rename(&path("a"), &path("c")).unwrap();
-        let unlink = |name| Detail::Unlink { path: path(name) };
+        let unlink = |name| Detail::Unlink { path: path(name), durable: true };
         assert!(remove(a, unlink("a")).is_err(), "nothing has the name");
         storage.rename(&path("b"), &path("a")).unwrap();
         assert!(remove(a, unlink("a")).is_err(), "b has the name");

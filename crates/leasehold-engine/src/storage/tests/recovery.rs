@@ -357,7 +357,7 @@ fn a_removed_file_is_not_missed() {
     for (_, directory) in places() {
         let (driver, file, _) = with_a_file(directory.path());
         driver.write(file, 0, &[1; 4096]);
-        driver.change_with(file, Change::Remove, Detail::Unlink { path: path("a") }).unwrap();
+        driver.change_with(file, Change::Remove, Detail::Unlink { path: path("a"), durable: true }).unwrap();
         driver.storage().forget(file);
         driver.kill();
         let driver = Driver::open(directory.path());

@@ -33,10 +33,12 @@ pub(crate) enum Asked {
     },
     /// A copy without a name yet, which changes nothing.
     Clone,
-    /// The last name goes.
+    /// The last name goes, and that is durable.
     Remove {
         inode: InodeId,
     },
+    /// The last name goes, and may be there again.
+    Unlink,
     /// All names that were changed before.
     Flush,
 }
@@ -144,7 +146,7 @@ impl Expected {
                 Asked::Adopt { inode, range, foreign } => {
                     self.files.entry(inode).or_default().adopt(range, &foreign);
                 }
-                Asked::Clone => {}
+                Asked::Clone | Asked::Unlink => {}
                 Asked::Remove { inode } => drop(self.removed.insert(inode)),
                 Asked::Flush => self.names_due = self.names_due.max(self.flushes[number]),
             },

@@ -325,12 +325,17 @@ impl<'a> Workload<'a> {
             }
             let removed = self.files.remove(file);
             let (inode, number, to) = (removed.inode, self.driver.number(), path(&name));
+            let durable = self.random.below(2) == 0;
+            let asked = match &heir {
+                Heir::Nobody if !durable => Asked::Unlink,
+                _ => Asked::Remove { inode },
+            };
             let detail = match &heir {
-                Heir::Nobody => Detail::Unlink { path: to },
+                Heir::Nobody => Detail::Unlink { path: to, durable },
                 Heir::Named(_, from) => Detail::RenameOver { from: path(from), to },
                 Heir::Staged(staged) => Detail::PlaceOver { staged: *staged, to },
             };
-            self.tape.push(Event::Asked(number, Asked::Remove { inode }));
+            self.tape.push(Event::Asked(number, asked));
             self.under_way.insert(number, Step::Remove { inode });
             let (request, change) = (RequestId(number), Change::Remove);
             storage.perform(Output::Perform { request, file: removed.id, change }, detail);
