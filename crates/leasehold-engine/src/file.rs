@@ -22,6 +22,7 @@ const TROUBLES_MAX: usize = 256;
 pub(crate) struct StoreFile {
     pub(crate) id: FileId,
     pub(crate) identity: Identity,
+    pub(crate) inode: u64,
     pub(crate) disk: Arc<DiskFile>,
     path: Mutex<StorePath>,
     sums: Mutex<Sums>,
@@ -38,7 +39,7 @@ pub(crate) struct StoreFile {
 impl StoreFile {
     pub(crate) fn new(
         id: FileId,
-        identity: Identity,
+        (identity, inode): (Identity, u64),
         disk: Arc<DiskFile>,
         path: StorePath,
         sums: Sums,
@@ -46,6 +47,7 @@ impl StoreFile {
         StoreFile {
             id,
             identity,
+            inode,
             disk,
             path: Mutex::new(path),
             sums: Mutex::new(sums),

@@ -4,7 +4,6 @@
 use crate::disk::DiskFile;
 use crate::driver;
 use crate::engine::{Ended, Engine, Inner};
-use crate::namespace::refused;
 use crate::open_files::{Opening, Pinned};
 use crate::pages::{WriteBack, WriteBackError};
 use crate::path::StorePath;
@@ -16,7 +15,6 @@ use leasehold_core::ids::{FileId, LeaseId, SessionId};
 use leasehold_core::input::{Access, Change, Fault, Input, OnConflict, Want};
 use leasehold_core::output::{self, NoSuchLease, Reply};
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -179,9 +177,9 @@ impl OpenFile {
 }
 
 impl Inner {
-    /// The file that goes with this name. `None`: it has others, or the name is a symbolic link; so nothing is broken. Blocks.
+    /// The file that goes with this name. `None`: it has others, or the name is no file's; so nothing is broken. Blocks.
     fn last_name(&self, path: &StorePath) -> Result<Option<Pinned>, NamespaceError> {
-        if self.storage.stat(path)?.kind == Kind::Link {
+        if matches!(self.storage.stat(path)?.kind, Kind::Link | Kind::Other) {
             return Ok(None);
         }
         let pinned = self.files.pin(path, Opening::Existing)?;
@@ -230,9 +228,9 @@ impl Engine {
         let open = move || {
             let pinned = inner.files.pin(&path, how)?;
             let descriptor = inner.storage.descriptor_of(pinned.file()).expect("a pinned file is open");
-            let stat = rustix::fs::fstat(&descriptor.file).map_err(refused("open", &path))?;
+            let inode = inner.storage.inode_of(pinned.file()).expect("a pinned file is open");
             let created = pinned.opened().created;
-            Ok((OpenFile { pinned, path, descriptor, inode: stat.st_ino }, created))
+            Ok((OpenFile { pinned, path, descriptor, inode }, created))
         };
         blocking(open).await.map_err(FileError::Path)
     }
@@ -255,13 +253,11 @@ impl Engine {
         blocking(look).await.map_err(FileError::Path)
     }
 
-    /// The size of what this was opened for, committed bytes that are not durable yet included: `None` if it is not open here,
+    /// The size of the file with this inode, committed bytes that are not durable yet included: `None` if it is not open here,
     /// so that its length on disk says it. Does not wait.
-    ///
-    /// # Errors
-    /// What the filesystem says.
-    pub fn size_if_open(&self, found: &impl AsFd) -> io::Result<Option<u64>> {
-        self.0.storage.size_if_open(found)
+    #[must_use]
+    pub fn size_if_open(&self, inode: u64) -> Option<u64> {
+        self.0.storage.size_if_open(inode)
     }
 
     /// What is known about every name in a directory, sorted by name. A file's own name gives the file. The size of a file
@@ -315,11 +311,7 @@ impl Engine {
         if self.stat(from).await?.kind == Kind::Directory {
             return Err(NamespaceError::NotAFile { path: from.clone() }.into());
         }
-        let target = match self.stat(to).await?.kind {
-            Kind::Other => None,
-            _ => self.last_name(to).await?,
-        };
-        match target {
+        match self.last_name(to).await? {
             Some(target) => {
                 let detail = Detail::RenameOver { from: from.clone(), to: to.clone() };
                 self.remove(to, target, detail, breaker).await
@@ -399,14 +391,13 @@ impl Engine {
 
     async fn unlink_and(&self, path: &StorePath, breaker: Identity, durable: bool) -> Result<(), FileError> {
         let (inner, name) = (self.0.clone(), path.clone());
-        let unlink = move || {
-            if inner.storage.stat(&name)?.kind == Kind::Directory {
-                return inner.files.rename(|storage| storage.remove_directory(&name)).map(|()| None);
+        let unlink = move || match inner.last_name(&name) {
+            Ok(Some(pinned)) => Ok(Some(pinned)),
+            Ok(None) => inner.files.rename(|storage| storage.unlink_extra(&name)).map(|()| None),
+            Err(NamespaceError::NotAFile { .. }) => {
+                inner.files.rename(|storage| storage.remove_directory(&name)).map(|()| None)
             }
-            match inner.last_name(&name)? {
-                Some(pinned) => Ok(Some(pinned)),
-                None => inner.files.rename(|storage| storage.unlink_extra(&name)).map(|()| None),
-            }
+            Err(error) => Err(error),
         };
         match blocking(unlink).await? {
             Some(last) => {

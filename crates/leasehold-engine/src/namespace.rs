@@ -10,7 +10,7 @@ use crate::sums::{Sums, page_offset};
 use leasehold_core::ids::FileId;
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -159,6 +159,8 @@ pub(crate) struct Files {
     next: u64,
     pub(crate) by_id: BTreeMap<FileId, Arc<StoreFile>>,
     pub(crate) by_identity: BTreeMap<Identity, Arc<StoreFile>>,
+    /// The same: as long as a file is open, nothing else has its inode.
+    pub(crate) by_inode: HashMap<u64, Arc<StoreFile>>,
 }
 
 impl Files {
@@ -171,10 +173,12 @@ impl Files {
     ) -> Arc<StoreFile> {
         self.next += 1;
         let id = FileId(self.next);
+        let inode = rustix::fs::fstat(&file).expect("an open file has an inode").st_ino;
         let disk_file = Arc::new(DiskFile { file, name: format!("files/{}", path.as_str()) });
-        let file = Arc::new(StoreFile::new(id, identity, disk_file, path.clone(), sums));
+        let file = Arc::new(StoreFile::new(id, (identity, inode), disk_file, path.clone(), sums));
         self.by_id.insert(id, Arc::clone(&file));
         self.by_identity.insert(identity, Arc::clone(&file));
+        self.by_inode.insert(inode, Arc::clone(&file));
         file
     }
 }
@@ -455,6 +459,7 @@ impl Inner {
         let mut files = self.files();
         if !files.by_id.contains_key(&file.id) && !self.dirty().contains_key(&file.identity) {
             files.by_identity.remove(&file.identity);
+            files.by_inode.remove(&file.inode);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Pages of files that somebody keeps beside the engine: the kernel, of a store that is mounted.
+//! Pages and sizes of files that somebody keeps beside the engine: the kernel, of a store that is mounted.
 //!
 //! What is committed must not be read from an old page, and an old page must not be written over it (P8, P2). So:
 //!

@@ -29,7 +29,6 @@ use leasehold_core::ids::FileId;
 use leasehold_core::input::{Change, Fault, Input};
 use leasehold_core::output::Output;
 use leasehold_core::range::{BlockRange, ByteRange};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -494,8 +493,7 @@ impl Storage {
     /// The inode of an open file.
     #[must_use]
     pub fn inode_of(&self, file: FileId) -> Option<u64> {
-        let file = self.inner.files().by_id.get(&file).cloned()?;
-        rustix::fs::fstat(&file.disk.file).ok().map(|stat| stat.st_ino)
+        self.inner.files().by_id.get(&file).map(|file| file.inode)
     }
 
     /// The committed and durable size of an open file; see [`Storage::acknowledge`].
@@ -515,16 +513,12 @@ impl Storage {
         }
     }
 
-    /// The committed size, durable or not, of what this was opened for: `None` if it is not open here, so that its length
+    /// The committed size, durable or not, of the file with this inode: `None` if it is not open here, so that its length
     /// says it.
-    ///
-    /// # Errors
-    ///
-    /// What the filesystem says.
-    pub fn size_if_open(&self, found: &impl AsFd) -> std::io::Result<Option<u64>> {
-        let identity = self.inner.disk.identify(found.as_fd())?;
-        let open = self.inner.files().by_identity.get(&identity).cloned();
-        Ok(open.map(|file| file.size()))
+    #[must_use]
+    pub fn size_if_open(&self, inode: u64) -> Option<u64> {
+        let open = self.inner.files().by_inode.get(&inode).cloned();
+        open.map(|file| file.size())
     }
 
     /// How many files were closed and keep their descriptors until the next checkpoint has written their checksums back.

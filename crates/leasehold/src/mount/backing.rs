@@ -4,8 +4,8 @@
 use fuser::{FileAttr, FileType, INodeNo};
 use leasehold_engine::path::StorePath;
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, Gid, Mode, OFlags, ResolveFlags, SeekFrom, StatVfs, Timespec, Timestamps,
-    Uid, XattrFlags,
+    AtFlags, CWD, FallocateFlags, Gid, Mode, OFlags, ResolveFlags, SeekFrom, Stat, StatVfs, Timespec,
+    Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 use std::io;
@@ -15,6 +15,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The directory that holds the store's files.
 pub(super) struct Backing(OwnedFd);
+
+/// What was in a directory when it was looked at.
+pub(super) struct Listing {
+    directory: OwnedFd,
+    pub entries: Vec<Listed>,
+}
+
+impl Listing {
+    /// What is known about an entry by now.
+    pub fn attributes(&self, listed: &Listed) -> rustix::io::Result<(u64, FileAttr)> {
+        let stat = rustix::fs::statat(&self.directory, &listed.name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok((stat.st_ino, attributes_in(&stat)))
+    }
+}
 
 /// One name in a directory.
 pub(super) struct Listed {
@@ -62,9 +76,9 @@ impl Backing {
     }
 
     /// What is in a directory.
-    pub fn list(&self, path: &StorePath) -> rustix::io::Result<Vec<Listed>> {
+    pub fn list(&self, path: &StorePath) -> rustix::io::Result<Listing> {
         let directory = self.at(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let mut listed = Vec::new();
+        let mut entries = Vec::new();
         for entry in rustix::fs::Dir::read_from(&directory)? {
             let entry = entry?;
             // What is not UTF-8 cannot be asked for either.
@@ -74,9 +88,9 @@ impl Backing {
                 let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
                 kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
             }
-            listed.push(Listed { name: name.to_owned(), kind: kind_of(kind), inode: entry.ino() });
+            entries.push(Listed { name: name.to_owned(), kind: kind_of(kind), inode: entry.ino() });
         }
-        Ok(listed)
+        Ok(Listing { directory, entries })
     }
 
     /// Makes a pipe, a socket or a device: the store does not serve them, the kernel does.
@@ -92,12 +106,6 @@ impl Backing {
         use FileType::{Directory, RegularFile, Symlink};
         let kind = self.attributes(path).map(|(_, attributes)| attributes.kind);
         kind.is_ok_and(|kind| !matches!(kind, RegularFile | Directory | Symlink))
-    }
-
-    /// Removes one.
-    pub fn remove_node(&self, path: &StorePath) -> rustix::io::Result<()> {
-        let Some((parent, name)) = path.split() else { return Err(Errno::BUSY) };
-        rustix::fs::unlinkat(self.at(&parent, OFlags::PATH | OFlags::DIRECTORY)?, name, AtFlags::empty())
     }
 
     /// Gives one another name.
@@ -178,7 +186,11 @@ fn kind_of(kind: rustix::fs::FileType) -> FileType {
 /// Its inode in the store, and what is known about it; the number is still to be filled in.
 pub(super) fn attributes(found: &impl AsFd) -> rustix::io::Result<(u64, FileAttr)> {
     let stat = rustix::fs::fstat(found)?;
-    let attributes = FileAttr {
+    Ok((stat.st_ino, attributes_in(&stat)))
+}
+
+fn attributes_in(stat: &Stat) -> FileAttr {
+    FileAttr {
         ino: INodeNo(stat.st_ino),
         size: stat.st_size.cast_unsigned(),
         blocks: stat.st_blocks.cast_unsigned(),
@@ -194,8 +206,7 @@ pub(super) fn attributes(found: &impl AsFd) -> rustix::io::Result<(u64, FileAttr
         rdev: stat.st_rdev as u32,
         blksize: 4096,
         flags: 0,
-    };
-    Ok((stat.st_ino, attributes))
+    }
 }
 
 fn time(seconds: i64, nanoseconds: u64) -> SystemTime {

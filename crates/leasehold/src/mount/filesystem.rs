@@ -1,5 +1,6 @@
 //! The kernel's requests. Each is begun by the thread that took it, and goes on in a task of its own if it has to wait.
 
+use super::THREADS;
 use super::backing::{self, Change};
 use super::caller::{Callers, mappers};
 use super::errno::{errno, refused};
@@ -20,11 +21,16 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom, Timespec, UTIME_NOW};
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
+/// How long a thread waits for what it has begun.
+const MOMENT: Duration = Duration::from_millis(1);
 /// How many requests the kernel makes at once that no program waits for.
 const BACKGROUND_MAX: u16 = 512;
 const GENERATION: Generation = Generation(0);
@@ -34,30 +40,24 @@ pub(super) struct Mounted {
     store: Arc<Store>,
     callers: Callers,
     runtime: Handle,
+    /// For threads that wait for what they have begun, while others take requests.
+    waiting: Semaphore,
 }
 
 impl Mounted {
     /// What has to wait goes on in tasks of the runtime that this is called in.
     pub fn new(engine: Engine, nodes: Arc<Mutex<Nodes>>, callers: Callers) -> io::Result<Mounted> {
         let store = Arc::new(Store::new(engine, nodes)?);
-        Ok(Mounted { store, callers, runtime: Handle::current() })
+        Ok(Mounted { store, callers, runtime: Handle::current(), waiting: Semaphore::new(THREADS / 2) })
     }
 
-    /// Begins here, and has a task answer if that has to wait.
+    /// Begins here, and has a task answer if that has to wait for long.
     fn answer<T, F>(&self, work: impl FnOnce(Arc<Store>) -> F, reply: impl FnOnce(Answer<T>) + Send + 'static)
     where
         F: Future<Output = Answer<T>> + Send + 'static,
         T: Send,
     {
-        let _runtime = self.runtime.enter();
-        let mut work = Box::pin(work(self.store.clone()));
-        let mut begin = || work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        // Those who take the requests of another machine's kernel have one thread.
-        let begun = if self.callers.are_remote() { begin() } else { leasehold_engine::may_block(begin) };
-        match begun {
-            Poll::Ready(answer) => reply(answer),
-            Poll::Pending => drop(self.runtime.spawn(async move { reply(work.await) })),
-        }
+        self.answer_unless(std::future::pending(), work, reply);
     }
 
     /// [`Mounted::answer`]; a signal to the caller ends its wait.
@@ -70,18 +70,63 @@ impl Mounted {
         F: Future<Output = Answer<T>> + Send + 'static,
         T: Send,
     {
-        let interrupted = self.callers.interrupted(request);
-        let or_interrupt = move |store| {
-            let work = work(store);
-            async move {
-                tokio::select! {
-                    biased;
-                    answer = work => answer,
-                    () = interrupted => Err(Errno::EINTR),
-                }
-            }
+        self.answer_unless(self.callers.interrupted(request), work, reply);
+    }
+
+    fn answer_unless<T, F>(
+        &self,
+        interrupted: impl Future<Output = ()> + Send + 'static,
+        work: impl FnOnce(Arc<Store>) -> F,
+        reply: impl FnOnce(Answer<T>) + Send + 'static,
+    ) where
+        F: Future<Output = Answer<T>> + Send + 'static,
+        T: Send,
+    {
+        let _runtime = self.runtime.enter();
+        let mut work = Box::pin(work(self.store.clone()));
+        let begun = if self.callers.are_remote() {
+            // One thread takes the requests of another machine.
+            work.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        } else {
+            self.begin(work.as_mut())
         };
-        self.answer(or_interrupt, reply);
+        if let Poll::Ready(answer) = begun {
+            return reply(answer);
+        }
+        self.runtime.spawn(async move {
+            reply(tokio::select! {
+                biased;
+                answer = work => answer,
+                () = interrupted => Err(Errno::EINTR),
+            });
+        });
+    }
+
+    /// Goes on with it as far as it gets in a moment: to change the thread takes longer than most of what is waited for.
+    fn begin<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let (began, mut place) = (Instant::now(), None);
+        loop {
+            let poll = || work.as_mut().poll(&mut Context::from_waker(&waker));
+            if let Poll::Ready(answer) = leasehold_engine::may_block(poll) {
+                return Poll::Ready(answer);
+            }
+            place = place.or_else(|| self.waiting.try_acquire().ok());
+            let left = MOMENT.saturating_sub(began.elapsed());
+            if place.is_none() || left.is_zero() {
+                return Poll::Pending;
+            }
+            thread::park_timeout(left);
+        }
+    }
+}
+
+/// Wakes a thread that waits for what it has begun.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Unpark>) {
+        self.0.unpark();
     }
 }
 
@@ -454,7 +499,7 @@ impl Filesystem for Mounted {
             Ok(listing) => listing,
             Err(error) => return reply.error(error),
         };
-        for (listed, next) in listing.iter().zip(1..).skip(offset as usize) {
+        for (listed, next) in listing.entries.iter().zip(1..).skip(offset as usize) {
             if reply.add(INodeNo(listed.inode), next, listed.kind, &listed.name) {
                 break;
             }
@@ -476,16 +521,14 @@ impl Filesystem for Mounted {
             Err(error) => return reply.error(error),
         };
         let ttl = self.store.ttl();
-        for (listed, next) in listing.iter().zip(1..).skip(offset as usize) {
+        for (listed, next) in listing.entries.iter().zip(1..).skip(offset as usize) {
             let attributes = if listed.name == "." || listed.name == ".." {
                 // The kernel looks neither up by this.
-                self.store.attributes_of(node)
+                self.store.attributes_of(node).ok()
             } else {
-                let name = directory.join(&listed.name).map_err(|_| Errno::ENAMETOOLONG);
-                name.and_then(|name| self.store.entry(&name))
+                self.store.entry_in(&directory, &listing, listed)
             };
-            // It is gone, or nobody can ask for it.
-            let Ok(attributes) = attributes else { continue };
+            let Some(attributes) = attributes else { continue };
             if reply.add(attributes.ino, next, &listed.name, &ttl, &attributes, GENERATION) {
                 if attributes.ino != node {
                     self.store.forget(attributes.ino.0, 1);

@@ -1,6 +1,6 @@
 //! What the kernel's requests come to, on the engine and on the store's own files.
 
-use super::backing::{self, Backing, Change, Listed};
+use super::backing::{self, Backing, Change, Listed, Listing};
 use super::errno::{errno, refused};
 use super::nodes::{Found, Nodes};
 use super::times::Times;
@@ -39,7 +39,7 @@ pub(super) struct Store {
     /// Whether the kernel keeps pages and sizes of files, and forgets them when it is told.
     keeps: AtomicBool,
     /// By handle, of directories that are being read.
-    listings: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
+    listings: Mutex<HashMap<u64, Arc<Listing>>>,
     next_handle: AtomicU64,
     pub times: Times,
     /// Who writes by a name shares it; who takes a name from an open file has it alone.
@@ -93,7 +93,7 @@ impl Store {
         self.nodes.lock().expect("no code panics while it holds the nodes")
     }
 
-    pub fn listings(&self) -> MutexGuard<'_, HashMap<u64, Arc<Vec<Listed>>>> {
+    pub fn listings(&self) -> MutexGuard<'_, HashMap<u64, Arc<Listing>>> {
         self.listings.lock().expect("no code panics while it holds the listings")
     }
 
@@ -182,14 +182,15 @@ impl Store {
 
     /// What the kernel is told of it, under the number that it has for it: its size as the engine has it, durable or not.
     fn attributes(&self, node: u64, found: &impl AsFd) -> Answer<FileAttr> {
-        let (_, mut attributes) = backing::attributes(found).map_err(errno)?;
-        if attributes.kind == FileType::RegularFile
-            && let Some(size) = self.engine.size_if_open(found)?
-        {
-            attributes.size = size;
-        }
+        let (inode, attributes) = backing::attributes(found).map_err(errno)?;
+        Ok(self.known_as(node, inode, attributes))
+    }
+
+    fn known_as(&self, node: u64, inode: u64, attributes: FileAttr) -> FileAttr {
+        let is_file = attributes.kind == FileType::RegularFile;
+        let open = is_file.then(|| self.engine.size_if_open(inode)).flatten();
         let modified = self.times.modified(node, attributes.mtime);
-        Ok(FileAttr { ino: INodeNo(node), mtime: modified, ..attributes })
+        FileAttr { ino: INodeNo(node), size: open.unwrap_or(attributes.size), mtime: modified, ..attributes }
     }
 
     pub fn attributes_of(&self, node: INodeNo) -> Answer<FileAttr> {
@@ -272,16 +273,12 @@ impl Store {
     }
 
     pub async fn remove(&self, name: StorePath, breaker: Identity) -> Answer<()> {
-        if self.backing.is_node(&name) {
-            self.backing.remove_node(&name).map_err(errno)?;
+        // What is written to an orphan has no checksums: if the power goes, it must not be there again.
+        let is_open = self.nodes().is_open(&name).is_some();
+        if is_open {
+            self.orphan(&name, self.engine.unlink(&name, breaker)).await?;
         } else {
-            // What is written to an orphan has no checksums: if the power goes, it must not be there again.
-            let is_open = self.nodes().is_open(&name).is_some();
-            if is_open {
-                self.orphan(&name, self.engine.unlink(&name, breaker)).await?;
-            } else {
-                self.engine.unlink_soon(&name, breaker).await.map_err(refused)?;
-            }
+            self.engine.unlink_soon(&name, breaker).await.map_err(refused)?;
         }
         self.nodes().unlinked(&name);
         Ok(())
@@ -299,7 +296,7 @@ impl Store {
         }
         let _alone = self.names_held.write().await;
         let Some((node, file)) = self.last_of_open(name) else { return taking.await.map_err(refused) };
-        let size = self.engine.size_if_open(&file)?;
+        let size = self.engine.size_if_open(backing::attributes(&file).map_err(errno)?.0);
         taking.await.map_err(refused)?;
         if let Some(size) = size {
             file.set_len(size)?;
@@ -410,7 +407,7 @@ impl Store {
             }
             _ => return Err(Errno::EOPNOTSUPP),
         }
-        if !keeps && engine.size_if_open(&*file)?.is_some_and(|size| size < range.end()) {
+        if !keeps && engine.size_if_open(file.inode()).is_some_and(|size| size < range.end()) {
             engine.truncate_open(&file, range.end(), breaker).await.map_err(refused)?;
         }
         Ok(())
@@ -524,9 +521,8 @@ impl Store {
         self.entry_of(name, &made)
     }
 
-    /// What is in the directory that this was opened for, from `offset` on. Whoever begins again wants to see what is there
-    /// now.
-    pub fn list(&self, node: INodeNo, handle: FileHandle, offset: u64) -> Answer<Arc<Vec<Listed>>> {
+    /// What is in the directory that this was opened for. Whoever begins again wants to see what is there now.
+    pub fn list(&self, node: INodeNo, handle: FileHandle, offset: u64) -> Answer<Arc<Listing>> {
         let listing = self.listings().get(&handle.0).cloned();
         if let Some(listing) = listing.filter(|_| offset > 0) {
             return Ok(listing);
@@ -534,6 +530,19 @@ impl Store {
         let listing = Arc::new(self.backing.list(&self.name(node)?).map_err(errno)?);
         self.listings().insert(handle.0, listing.clone());
         Ok(listing)
+    }
+
+    /// The kernel learns of a name by a listing. `None` if it stands for nothing any more.
+    pub fn entry_in(&self, directory: &StorePath, listing: &Listing, listed: &Listed) -> Option<FileAttr> {
+        let name = directory.join(&listed.name).ok()?;
+        let node = self.nodes().look_up(listed.inode, &name);
+        match listing.attributes(listed) {
+            Ok((inode, attributes)) if inode == listed.inode => Some(self.known_as(node, inode, attributes)),
+            _ => {
+                self.forget(node, 1);
+                self.entry(&name).ok()
+            }
+        }
     }
 }
 
