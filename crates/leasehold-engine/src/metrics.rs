@@ -1,7 +1,12 @@
 //! Counters of the engine, for `/metrics`.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
+
+/// So many kinds of breaks are counted apart.
+const BREAKERS_MAX: usize = 256;
 
 /// The upper bounds of the buckets of every [`Histogram`], in microseconds; one more bucket has none.
 pub const BUCKETS_US: [u64; 14] = [
@@ -37,6 +42,42 @@ impl Histogram {
     }
 }
 
+/// Who broke leases, and how that ended.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Breaker {
+    /// The program: `other` once too many have been counted apart.
+    pub program: String,
+    /// Its user.
+    pub uid: u32,
+    /// As the break log has it.
+    pub outcome: &'static str,
+}
+
+/// How many breaks ended, by who broke.
+#[derive(Debug, Default)]
+pub struct Breakers(Mutex<BTreeMap<Breaker, u64>>);
+
+impl Breakers {
+    pub(crate) fn count(&self, mut breaker: Breaker) {
+        let mut counts = self.lock();
+        if counts.len() >= BREAKERS_MAX && !counts.contains_key(&breaker) {
+            // Whoever calls himself by ever new names must not fill the page.
+            (breaker.program, breaker.uid) = ("other".to_owned(), 0);
+        }
+        *counts.entry(breaker).or_default() += 1;
+    }
+
+    /// All, in order.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(Breaker, u64)> {
+        self.lock().iter().map(|(breaker, count)| (breaker.clone(), *count)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Breaker, u64>> {
+        self.0.lock().expect("no code panics while it holds the counts")
+    }
+}
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* ; $($(#[$took_doc:meta])* $took:ident: $record:ident),* $(,)?) => {
         /// What the engine has counted since it started.
@@ -44,6 +85,8 @@ macro_rules! counters {
         pub struct Counters {
             $($(#[$doc])* pub $name: AtomicU64,)*
             $($(#[$took_doc])* pub $took: Histogram,)*
+            /// Who broke leases.
+            pub breakers: Breakers,
         }
 
         impl Counters {

@@ -447,28 +447,35 @@ async fn a_program_that_truncates_breaks_a_lease_and_is_named() {
     let breaks = session.client().breaks(10).await.unwrap();
     let breaker = breaks[0].breaker.as_ref().unwrap();
     assert_eq!((breaker.pid, breaker.program.as_str(), breaker.verified), (pid, "truncate", true));
+    let metrics = mounted.store.metrics().await;
+    let counted = r#"leasehold_breaks_ended_total{program="truncate",uid="0",outcome="fenced"} 1"#;
+    assert!(metrics.contains(counted), "{metrics}");
     assert_eq!(mounted.does("a", |path| fs::metadata(path).unwrap().len()).await, 5000);
 }
 
 /// The kernel's own way to say so stops at fuser.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_ends_the_wait_for_a_holder() {
+async fn a_program_that_waits_is_named_and_a_signal_ends_its_wait() {
     let patient = Settings { grace_ms: 60_000, ..harness::settings() };
     let Some(mounted) = Mounted::start_with(&patient).await else { return };
     let session = mounted.store.session().await;
     fill(&session, "/a", pattern(1, 10_000)).await;
     let _held = lease(&session, "/a", 0, 10_000).await;
     let began = Instant::now();
-    let status = mounted.does("a", |path| {
-        let mut program = Command::new("truncate").arg("-s").arg("0").arg(path).spawn().unwrap();
-        while !fs::read_to_string(format!("/proc/{}/wchan", program.id())).unwrap().contains("request_wait") {
-            std::thread::yield_now();
+    let truncate = |path: &Path| Command::new("truncate").arg("-s").arg("0").arg(path).spawn().unwrap();
+    let mut program = mounted.does("a", truncate).await;
+    // Whoever asks why it hangs is told which program it is, and whom it waits for.
+    let why = loop {
+        if let [wait] = &session.client().why("/a").await.unwrap()[..] {
+            break wait.clone();
         }
-        rustix::process::kill_process(
-            rustix::process::Pid::from_child(&program),
-            rustix::process::Signal::TERM,
-        )
-        .unwrap();
+    };
+    let who = why.who.expect("it is known who asks");
+    assert_eq!((who.pid, who.program.as_str(), who.verified), (program.id(), "truncate", true));
+    assert!(why.waits_for[0].contains(&format!("{}", std::process::id())), "{:?}", why.waits_for);
+    let status = mounted.does("a", move |_| {
+        let pid = rustix::process::Pid::from_child(&program);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         program.wait().unwrap()
     });
     assert!(!status.await.success());

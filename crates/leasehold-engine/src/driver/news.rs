@@ -3,6 +3,7 @@
 use super::{Granted, State, Work, unix_ms};
 use crate::break_log::BreakRow;
 use crate::event::Event;
+use crate::metrics::Breaker;
 use crate::session::Session;
 use leasehold_core::breaks::{Break, Outcome};
 use leasehold_core::output::{Notice, RevokeReason};
@@ -79,6 +80,9 @@ impl State {
             grace_ms: record.deadline.0.saturating_sub(record.started.0) / 1000,
             outcome: outcome_name(outcome).to_owned(),
         };
+        let (program, uid) = (record.breaker.program.clone(), record.breaker.uid);
+        let breaker = Breaker { program, uid, outcome: outcome_name(outcome) };
+        self.parts.counters.breakers.count(breaker);
         self.parts.counters.broke(Duration::from_micros(row.took_us));
         self.parts.break_log.append(row.clone());
         self.announce(Event::BreakEnded(row));

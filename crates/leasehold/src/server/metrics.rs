@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use leasehold_core::view::Stats;
 use leasehold_engine::engine::Engine;
-use leasehold_engine::metrics::{BUCKETS_US, Histogram};
+use leasehold_engine::metrics::{BUCKETS_US, Breaker, Histogram};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
@@ -55,6 +55,12 @@ impl Collector for Scrape {
         }
         for (name, histogram) in self.engine.counters().histograms() {
             took(&mut encoder, name, histogram)?;
+        }
+        let help = "Breaks that ended, by the breaker's program and user, and how they ended";
+        let mut breaks = encoder.encode_descriptor("breaks_ended", help, None, MetricType::Counter)?;
+        for (Breaker { program, uid, outcome }, value) in self.engine.counters().breakers.counts() {
+            let labels = [("program", program), ("uid", uid.to_string()), ("outcome", outcome.to_owned())];
+            ConstCounter::new(value).encode(breaks.encode_family(&labels)?)?;
         }
         let fabric = self.engine.fabric_counters();
         let fabric = [

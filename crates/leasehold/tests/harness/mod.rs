@@ -53,6 +53,16 @@ impl Store {
         Store { server, directory }
     }
 
+    /// The metrics' page, with what HTTP puts before it.
+    pub async fn metrics(&self) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(self.server.metrics_address()).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.unwrap();
+        page
+    }
+
     /// By the unix socket: verified.
     pub async fn client(&self) -> Client {
         connect(self.server.socket()).await
