@@ -1,0 +1,1 @@
+//! What a host that does DMA into files does, and what is on it.
