@@ -56,7 +56,9 @@ pub enum BaselineError {
         error: serde_json::Error,
     },
     /// It is of another time.
-    #[error("{path} is a baseline of version {version}, and this is version {VERSION}; write it anew with --write-baseline")]
+    #[error(
+        "{path} is a baseline of version {version}, and this is version {VERSION}; write it anew with --write-baseline"
+    )]
     Version {
         /// Which.
         path: PathBuf,

@@ -33,12 +33,17 @@ impl Capabilities {
         }
         let has = |name: &str| {
             let config = config.as_ref()?;
-            Some(["y", "m"].iter().any(|value| config.lines().any(|line| line == format!("CONFIG_{name}={value}"))))
+            Some(
+                ["y", "m"]
+                    .iter()
+                    .any(|value| config.lines().any(|line| line == format!("CONFIG_{name}={value}"))),
+            )
         };
         let filesystems = host.text("/proc/filesystems").ok();
         let fuse_is_loaded = filesystems
             .is_some_and(|text| text.lines().any(|line| line.split_whitespace().last() == Some("fuse")));
-        let ring_is_off = host.text("/proc/sys/kernel/io_uring_disabled").is_ok_and(|text| text.trim() == "2");
+        let ring_is_off =
+            host.text("/proc/sys/kernel/io_uring_disabled").is_ok_and(|text| text.trim() == "2");
         Capabilities {
             fanotify: if host.has("/proc/sys/fs/fanotify") { Some(true) } else { has("FANOTIFY") },
             fanotify_permission: has("FANOTIFY_ACCESS_PERMISSIONS"),

@@ -138,8 +138,7 @@ impl<'a> Dma<'a> {
         let device = |device| process.devices.contains(&device);
         if let Some(region) = regions.first() {
             let bytes: u64 = regions.iter().map(|region| region.bytes).sum();
-            let evidence =
-                format!("memory regions: {} on {}, {}", regions.len(), region.device, size(bytes));
+            let evidence = format!("memory regions: {} on {}, {}", regions.len(), region.device, size(bytes));
             pins.push(Pin { entry: &catalogue::RDMA_FILE, evidence });
         } else if device(DmaDevice::Rdma) && !self.rdma.is_told {
             let evidence = "has an RDMA device open".to_owned();

@@ -52,7 +52,15 @@ pub struct Finding {
 impl Finding {
     pub(crate) fn new(entry: &'static Entry, subject: impl Into<String>) -> Finding {
         let (severity, subject) = (entry.severity, subject.into());
-        Finding { entry, severity, subject, evidence: Vec::new(), accepted: false, names: Vec::new(), instead: Vec::new() }
+        Finding {
+            entry,
+            severity,
+            subject,
+            evidence: Vec::new(),
+            accepted: false,
+            names: Vec::new(),
+            instead: Vec::new(),
+        }
     }
 
     /// With one more thing that was seen.

@@ -156,9 +156,14 @@ const TABLE: &[Row] = &[
 
 impl Row {
     fn of(&self, version: Option<Version>) -> Pin {
-        let range = self.ranges.iter().rev().find(|range| version.is_some_and(|version| version >= range.from));
-        let unknown =
-            Pin { what: self.what, does: Does::Unknown, note: "", basis: "the release is no version".to_owned() };
+        let range =
+            self.ranges.iter().rev().find(|range| version.is_some_and(|version| version >= range.from));
+        let unknown = Pin {
+            what: self.what,
+            does: Does::Unknown,
+            note: "",
+            basis: "the release is no version".to_owned(),
+        };
         range.map_or(unknown, |range| Pin {
             what: self.what,
             does: range.does,
@@ -184,7 +189,7 @@ impl Kernel {
                     pin.basis = format!("measured here: {}", evidence.name());
                 }
                 Ok(None) => unseen.push(format!(
-                    "{}: it did not try a long-term pin of a file mapping with a device that could hold it",
+                    "{}: it does not settle what this kernel does with long-term pins of file pages",
                     evidence.name()
                 )),
                 Err(other) => unseen.push(format!(
@@ -216,7 +221,8 @@ impl Kernel {
         let mut finding = Finding::new(&catalogue::KERNEL_FILE_PIN, format!("Linux {subject}"))
             .seen(format!("release {} ({basis})", self.release));
         if self.is_a_distributions() {
-            finding = finding.seen("a distribution's kernel may have the refusal carried back: probe measures it");
+            finding =
+                finding.seen("a distribution's kernel may have the refusal carried back: probe measures it");
         }
         vec![finding]
     }
@@ -237,7 +243,8 @@ pub(crate) fn rows() -> impl Iterator<Item = [String; 4]> {
                 Does::Refuses => "refuses",
                 Does::Unknown => "not known",
             };
-            let does = if range.note.is_empty() { does.to_owned() } else { format!("{does}: {}", range.note) };
+            let does =
+                if range.note.is_empty() { does.to_owned() } else { format!("{does}: {}", range.note) };
             [row.what.to_owned(), from, does, range.basis.to_owned()]
         })
     })

@@ -113,7 +113,9 @@ mod tests {
         assert!(lease.is_breaking);
         assert_eq!((lease.pid, lease.kind.as_str(), lease.file.as_str()), (4711, "READ", "08:01:99"));
         assert!(!parse("3: LEASE  ACTIVE    WRITE 1 08:01:99 0 EOF").unwrap().is_breaking);
-        for line in ["1: POSIX  ADVISORY  WRITE 1 08:01:2 0 EOF", "4: LEASE  BREAKER   READ 1 08:01:2 0 EOF", ""] {
+        for line in
+            ["1: POSIX  ADVISORY  WRITE 1 08:01:2 0 EOF", "4: LEASE  BREAKER   READ 1 08:01:2 0 EOF", ""]
+        {
             assert_eq!(parse(line), None, "{line}");
         }
     }

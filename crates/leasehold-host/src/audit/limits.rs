@@ -13,8 +13,9 @@ pub(crate) fn findings(units: &Units, processes: &Processes) -> Vec<Finding> {
     let mut found: Vec<Finding> = units.enabled.iter().filter_map(of_unit).collect();
     for process in &processes.all {
         found.extend(near(process));
-        let low = of_process(process)
-            .filter(|low| found.iter().all(|other| (other.entry.id, &other.subject) != (low.entry.id, &low.subject)));
+        let low = of_process(process).filter(|low| {
+            found.iter().all(|other| (other.entry.id, &other.subject) != (low.entry.id, &low.subject))
+        });
         found.extend(low);
     }
     found
@@ -24,7 +25,9 @@ pub(crate) fn findings(units: &Units, processes: &Processes) -> Vec<Finding> {
 fn of_unit(unit: &Unit) -> Option<Finding> {
     let names_rdma = unit.all("DeviceAllow").any(|device| {
         device.contains("/dev/infiniband") || device.contains("char-infiniband") || device.contains("rdma")
-    }) || unit.all("SupplementaryGroups").any(|groups| groups.split_whitespace().any(|group| group == "rdma"));
+    }) || unit
+        .all("SupplementaryGroups")
+        .any(|groups| groups.split_whitespace().any(|group| group == "rdma"));
     let user = unit.setting("User").filter(|user| !matches!(*user, "root" | "0"))?;
     if unit.all("AmbientCapabilities").any(|capabilities| capabilities.contains("CAP_IPC_LOCK")) {
         return None;
@@ -51,8 +54,11 @@ fn finite(process: &Process) -> Option<u64> {
 fn of_process(process: &Process) -> Option<Finding> {
     let limit = finite(process).filter(|_| process.devices.contains(&DmaDevice::Rdma))?;
     let subject = process.unit.clone().unwrap_or_else(|| process.name.clone());
-    let finding = Finding::new(&catalogue::LIMIT_MEMLOCK, subject)
-        .seen(format!("{}: has RDMA devices open, may lock {}", process.called(), size(limit)));
+    let finding = Finding::new(&catalogue::LIMIT_MEMLOCK, subject).seen(format!(
+        "{}: has RDMA devices open, may lock {}",
+        process.called(),
+        size(limit)
+    ));
     Some(match &process.unit {
         Some(unit) => finding.with("unit", unit.clone()),
         None => finding.instead(format!("prlimit --pid {} --memlock=unlimited", process.pid)),

@@ -11,7 +11,9 @@ pub const END: &str = "<!-- end -->";
 
 /// A page without a place for the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no place for the findings: the page needs the line\n{BEGIN}\nand behind it the line\n{END}\nonce each")]
+#[error(
+    "no place for the findings: the page needs the line\n{BEGIN}\nand behind it the line\n{END}\nonce each"
+)]
 pub struct NoPlace;
 
 /// The page with the catalogue of today.
@@ -28,12 +30,15 @@ pub fn replaced(page: &str) -> Result<String, NoPlace> {
 }
 
 fn tables() -> String {
-    let mut text = String::from("| mapping or memory | from | the kernel | known from |\n|---|---|---|---|\n");
+    let mut text =
+        String::from("| mapping or memory | from | the kernel | known from |\n|---|---|---|---|\n");
     for [what, from, does, basis] in kernel::rows() {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "| {what} | {from} | {does} | {basis} |");
     }
-    text.push_str("\n| id | severity | what is looked at | why it matters | remedy |\n|---|---|---|---|---|\n");
+    text.push_str(
+        "\n| id | severity | what is looked at | why it matters | remedy |\n|---|---|---|---|---|\n",
+    );
     for entry in CATALOGUE {
         let star = if entry.needs_dma { "*" } else { "" };
         let commands: Vec<String> =
@@ -54,7 +59,9 @@ fn tables() -> String {
 /// `{mount}` as `MOUNT`.
 pub(crate) fn placeholders(command: &str) -> String {
     let names = ["mount", "unit", "file", "loop", "pid", "device"];
-    names.iter().fold(command.to_owned(), |text, name| text.replace(&format!("{{{name}}}"), &name.to_uppercase()))
+    names
+        .iter()
+        .fold(command.to_owned(), |text, name| text.replace(&format!("{{{name}}}"), &name.to_uppercase()))
 }
 
 #[cfg(test)]
@@ -65,7 +72,10 @@ mod tests {
     fn only_what_is_between_the_comments_is_replaced() {
         let page = format!("# Audit\n\n{BEGIN}\nold\n{END}\n\nAfter.\n");
         let page = replaced(&page).unwrap();
-        assert!(page.starts_with("# Audit\n\n<!-- begin") && page.ends_with("<!-- end -->\n\nAfter.\n"), "{page}");
+        assert!(
+            page.starts_with("# Audit\n\n<!-- begin") && page.ends_with("<!-- end -->\n\nAfter.\n"),
+            "{page}"
+        );
         assert!(!page.contains("\nold\n"), "{page}");
         for page in ["", BEGIN, END, &format!("{END}{BEGIN}"), &format!("{BEGIN}{BEGIN}{END}")] {
             assert_eq!(replaced(page), Err(NoPlace));

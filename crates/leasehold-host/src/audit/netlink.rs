@@ -109,8 +109,10 @@ impl Recorded {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> =
-        text.chars().map(|c| c.to_digit(16).and_then(|digit| digit.try_into().ok())).collect::<Option<_>>()?;
+    let digits: Vec<u8> = text
+        .chars()
+        .map(|c| c.to_digit(16).and_then(|digit| digit.try_into().ok()))
+        .collect::<Option<_>>()?;
     let (pairs, rest) = digits.as_chunks::<2>();
     rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
@@ -130,7 +132,8 @@ pub(crate) fn live() -> Result<Regions, Unseen> {
         loop {
             let (_, length) =
                 rustix::net::recv(&socket, &mut buffer[..], RecvFlags::empty()).map_err(refused)?;
-            let datagram = buffer.get(..length).ok_or(Unseen::Garbled("a longer datagram than was asked for"))?;
+            let datagram =
+                buffer.get(..length).ok_or(Unseen::Garbled("a longer datagram than was asked for"))?;
             if regions.take(datagram)? == Progress::Done {
                 return Ok(regions.devices.keys().copied().collect());
             }
@@ -378,10 +381,8 @@ mod tests {
 
     #[test]
     fn regions_have_their_device_owner_length_and_whether_they_are_pinned() {
-        let kernel = [
-            attribute(ATTR_RES_MRLEN, &8_u64.to_ne_bytes()),
-            attribute(ATTR_RES_KERN_NAME, b"nvme_rdma\0"),
-        ];
+        let kernel =
+            [attribute(ATTR_RES_MRLEN, &8_u64.to_ne_bytes()), attribute(ATTR_RES_KERN_NAME, b"nvme_rdma\0")];
         let list = [
             made::region(4711, 1 << 20, Some(0x7f00_0000)),
             made::on_demand(5, 4096),

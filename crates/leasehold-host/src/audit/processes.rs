@@ -21,6 +21,7 @@ const TIME_OF_ONE: Duration = Duration::from_secs(1);
 const FLAGS_MAX: usize = 1024;
 
 const CAP_IPC_LOCK: u32 = 14;
+const CAP_SYS_PTRACE: u32 = 19;
 
 /// A device that does DMA into a process's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -129,8 +130,9 @@ impl Processes {
         }
         seen.all.sort_by_key(|process| process.pid);
         if seen.hidden > 0 {
+            let remedy = if may_see_all(host) { "" } else { "; run it as root" };
             unseen.push(format!(
-                "descriptors or mappings of {} of {} processes: not permitted; run it as root",
+                "descriptors or mappings of {} of {} processes: not permitted{remedy}",
                 seen.hidden, seen.count
             ));
         }
@@ -142,6 +144,14 @@ impl Processes {
         }
         seen
     }
+}
+
+/// Whether whoever looks has CAP_SYS_PTRACE; some processes are hidden from those, too.
+fn may_see_all(host: &Host) -> bool {
+    let status = host.text("/proc/self/status").unwrap_or_default();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let capabilities = capabilities.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
+    capabilities & 1 << CAP_SYS_PTRACE != 0
 }
 
 #[derive(Debug, Default)]
@@ -283,7 +293,10 @@ fn device(target: &str) -> Option<DmaDevice> {
     if numbered("/dev/infiniband/uverbs") {
         return Some(DmaDevice::Rdma);
     }
-    if numbered("/dev/vfio/") || target.starts_with("/dev/vfio/devices/") || target == "anon_inode:[vfio-device]" {
+    if numbered("/dev/vfio/")
+        || target.starts_with("/dev/vfio/devices/")
+        || target == "anon_inode:[vfio-device]"
+    {
         return Some(DmaDevice::Vfio);
     }
     (numbered("/dev/nvidia") || target == "/dev/kfd").then_some(DmaDevice::Gpu)
@@ -394,7 +407,8 @@ mod tests {
 
     #[test]
     fn limits_and_units_are_read() {
-        let limits = "Limit  Soft  Hard  Units\nMax locked memory         8388608              8388608    bytes\n";
+        let limits =
+            "Limit  Soft  Hard  Units\nMax locked memory         8388608              8388608    bytes\n";
         assert_eq!(memlock(limits), Some(Limit::Bytes(8 << 20)));
         assert_eq!(memlock("Max locked memory  unlimited  unlimited bytes"), Some(Limit::None));
         assert_eq!(memlock(""), None);
@@ -422,11 +436,10 @@ mod tests {
 
     #[test]
     fn what_is_not_read_in_time_is_counted() {
-        let result =
-            each_bounded(&Arc::from([1, 2, 3]), Instant::now(), TIME_OF_ONE, |_| {
-                thread::park();
-                None
-            });
+        let result = each_bounded(&Arc::from([1, 2, 3]), Instant::now(), TIME_OF_ONE, |_| {
+            thread::park();
+            None
+        });
         assert_eq!((result.found.len(), result.left), (0, 3));
     }
 }

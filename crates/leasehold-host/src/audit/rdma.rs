@@ -66,9 +66,7 @@ impl Rdma {
 
     /// The regions of a process that pin its memory.
     pub(crate) fn pinned_by(&self, pid: u32) -> impl Iterator<Item = &Region> {
-        self.regions
-            .iter()
-            .filter(move |region| region.owner == Owner::Process(pid) && !region.is_on_demand)
+        self.regions.iter().filter(move |region| region.owner == Owner::Process(pid) && !region.is_on_demand)
     }
 
     pub(crate) fn findings(&self) -> Vec<Finding> {

@@ -8,14 +8,16 @@ use super::finding::{Finding, Severity};
 use super::report::Report;
 use serde_json::{Value, json};
 
-const SCHEMA: &str = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
+const SCHEMA: &str =
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
 
 /// The report, as one log.
 #[must_use]
 pub fn log(report: &Report) -> Value {
-    let notifications = report.not_seen.iter().map(|text| {
-        json!({"level": "note", "message": {"text": format!("not seen: {text}")}})
-    });
+    let notifications = report
+        .not_seen
+        .iter()
+        .map(|text| json!({"level": "note", "message": {"text": format!("not seen: {text}")}}));
     json!({
         "$schema": SCHEMA,
         "version": "2.1.0",

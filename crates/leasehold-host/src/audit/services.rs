@@ -97,7 +97,16 @@ const KNOWN: &[Known] = &[
     },
     Known {
         does: Does::Backup,
-        units: &["restic", "borg", "bacula-fd", "bareos-fd", "rsnapshot", "duplicity", "updatedb", "plocate-updatedb"],
+        units: &[
+            "restic",
+            "borg",
+            "bacula-fd",
+            "bareos-fd",
+            "rsnapshot",
+            "duplicity",
+            "updatedb",
+            "plocate-updatedb",
+        ],
         commands: &[&["restic"], &["borg"], &["bacula-fd"], &["bareos-fd"], &["rsnapshot"], &["duplicity"]],
     },
 ];
@@ -125,7 +134,9 @@ impl Does {
             Does::Freeze => (Effect::Bypasses, "stops the filesystem, not the devices"),
             Does::Trim => (Effect::Neither, "discards free blocks only"),
             Does::Scrub => (Effect::Neither, "reads blocks; finds what DMA damaged"),
-            Does::Clean => (Effect::Bypasses, "removes old files in /tmp and /var/tmp: unlink breaks nothing"),
+            Does::Clean => {
+                (Effect::Bypasses, "removes old files in /tmp and /var/tmp: unlink breaks nothing")
+            }
             Does::Backup => (Effect::Breaks, "opens files for reading: write leases only"),
         }
     }
@@ -159,7 +170,8 @@ impl Services {
     pub(crate) fn of(host: &Host, units: &Units, processes: &Processes) -> Services {
         let mut traces = Vec::new();
         for unit in &units.enabled {
-            let by_name = KNOWN.iter().find(|known| known.units.iter().any(|name| unit.name.starts_with(name)));
+            let by_name =
+                KNOWN.iter().find(|known| known.units.iter().any(|name| unit.name.starts_with(name)));
             let by_command = || {
                 unit.commands.iter().find_map(|command| {
                     let (known, words) = known(command)?;
@@ -274,7 +286,8 @@ fn truncates(host: &Host) -> Vec<(String, String)> {
             .filter_map(|rule| {
                 let (patterns, options) = rule.split_once('{')?;
                 let has = options.split_whitespace().any(|word| word == "copytruncate");
-                let pattern = patterns.split_whitespace().find(|word| word.trim_matches('"').starts_with('/'))?;
+                let pattern =
+                    patterns.split_whitespace().find(|word| word.trim_matches('"').starts_with('/'))?;
                 has.then(|| (file.clone(), pattern.trim_matches('"').to_owned()))
             })
             .collect()

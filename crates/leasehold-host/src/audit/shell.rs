@@ -24,8 +24,7 @@ pub(crate) fn shown(text: &str) -> String {
 }
 
 fn is_hidden(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -37,7 +36,8 @@ mod tests {
     fn a_shell_reads_a_quoted_word_as_it_was() {
         for word in ["/data", "", "a b", "it's", "$(reboot)", "a\nb", "\x1b[2J", "\u{202e}x", "\\'\n", "-n"] {
             let script = format!("printf '%s' {}", quoted(word));
-            let output = Command::new("bash").args(["-c", &script]).env("LC_ALL", "C.UTF-8").output().unwrap();
+            let output =
+                Command::new("bash").args(["-c", &script]).env("LC_ALL", "C.UTF-8").output().unwrap();
             assert_eq!(String::from_utf8_lossy(&output.stdout), word, "{script}");
         }
     }

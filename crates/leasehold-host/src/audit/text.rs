@@ -97,14 +97,16 @@ fn headline(report: &Report, paint: Paint) -> String {
             super::kernel::Does::Refuses => "refuses",
             super::kernel::Does::Unknown => "not known whether it accepts",
         };
-        text += &row("pins", &format!("{does} long-term pins of file pages for writing ({})", pin.basis), paint);
+        text +=
+            &row("pins", &format!("{does} long-term pins of file pages for writing ({})", pin.basis), paint);
     }
     let mounts: Vec<String> = host
         .mounts
         .iter()
         .map(|mount| format!("{} {}{}", mount.point.display(), mount.kind, features(mount)))
         .collect();
-    let mounts = if mounts.is_empty() { "none that holds files that stay".to_owned() } else { mounts.join(", ") };
+    let mounts =
+        if mounts.is_empty() { "none that holds files that stay".to_owned() } else { mounts.join(", ") };
     text += &row("mounts", &mounts, paint);
     let devices: Vec<String> = host
         .rdma
@@ -180,7 +182,8 @@ fn finding(entry: &Entry, severity: Severity, findings: &[&Finding], paint: Pain
         text += &filled(&if index == 0 { label("seen") } else { INDENT.to_owned() }, INDENT, &seen);
     }
     if findings.len() > SUBJECTS_MAX {
-        text += &filled(INDENT, INDENT, &format!("and {} more (--json has all)", findings.len() - SUBJECTS_MAX));
+        text +=
+            &filled(INDENT, INDENT, &format!("and {} more (--json has all)", findings.len() - SUBJECTS_MAX));
     }
     text += &filled(&label("why"), INDENT, entry.why);
     text += &filled(&label("from"), INDENT, entry.source);
@@ -243,27 +246,45 @@ fn breakers(breakers: &[Breaker], paint: Paint) -> String {
     let mut text = paint.bold("WHAT CAN BREAK A LEASE HERE, AND WHAT GOES PAST IT") + "\n";
     for effect in [Effect::Breaks, Effect::Bypasses, Effect::Neither] {
         let label = format!("  {:<10}", effect.name());
-        for (index, breaker) in breakers.iter().filter(|breaker| breaker.effect == effect).enumerate() {
-            let evidence = match breaker.evidence.as_slice() {
-                [] => String::new(),
-                evidence => format!(" ({})", evidence.join("; ")),
-            };
-            let line = shown(&format!("{}: {}{evidence}", breaker.what, breaker.how));
+        let of_effect: Vec<&Breaker> = breakers.iter().filter(|breaker| breaker.effect == effect).collect();
+        for (index, line) in alike(&of_effect).iter().enumerate() {
             // What goes on in the next line is indented once more.
             let (indent, more) = ("            ", "              ");
             let options = Options::new(COLUMNS).initial_indent(indent).subsequent_indent(more);
-            for (number, line) in
-                wrap(&line, options.word_splitter(WordSplitter::NoHyphenation)).iter().enumerate()
-            {
-                let is_first = index == 0 && number == 0;
+            let options = options.word_splitter(WordSplitter::NoHyphenation);
+            for (number, line) in wrap(&shown(line), options).iter().enumerate() {
                 let (first, rest) = line.split_at(indent.len());
-                text += &if is_first { paint.dim(&label) } else { first.to_owned() };
+                text += &if (index, number) == (0, 0) { paint.dim(&label) } else { first.to_owned() };
                 text += rest;
                 text.push('\n');
             }
         }
     }
     text
+}
+
+/// A line each; those that do the same share one.
+fn alike(breakers: &[&Breaker]) -> Vec<String> {
+    let mut lines: Vec<(Vec<&str>, &Breaker)> = Vec::new();
+    for breaker in breakers {
+        match lines
+            .iter_mut()
+            .find(|(_, other)| (&other.how, &other.evidence) == (&breaker.how, &breaker.evidence))
+        {
+            Some((names, _)) => names.push(&breaker.what),
+            None => lines.push((vec![&breaker.what], breaker)),
+        }
+    }
+    let line = |(names, breaker): (Vec<&str>, &Breaker)| {
+        let (first, rest) = names.split_at(names.len().min(SUBJECTS_MAX));
+        let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        let evidence = match breaker.evidence.as_slice() {
+            [] => String::new(),
+            evidence => format!(" ({})", evidence.join("; ")),
+        };
+        format!("{}{more}: {}{evidence}", first.join(", "), breaker.how)
+    };
+    lines.into_iter().map(line).collect()
 }
 
 fn list(title: &str, items: &[String], paint: Paint) -> Option<String> {
@@ -279,7 +300,8 @@ fn list(title: &str, items: &[String], paint: Paint) -> Option<String> {
 
 fn verdict(report: &Report, paint: Paint) -> String {
     let accepted = report.findings.len() - report.open().count();
-    let accepted = if accepted == 0 { String::new() } else { format!("; {accepted} accepted by the baseline") };
+    let accepted =
+        if accepted == 0 { String::new() } else { format!("; {accepted} accepted by the baseline") };
     if report.is_clean() {
         return format!("{}{accepted}.\n", paint.clean("No finding"));
     }
@@ -291,6 +313,18 @@ fn verdict(report: &Report, paint: Paint) -> String {
         .collect();
     let hint = "`leasehold audit --explain ID` has more.";
     format!("Findings: {}{accepted}. {hint}\n", counts.join(", "))
+}
+
+/// Every entry of the catalogue, in a line or two.
+#[must_use]
+pub fn listed(colour: bool) -> String {
+    let paint = Paint(colour);
+    let line = |entry: &&Entry| {
+        let label = format!("{:<24}", entry.id);
+        let text = format!("{}: {}", entry.severity.name(), entry.title);
+        filled(&paint.bold(&label), &" ".repeat(label.len()), &text)
+    };
+    CATALOGUE.iter().map(line).collect()
 }
 
 /// One entry of the catalogue.
@@ -328,10 +362,16 @@ mod tests {
         assert!(text.lines().count() > 2, "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
         let script = text.trim_start().strip_prefix("$ ").unwrap();
-        let run = |script: &str| {
-            std::process::Command::new("sh").args(["-c", script]).output().unwrap().stdout
-        };
+        let run =
+            |script: &str| std::process::Command::new("sh").args(["-c", script]).output().unwrap().stdout;
         assert_eq!(run(script), run(&command));
+    }
+
+    #[test]
+    fn the_list_has_every_entry_in_80_columns() {
+        let text = listed(false);
+        assert!(CATALOGUE.iter().all(|entry| text.contains(&format!("{} ", entry.id))), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
     }
 
     #[test]

@@ -166,7 +166,8 @@ mod tests {
 
     #[test]
     fn settings_are_read_over_lines_and_without_comments() {
-        let text = "[Service]\n# ExecStart=/no\nExecStart=/usr/bin/duperemove \\\n  -r /data\nLimitMEMLOCK = 64M\n";
+        let text =
+            "[Service]\n# ExecStart=/no\nExecStart=/usr/bin/duperemove \\\n  -r /data\nLimitMEMLOCK = 64M\n";
         let expected = [("ExecStart", "/usr/bin/duperemove    -r /data"), ("LimitMEMLOCK", "64M")];
         assert_eq!(parse(text), expected.map(|(key, value)| (key.to_owned(), value.to_owned())));
     }

@@ -4,7 +4,9 @@ use crate::command::Common;
 use crate::command::exit::{Exit, Failure, Outcome, Told};
 use crate::command::show;
 use leasehold_host::audit::look::{self, Helper};
-use leasehold_host::audit::{self, Baseline, Evidence, Host, Options, Report, catalogue, markdown, sarif, text};
+use leasehold_host::audit::{
+    self, Baseline, Evidence, Host, Options, Report, catalogue, markdown, sarif, text,
+};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
@@ -35,7 +37,7 @@ pub(crate) struct Audit {
     /// What `leasehold probe --json` printed, which counts for more than the kernel's version
     #[arg(long, value_name = "FILE")]
     evidence: Option<PathBuf>,
-    /// Explain a finding, and look at nothing
+    /// Explain a finding (`list`: all of them in a line each), and look at nothing
     #[arg(long, value_name = "ID", conflicts_with_all = ["paths", "sarif", "baseline", "write_baseline", "evidence"])]
     explain: Option<String>,
     /// Look at a copy of a host's files, and of what its system calls said
@@ -112,13 +114,14 @@ fn helper() -> anyhow::Result<Helper> {
 }
 
 fn explain(id: &str) -> Outcome {
+    if id == "list" {
+        return Ok(show::styled(text::listed(show::has_colour()).trim_end())?);
+    }
     if let Some(entry) = catalogue::entry(id) {
         return Ok(show::styled(text::explained(entry, show::has_colour()).trim_end())?);
     }
-    let ids: Vec<&str> = catalogue::CATALOGUE.iter().map(|entry| entry.id).collect();
-    let text = show::wrapped(&format!("there is no finding {id:?}; there are {}", ids.join(" ")), "  ").join("\n");
-    // Each line is ours; the text of the person is quoted.
-    Err(Failure::new(Exit::Usage, text).into())
+    Err(could_not(format!("there is no finding {id:?}; `leasehold audit --explain list` has them all"))
+        .into())
 }
 
 fn could_not(error: impl Display) -> Failure {
