@@ -126,7 +126,7 @@ pub fn audit(host: Host, options: &Options) -> Result<Report, AuditError> {
     findings.extend(services.findings());
     findings.extend(loops.findings());
     findings.extend(dma.findings(&kernel));
-    findings.extend(leases.findings(&processes, &dma));
+    findings.extend(leases.findings(&mounts, &processes, &dma));
     findings.extend(rdma.findings());
     findings.extend(limits::findings(&units, &processes));
     findings.extend(capabilities.findings());

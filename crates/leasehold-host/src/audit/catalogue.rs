@@ -58,8 +58,9 @@ pub static MOUNT_REFLINK: Entry = Entry {
     why: "DMA that lands after FICLONE, or after a plain cp (which clones), goes into the clone as well: 30 of 30 clones \
           and 10 of 10 copies changed, and nothing has a checksum that could tell.",
     source: MEASURED_SHORT,
-    remedy: "Copy such files with real copies; keep them on a filesystem that was made with reflink=0. Look who clones:",
-    commands: &["xfs_info {mount} | grep -o 'reflink=.'", "alias cp='cp --reflink=never'"],
+    remedy: "Make real copies of files under DMA; keep such files on a filesystem that was made with reflink=0. Look, and \
+             copy (FROM, TO):",
+    commands: &["xfs_info {mount} | grep -o 'reflink=.'", "cp --reflink=never FROM TO"],
 };
 
 /// btrfs or ZFS with checksums.
@@ -89,7 +90,7 @@ pub static MOUNT_DAX: Entry = Entry {
           short-term pin is gone: without a limit, and without a word to whoever holds it.",
     source: "measured on Linux 6.1 and 6.12; break_layouts() of XFS and ext4; the threads of 2018 and 2019",
     remedy: "Give files that are to be registered a mount without DAX, or use device-dax.",
-    commands: &["grep -w {mount} /etc/fstab"],
+    commands: &["grep -nF {mount} /etc/fstab"],
 };
 
 /// NFS, SMB, Lustre, ..
@@ -342,8 +343,8 @@ pub static LEASE_BREAKING: Entry = Entry {
     why: "Somebody waits in open or truncate for this holder. When lease-break-time is over, the lease is gone, and a holder \
           that did not answer still writes through its mapping.",
     source: "proc(5), /proc/locks; measured on Linux 6.18",
-    remedy: "See what the holder does:",
-    commands: &["cat /proc/{pid}/wchan; ls -l /proc/{pid}/fd", "kill -QUIT {pid}"],
+    remedy: "See which file it is, and what the holder does:",
+    commands: &["find {mount} -xdev -inum {inode}", "ls -l /proc/{pid}/fd", "cat /proc/{pid}/wchan"],
 };
 
 /// A lease of a process that does DMA.
@@ -357,7 +358,7 @@ pub static LEASE_NO_FENCE: Entry = Entry {
           before do not break it; and when it is broken, the device's access stays.",
     source: "measured on Linux 6.18; Gunthorpe, thread of February 2019: the region should hold the lease",
     remedy: "See that the program deregisters its memory before it gives the lease back. Which file it is:",
-    commands: &["ls -l /proc/{pid}/fd"],
+    commands: &["find {mount} -xdev -inum {inode}"],
 };
 
 /// A region in a file mapping.

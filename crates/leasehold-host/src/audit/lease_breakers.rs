@@ -94,13 +94,13 @@ pub(crate) fn of(
 
 fn kernel(leases: &Leases) -> Vec<Breaker> {
     let forced = match leases.break_time_s {
-        Some(seconds) => format!("no answer in {seconds} s (lease-break-time): the mapping stays writable"),
-        None => "no answer in lease-break-time: the mapping stays writable".to_owned(),
+        Some(seconds) => format!("{seconds} s without an answer, and it is gone; the mapping stays writable"),
+        None => "without an answer it is gone then; the mapping stays writable".to_owned(),
     };
     vec![
         Breaker::new(Effect::Breaks, "open(2) by another process", "for reading: only write leases"),
         Breaker::new(Effect::Breaks, "truncate(2) by path", "every lease"),
-        Breaker::new(Effect::Breaks, "the kernel itself", forced),
+        Breaker::new(Effect::Breaks, "lease-break-time", forced),
         Breaker::new(
             Effect::Bypasses,
             "descriptors opened before, or inherited",

@@ -4,7 +4,8 @@ use super::catalogue;
 use super::dma::Dma;
 use super::finding::Finding;
 use super::host::Host;
-use super::processes::Processes;
+use super::mounts::{Device, Mounts};
+use super::processes::{Process, Processes};
 use serde::Serialize;
 
 /// Below this, a holder cannot stop what it does.
@@ -17,12 +18,14 @@ const BREAK_TIME_MAX_S: u64 = 120;
 pub struct Lease {
     /// The holder's process.
     pub pid: u32,
-    /// `READ` or `WRITE`.
+    /// `READ` or `WRITE`; while it is broken, what it is to become, which can be `UNLCK`.
     pub kind: String,
     /// Whether somebody waits for it.
     pub is_breaking: bool,
     /// `08:01:1234`, device and inode.
     pub file: String,
+    /// The processes that wait for it.
+    pub waiting: Vec<u32>,
 }
 
 /// What is known of leases.
@@ -48,7 +51,7 @@ impl Leases {
         let enabled = number("/proc/sys/fs/leases-enable").map(|number| number != 0);
         let break_time_s = number("/proc/sys/fs/lease-break-time");
         let held = match host.text("/proc/locks") {
-            Ok(text) => text.lines().filter_map(parse).collect(),
+            Ok(text) => parse_all(&text),
             Err(error) => {
                 unseen.push(format!("leases that are held: /proc/locks: {error}"));
                 Vec::new()
@@ -57,7 +60,7 @@ impl Leases {
         Leases { enabled, break_time_s, held }
     }
 
-    pub(crate) fn findings(&self, processes: &Processes, dma: &Dma) -> Vec<Finding> {
+    pub(crate) fn findings(&self, mounts: &Mounts, processes: &Processes, dma: &Dma) -> Vec<Finding> {
         let mut found = Vec::new();
         if self.enabled == Some(false) {
             found.push(
@@ -75,32 +78,74 @@ impl Leases {
             ),
             _ => {}
         }
+        let called = |pid: u32| {
+            let process = processes.all.iter().find(|process| process.pid == pid);
+            process.map_or_else(|| format!("process {pid}"), Process::called)
+        };
         for lease in &self.held {
-            let process = processes.all.iter().find(|process| process.pid == lease.pid);
-            let name = process.map_or_else(|| "a process".to_owned(), |process| process.name.clone());
-            let seen = format!("{name} [{}]: {} lease on {}", lease.pid, lease.kind, lease.file);
             let entry = match lease.is_breaking {
                 true => &catalogue::LEASE_BREAKING,
                 false if dma.holds_for_long(lease.pid) => &catalogue::LEASE_NO_FENCE,
                 false => continue,
             };
-            found.push(Finding::new(entry, name).seen(seen).with("pid", lease.pid.to_string()));
+            let process = processes.all.iter().find(|process| process.pid == lease.pid);
+            let name = process.map_or_else(|| "a process".to_owned(), |process| process.name.clone());
+            let what = if lease.is_breaking { "a lease that is to become" } else { "a lease to" };
+            let seen = format!("{}: {what} {} on {}", called(lease.pid), lease.kind, lease.file);
+            let (mount, inode) = lease.place(mounts);
+            let finding = Finding::new(entry, name)
+                .seen(seen)
+                .with("pid", lease.pid.to_string())
+                .with("mount", mount)
+                .with("inode", inode);
+            let waiting: Vec<String> = lease.waiting.iter().map(|pid| called(*pid)).collect();
+            found.push(match waiting.is_empty() {
+                true => finding,
+                false => finding.seen(format!("waiting for it: {}", waiting.join(", "))),
+            });
         }
         found
     }
 }
 
-/// `1: LEASE  ACTIVE    READ  1234 08:01:5678 0 EOF`
-fn parse(line: &str) -> Option<Lease> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let [_, "LEASE", state, kind, pid, file, ..] = fields.as_slice() else { return None };
-    let is_breaking = match *state {
-        "ACTIVE" => false,
-        "BREAKING" => true,
-        // Whoever waits for the break.
-        _ => return None,
-    };
-    Some(Lease { pid: pid.parse().ok()?, kind: (*kind).to_owned(), is_breaking, file: (*file).to_owned() })
+impl Lease {
+    /// Where its file can be looked for: the mount, and the inode's number.
+    fn place(&self, mounts: &Mounts) -> (String, String) {
+        let (device, inode) = self.file.rsplit_once(':').unwrap_or(("", ""));
+        let device = Device::parse(device, 16);
+        let mount = mounts.all.iter().find(|mount| Some(mount.device) == device);
+        let point = mount.map_or_else(|| "/".to_owned(), |mount| mount.point.to_string_lossy().into_owned());
+        (point, inode.to_owned())
+    }
+}
+
+/// A line each; whoever waits for a lease has one behind it, with the same number:
+///
+/// ```text
+/// 1: LEASE  BREAKING  UNLCK 300 08:01:42 0 EOF
+/// 1: -> LEASE  BREAKER   WRITE 4711 <none>:0 0 EOF
+/// ```
+fn parse_all(text: &str) -> Vec<Lease> {
+    let mut leases: Vec<(&str, Lease)> = Vec::new();
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        match fields.as_slice() {
+            [number, "LEASE", state @ ("ACTIVE" | "BREAKING"), kind, pid, file, ..] => {
+                let Ok(pid) = pid.parse() else { continue };
+                let (kind, file) = ((*kind).to_owned(), (*file).to_owned());
+                let is_breaking = *state == "BREAKING";
+                leases.push((number, Lease { pid, kind, is_breaking, file, waiting: Vec::new() }));
+            }
+            [number, "->", "LEASE", "BREAKER", _, pid, ..] => {
+                let lease = leases.iter_mut().rev().find(|(other, _)| other == number);
+                if let (Some((_, lease)), Ok(pid)) = (lease, pid.parse()) {
+                    lease.waiting.push(pid);
+                }
+            }
+            _ => {}
+        }
+    }
+    leases.into_iter().map(|(_, lease)| lease).collect()
 }
 
 #[cfg(test)]
@@ -108,15 +153,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leases_are_told_from_locks_and_those_that_are_broken_from_others() {
-        let lease = parse("2: LEASE  BREAKING  READ  4711 08:01:99 0 EOF").unwrap();
-        assert!(lease.is_breaking);
-        assert_eq!((lease.pid, lease.kind.as_str(), lease.file.as_str()), (4711, "READ", "08:01:99"));
-        assert!(!parse("3: LEASE  ACTIVE    WRITE 1 08:01:99 0 EOF").unwrap().is_breaking);
-        for line in
-            ["1: POSIX  ADVISORY  WRITE 1 08:01:2 0 EOF", "4: LEASE  BREAKER   READ 1 08:01:2 0 EOF", ""]
-        {
-            assert_eq!(parse(line), None, "{line}");
-        }
+    fn leases_are_told_from_locks_and_each_has_those_that_wait_for_it() {
+        let text = "1: POSIX  ADVISORY  WRITE 1 08:01:2 0 EOF\n\
+                    2: LEASE  BREAKING  UNLCK 4711 08:01:99 0 EOF\n\
+                    2: -> LEASE  BREAKER   WRITE 22598 <none>:0 0 EOF\n\
+                    2: -> LEASE  BREAKER   READ  22599 <none>:0 0 EOF\n\
+                    3: LEASE  ACTIVE    WRITE 1 fe:00:100 0 EOF\n\
+                    nonsense\n";
+        let lease = |pid, kind: &str, is_breaking, file: &str, waiting: &[u32]| Lease {
+            pid,
+            kind: kind.to_owned(),
+            is_breaking,
+            file: file.to_owned(),
+            waiting: waiting.to_owned(),
+        };
+        let expected = [
+            lease(4711, "UNLCK", true, "08:01:99", &[22598, 22599]),
+            lease(1, "WRITE", false, "fe:00:100", &[]),
+        ];
+        assert_eq!(parse_all(text), expected);
     }
 }

@@ -58,7 +58,7 @@ fn tables() -> String {
 
 /// `{mount}` as `MOUNT`.
 pub(crate) fn placeholders(command: &str) -> String {
-    let names = ["mount", "unit", "file", "loop", "pid", "device"];
+    let names = ["mount", "unit", "file", "loop", "pid", "device", "inode"];
     names
         .iter()
         .fold(command.to_owned(), |text, name| text.replace(&format!("{{{name}}}"), &name.to_uppercase()))

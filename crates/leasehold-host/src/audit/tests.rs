@@ -135,7 +135,8 @@ const PLANTED: &[Planted] = &[
     ("LH-LEASE-BREAK-SHORT", |host| host.put("/proc/sys/fs/lease-break-time", "0\n")),
     ("LH-LEASE-BREAK-LONG", |host| host.put("/proc/sys/fs/lease-break-time", "3600\n")),
     ("LH-LEASE-BREAKING", |host| {
-        host.add("/proc/locks", "2: LEASE  BREAKING  READ  300 08:01:42 0 EOF\n");
+        let lines = "2: LEASE  BREAKING  UNLCK 300 08:01:42 0 EOF\n2: -> LEASE  BREAKER   WRITE 4711 <none>:0 0 EOF\n";
+        host.add("/proc/locks", lines);
     }),
     ("LH-LEASE-NO-FENCE", |host| host.add("/proc/locks", "2: LEASE  ACTIVE    READ  4711 103:00:11 0 EOF\n")),
     ("LH-RDMA-NO-ODP", |host| host.put("/sys/class/infiniband/rxe0/parent", "eth0\n")),
@@ -210,7 +211,7 @@ fn what_is_found_names_what_was_seen_and_a_command_that_can_be_pasted() {
         for finding in planted(case).report().findings {
             assert!(!finding.subject.is_empty() && !finding.evidence.is_empty(), "{}", case.0);
             for command in finding.commands() {
-                for name in ["{mount}", "{unit}", "{pid}", "{file}", "{loop}", "{device}"] {
+                for name in ["{mount}", "{unit}", "{pid}", "{file}", "{loop}", "{device}", "{inode}"] {
                     assert!(!command.contains(name), "{}: {command}", case.0);
                 }
                 let parsed =
@@ -572,4 +573,32 @@ fn thousands_of_processes_are_read_in_time() {
     let report = host.report();
     assert_eq!(report.host.processes, 3_003);
     assert_eq!(report.findings[0].entry.id, "LH-VFIO-FILE");
+}
+
+#[test]
+fn who_waits_for_a_lease_is_named_and_how_to_find_the_file() {
+    let host = planted(PLANTED.iter().find(|(id, _)| *id == "LH-LEASE-BREAKING").unwrap());
+    let report = host.report();
+    let finding = &report.findings[0];
+    assert_eq!(finding.evidence[1], "waiting for it: trainer [4711]");
+    assert!(finding.commands().contains(&"find / -xdev -inum 42".to_owned()), "{:?}", finding.commands());
+}
+
+#[test]
+fn a_unit_whose_file_never_answers_is_said_and_holds_up_nothing() {
+    use rustix::fs::{CWD, FileType, Mode};
+    let host = Fixture::clean();
+    host.unit("stuck.service", "", true);
+    let file = host.root().join("usr/lib/systemd/system/stuck.service");
+    fs::remove_file(&file).unwrap();
+    // Nobody ever writes to it, so whoever opens it waits.
+    rustix::fs::mknodat(CWD, &file, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let start = std::time::Instant::now();
+    let report = host.report();
+    assert!(start.elapsed() < std::time::Duration::from_secs(8), "{:?}", start.elapsed());
+    assert!(
+        report.not_seen.iter().any(|text| text.contains("systemd and cron did not answer")),
+        "{:?}",
+        report.not_seen
+    );
 }

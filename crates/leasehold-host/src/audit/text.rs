@@ -90,7 +90,8 @@ pub fn text(report: &Report, colour: bool) -> String {
 /// What was looked at, in a few lines.
 fn headline(report: &Report, paint: Paint) -> String {
     let host = &report.host;
-    let mut text = paint.bold(&shown(&format!("Linux {}", host.kernel.release))) + "\n";
+    let release = paint.bold(&shown(&format!("Linux {}", host.kernel.release)));
+    let mut text = format!("{release}: {}\n", counts(report, paint));
     if let Some(pin) = host.kernel.pins.first() {
         let does = match pin.does {
             super::kernel::Does::Accepts => "accepts",
@@ -113,7 +114,8 @@ fn headline(report: &Report, paint: Paint) -> String {
         .iter()
         .map(|device| match (device.regions, device.bytes) {
             (Some(regions), Some(bytes)) => {
-                format!("{} ({regions} memory regions, {})", device.name, dma::size(bytes))
+                let s = if regions == 1 { "" } else { "s" };
+                format!("{} ({regions} memory region{s}, {})", device.name, dma::size(bytes))
             }
             _ => format!("{} (memory regions not seen)", device.name),
         })
@@ -128,8 +130,12 @@ fn headline(report: &Report, paint: Paint) -> String {
         more => format!("DMA by {} and {} more", names[..SUBJECTS_MAX].join(", "), more - SUBJECTS_MAX),
     };
     text += &row("programs", &format!("{} processes; {by_dma}", host.processes), paint);
-    if !host.does_dma && report.open().any(|finding| finding.entry.needs_dma) {
-        let note = "Nothing was seen here that does DMA: findings that matter to it only count as low.";
+    let mut for_dma = report.open().filter(|finding| finding.entry.needs_dma).peekable();
+    if !host.does_dma && for_dma.peek().is_some() {
+        let note = match for_dma.all(|finding| finding.severity == Severity::Low) {
+            true => "Nothing was seen here that does DMA: findings that matter to it only count as low.",
+            false => "Nothing was seen here that does DMA, but not all processes could be looked at.",
+        };
         text += &row("note", note, paint);
     }
     text
@@ -178,8 +184,18 @@ fn finding(entry: &Entry, severity: Severity, findings: &[&Finding], paint: Pain
     }
     let label = |name: &str| paint.dim(&format!("  {name:<6}"));
     for (index, finding) in findings.iter().take(SUBJECTS_MAX).enumerate() {
-        let seen = shown(&format!("{}: {}", finding.subject, finding.evidence.join("; ")));
-        text += &filled(&if index == 0 { label("seen") } else { INDENT.to_owned() }, INDENT, &seen);
+        let (first, rest) =
+            finding.evidence.split_first().map_or(("", &[][..]), |(first, rest)| (first, rest));
+        // What names the subject already is not told it again.
+        let first = match first.starts_with(&finding.subject) {
+            true => first.to_owned(),
+            false => format!("{}: {first}", finding.subject),
+        };
+        text += &filled(&if index == 0 { label("seen") } else { INDENT.to_owned() }, INDENT, &shown(&first));
+        let more = format!("{INDENT}  ");
+        for evidence in rest {
+            text += &filled(&more, &more, &shown(evidence));
+        }
     }
     if findings.len() > SUBJECTS_MAX {
         text +=
@@ -299,11 +315,19 @@ fn list(title: &str, items: &[String], paint: Paint) -> Option<String> {
 }
 
 fn verdict(report: &Report, paint: Paint) -> String {
+    match report.is_clean() {
+        true => format!("{}.\n", counts(report, paint)),
+        false => format!("Findings: {}. `leasehold audit --explain ID` has more.\n", counts(report, paint)),
+    }
+}
+
+/// `1 high, 2 low; 3 accepted by the baseline`
+fn counts(report: &Report, paint: Paint) -> String {
     let accepted = report.findings.len() - report.open().count();
     let accepted =
         if accepted == 0 { String::new() } else { format!("; {accepted} accepted by the baseline") };
     if report.is_clean() {
-        return format!("{}{accepted}.\n", paint.clean("No finding"));
+        return format!("{}{accepted}", paint.clean("No finding"));
     }
     let counts = Severity::ALL.map(|severity| (severity, report.count(severity)));
     let counts: Vec<String> = counts
@@ -311,8 +335,7 @@ fn verdict(report: &Report, paint: Paint) -> String {
         .filter(|(_, count)| *count > 0)
         .map(|(severity, count)| paint.severity(*severity, &format!("{count} {}", severity.name())))
         .collect();
-    let hint = "`leasehold audit --explain ID` has more.";
-    format!("Findings: {}{accepted}. {hint}\n", counts.join(", "))
+    format!("{}{accepted}", counts.join(", "))
 }
 
 /// Every entry of the catalogue, in a line or two.
