@@ -526,7 +526,7 @@ fn a_process_that_maps_files_and_does_no_dma_is_no_finding() {
 fn what_a_probe_measured_counts_for_more_than_the_version() {
     let probed = |release: &str, verdict: &str, note: &str| {
         let row = json!({"group": "pins", "id": "pin-shared", "verdict": verdict, "note": note});
-        let document = json!({"place": {"kernel": release}, "rows": [{"id": "pin-memfd"}, row]});
+        let document = json!({"place": {"kernel": release}, "hazards": [{"id": "pin-memfd"}, row]});
         judged(release, &document.to_string())
     };
     let has_finding =
