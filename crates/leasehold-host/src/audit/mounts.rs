@@ -102,6 +102,12 @@ impl Mounts {
         })
     }
 
+    /// Whether a file is, by its name, on a filesystem that is judged.
+    pub(crate) fn is_chosen(&self, file: &Path) -> bool {
+        let mount = covering(&self.all, file);
+        mount.is_some_and(|mount| self.chosen.iter().any(|chosen| chosen.device == mount.device))
+    }
+
     pub(crate) fn findings(&self) -> Vec<Finding> {
         self.chosen.iter().flat_map(Mount::findings).collect()
     }
@@ -242,10 +248,7 @@ fn asked_for(all: &[Mount], host: &Host, paths: &[PathBuf]) -> Result<Vec<Mount>
                 return Err(AuditError::Path { path: path.clone(), reason: error });
             }
         };
-        let covers = |mount: &&Mount| place.starts_with(&mount.point);
-        // Of two mounts on the same point, the later one is on top.
-        let mount = all.iter().filter(covers).max_by_key(|mount| mount.point.components().count());
-        let Some(mount) = mount else {
+        let Some(mount) = covering(all, &place) else {
             return Err(AuditError::Path { path: path.clone(), reason: "it is on no mount".to_owned() });
         };
         if mount.family == Family::Other {
@@ -263,6 +266,13 @@ fn asked_for(all: &[Mount], host: &Host, paths: &[PathBuf]) -> Result<Vec<Mount>
         mounts.push(mount);
     }
     Ok(once_each(mounts.into_iter()))
+}
+
+/// The mount that a path is on, by its name.
+fn covering<'a>(all: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    let covers = |mount: &&Mount| path.starts_with(&mount.point);
+    // Of two mounts on the same point, the later one is on top.
+    all.iter().filter(covers).max_by_key(|mount| mount.point.components().count())
 }
 
 /// The path from the root, without `.` and `..`, as far as its text tells.

@@ -602,3 +602,14 @@ fn a_unit_whose_file_never_answers_is_said_and_holds_up_nothing() {
         report.not_seen
     );
 }
+
+#[test]
+fn a_loop_device_matters_only_to_the_filesystem_that_its_file_is_on() {
+    let host = planted(PLANTED.iter().find(|(id, _)| *id == "LH-TRIM-LOOP").unwrap());
+    fs::create_dir_all(host.root().join("data")).unwrap();
+    let ids = |path| -> Vec<&str> {
+        host.try_report(&[path]).unwrap().findings.iter().map(|finding| finding.entry.id).collect()
+    };
+    assert_eq!(ids("/data"), ["LH-TRIM-LOOP"]);
+    assert_eq!(ids("/"), [""; 0]);
+}

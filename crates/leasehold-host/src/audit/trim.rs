@@ -6,6 +6,7 @@ use super::host::Host;
 use super::lease_breakers::{Breaker, Effect};
 use super::mounts::Mounts;
 use super::services::Services;
+use std::path::Path;
 
 /// A loop device that discards.
 #[derive(Clone, Debug)]
@@ -39,6 +40,9 @@ impl Loops {
                 false if services.trims() => "fstrim is run by the clock",
                 false => return None,
             };
+            if !mounts.is_chosen(Path::new(&file)) {
+                return None;
+            }
             let why = format!("{name} is mounted on {}; {why}", mount.point.display());
             Some(Loop { name, file, why })
         };
