@@ -5,6 +5,7 @@
 )]
 
 mod administer;
+mod audit;
 mod bench;
 mod check;
 mod demo;
@@ -122,10 +123,14 @@ enum Action {
     Demo(demo::Demo),
     /// Check which promises each design for DMA into files keeps
     Check(check::Check),
+    /// Judge whether this host is safe for DMA into files
+    Audit(audit::Audit),
     /// Measure this machine: Leasehold against the best one could do without it
     Bench(bench::Bench),
     #[command(hide = true)]
     BenchPeer(bench::peer::Peer),
+    #[command(hide = true)]
+    AuditLook(audit::Look),
 }
 
 /// Runs the command that the process was given, by its arguments or by its name.
@@ -191,7 +196,9 @@ async fn perform(command: Command) -> Outcome {
         Action::Demo(action) => action.run().await,
         Action::Check(action) => action.run(&common).await,
         Action::Bench(action) => action.run(&common).await,
+        Action::Audit(action) => action.run(&common).await,
         Action::BenchPeer(action) => action.run().await,
+        Action::AuditLook(action) => action.run().await,
     }
 }
 

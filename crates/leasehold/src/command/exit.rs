@@ -54,7 +54,7 @@ impl Failure {
     }
 }
 
-/// The end of a process that we started, which has said itself what was wrong.
+/// An end of which all is said: by a process that we started, or by what was printed.
 #[derive(Debug, thiserror::Error)]
 #[error("it has said why")]
 pub(crate) struct Told(pub(crate) Exit);

@@ -1,0 +1,7 @@
+//! What a host that does DMA into files does, and what is on it.
+//!
+//! ```text
+//! audit   is this host safe? Reads and judges, changes nothing
+//! ```
+
+pub mod audit;
