@@ -33,6 +33,8 @@ mod stop;
 mod verbs;
 mod victim;
 
+pub use disk::{Tally, contents};
+pub use pattern::{Content, Mark, PAGE_BYTES, bytes};
 pub use place::{Place, PlaceError};
 pub use report::{Event, Group, Row, Verdict};
 pub use scratch::{NotRemoved, Scratch};
@@ -69,7 +71,6 @@ impl Options {
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages name every field")]
 pub enum ProbeError {
     /// Nothing can be tried there.
     #[error(transparent)]

@@ -18,6 +18,7 @@ mod line;
 mod mount;
 mod pace;
 mod place;
+mod probe;
 mod progress;
 mod put;
 mod scrub;
@@ -124,8 +125,12 @@ enum Action {
     Check(check::Check),
     /// Measure this machine: Leasehold against the best one could do without it
     Bench(bench::Bench),
+    /// Try what DMA into files does in a directory: is this host safe?
+    Probe(probe::Probe),
     #[command(hide = true)]
     BenchPeer(bench::peer::Peer),
+    #[command(hide = true)]
+    ProbeWorker(probe::worker::Worker),
 }
 
 /// Runs the command that the process was given, by its arguments or by its name.
@@ -191,7 +196,9 @@ async fn perform(command: Command) -> Outcome {
         Action::Demo(action) => action.run().await,
         Action::Check(action) => action.run(&common).await,
         Action::Bench(action) => action.run(&common).await,
+        Action::Probe(action) => action.run(&common).await,
         Action::BenchPeer(action) => action.run().await,
+        Action::ProbeWorker(action) => action.run().await,
     }
 }
 

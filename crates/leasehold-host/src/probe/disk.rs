@@ -25,8 +25,11 @@ pub(super) fn open_direct_read(path: &Path) -> io::Result<File> {
 }
 
 /// The first pages of a file, as they are on the disk. Where the filesystem has no O_DIRECT, clean pages are dropped from
-/// the cache first.
-pub(super) fn contents(path: &Path, pages: usize) -> io::Result<Vec<Content>> {
+/// the cache first. A page of which the checksum does not match is [`Content::Unreadable`].
+///
+/// # Errors
+/// Those of open(2) and read(2), but for such pages.
+pub fn contents(path: &Path, pages: usize) -> io::Result<Vec<Content>> {
     let file = match open_direct(path) {
         Ok(file) => file,
         Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
@@ -97,18 +100,18 @@ pub(super) fn write_direct(path: &Path, pages: &[Page]) -> io::Result<()> {
 
 /// How many pages were found to be what.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tally {
-    pub(super) expected: u64,
+pub struct Tally {
+    expected: u64,
     zeros: u64,
     older: u64,
     mixed: u64,
-    pub(super) unreadable: u64,
+    unreadable: u64,
     absent: u64,
 }
 
 impl Tally {
     /// Counts, by what should be there.
-    pub(super) fn count(&mut self, found: Content, expected: Content) {
+    pub fn count(&mut self, found: Content, expected: Content) {
         let counter = match found {
             _ if found == expected => &mut self.expected,
             Content::Zeros => &mut self.zeros,
@@ -120,15 +123,20 @@ impl Tally {
         *counter += 1;
     }
 
-    pub(super) fn wrong(&self) -> u64 {
+    /// Those that were not as expected.
+    #[must_use]
+    pub fn wrong(&self) -> u64 {
         self.zeros + self.older + self.mixed + self.unreadable + self.absent
     }
 
-    pub(super) fn all(&self) -> u64 {
+    /// All that were counted.
+    #[must_use]
+    pub fn all(&self) -> u64 {
         self.expected + self.wrong()
     }
 
-    pub(super) fn add(&mut self, other: &Tally) {
+    /// Adds what another one counted.
+    pub fn add(&mut self, other: &Tally) {
         self.expected += other.expected;
         self.zeros += other.zeros;
         self.older += other.older;

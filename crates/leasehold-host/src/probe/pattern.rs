@@ -1,7 +1,7 @@
 //! What a page holds, so that it tells who wrote it, and for which page.
 
 /// The unit in which is counted. The pages of a mapping are of this size or a multiple, and so are its pins.
-pub(super) const PAGE_BYTES: usize = 4096;
+pub const PAGE_BYTES: usize = 4096;
 
 /// Memory that can be read into, or written from, with O_DIRECT.
 #[derive(Clone, Copy)]
@@ -10,13 +10,14 @@ pub(super) struct Page(pub [u8; PAGE_BYTES]);
 
 /// Who wrote; never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark(pub u32);
+pub struct Mark(pub u32);
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Content {
+pub enum Content {
     /// One writer's bytes, all of the page, meant for this page of his.
     Marked(Mark, u32),
+    /// Nothing, or nothing any more.
     Zeros,
     /// Parts of several, or something else.
     Mixed,
@@ -54,7 +55,8 @@ impl Page {
 }
 
 /// What `mark` writes to `pages` pages, from this one on.
-pub(super) fn bytes(mark: Mark, first: u32, pages: usize) -> Vec<u8> {
+#[must_use]
+pub fn bytes(mark: Mark, first: u32, pages: usize) -> Vec<u8> {
     (first..).take(pages).flat_map(|number| Page::of(mark, number).0).collect()
 }
 
