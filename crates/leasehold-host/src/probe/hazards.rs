@@ -38,13 +38,13 @@ enum Promise {
 const HAZARDS: [Hazard; 9] = [
     Hazard {
         id: "write-after-clean",
-        what: "DMA after an fsync is lost",
+        what: "fsync: later DMA is lost",
         operation: |scene| scene.victim.file.sync_all(),
         promise: Promise::Kept,
     },
     Hazard {
         id: "truncate",
-        what: "truncate and extend: DMA is lost",
+        what: "truncate: DMA is lost",
         operation: |scene| {
             ftruncate(&scene.victim.file, 0)?;
             Ok(ftruncate(&scene.victim.file, BYTES as u64)?)
@@ -53,19 +53,19 @@ const HAZARDS: [Hazard; 9] = [
     },
     Hazard {
         id: "punch",
-        what: "punch hole: DMA is lost",
+        what: "punch: DMA is lost",
         operation: |scene| scene.fallocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, BYTES),
         promise: Promise::Kept,
     },
     Hazard {
         id: "zero",
-        what: "zero range: DMA is lost",
+        what: "zero: DMA is lost",
         operation: |scene| scene.fallocate(FallocateFlags::ZERO_RANGE, BYTES),
         promise: Promise::Kept,
     },
     Hazard {
         id: "collapse",
-        what: "collapse range: DMA is lost",
+        what: "collapse: DMA is lost",
         operation: |scene| {
             scene.fallocate(FallocateFlags::COLLAPSE_RANGE, BYTES / 2)?;
             Ok(ftruncate(&scene.victim.file, BYTES as u64)?)
@@ -83,13 +83,13 @@ const HAZARDS: [Hazard; 9] = [
     },
     Hazard {
         id: "clone-onto",
-        what: "reflink onto the file: DMA is lost",
+        what: "reflink onto: DMA is lost",
         operation: |scene| Ok(ioctl_ficlone(&scene.victim.file, &scene.donor)?),
         promise: Promise::Kept,
     },
     Hazard {
         id: "clone",
-        what: "reflink of the file changes afterwards",
+        what: "reflink: the copy changes",
         operation: |scene| {
             let copy = File::create(&scene.copy)?;
             ioctl_ficlone(&copy, &scene.victim.file)?;
@@ -99,7 +99,7 @@ const HAZARDS: [Hazard; 9] = [
     },
     Hazard {
         id: "copy",
-        what: "copy (copy_file_range) changes afterwards",
+        what: "copy: the copy changes",
         operation: |scene| {
             let copy = File::create(&scene.copy)?;
             let (mut from, mut to) = (0, 0);
