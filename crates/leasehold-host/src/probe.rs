@@ -59,7 +59,7 @@ impl Options {
     /// Some seconds.
     #[must_use]
     pub fn short() -> Options {
-        Options { tries: 10, race: Duration::from_secs(6), freeze: false }
+        Options { tries: 10, race: Duration::from_secs(12), freeze: false }
     }
 
     /// Some minutes, for what happens seldom.

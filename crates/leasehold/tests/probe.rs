@@ -7,7 +7,7 @@ use harness::{Nobody, leasehold, wait_for};
 use serde_json::Value;
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -42,13 +42,14 @@ impl Disk {
             skip(&why);
             return None;
         }
-        let device = match run(Command::new("losetup").args(["--direct-io=on", "--find", "--show"]).arg(&image)) {
-            Ok(device) => device.trim().to_owned(),
-            Err(why) => {
-                skip(&why);
-                return None;
-            }
-        };
+        let device =
+            match run(Command::new("losetup").args(["--direct-io=on", "--find", "--show"]).arg(&image)) {
+                Ok(device) => device.trim().to_owned(),
+                Err(why) => {
+                    skip(&why);
+                    return None;
+                }
+            };
         let mounted = run(Command::new("mount").args(["-t", filesystem, &device]).arg(&at));
         // Now it is detached with its last user, whatever happens to us.
         run(Command::new("losetup").args(["--detach", &device])).expect("a loop device of ours");
@@ -109,7 +110,8 @@ impl Probe {
     }
 
     fn signal(&self, signal: rustix::process::Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
+        let pid =
+            i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
         rustix::process::kill_process(pid, signal).expect("a child of ours");
     }
 }
@@ -118,7 +120,8 @@ impl Probe {
 fn probe(directory: &Path, options: &[&str]) -> (Vec<Value>, i32) {
     let output = Probe::start(directory, &[options, &["--json"]].concat()).end();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no report: {said}"));
+    let report: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no report: {said}"));
     assert_eq!(report["complete"], true, "{said}");
     let rows = report["hazards"].as_array().expect("rows").clone();
     (rows, output.status.code().expect("an exit code"))

@@ -146,10 +146,13 @@ impl Tally {
     }
 }
 
-/// `640 of 640 pages: 320 zeros, 320 other bytes`
+/// `all 640 pages: 320 zeros, 320 other bytes`
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} pages", self.wrong(), self.all())?;
+        match (self.wrong(), self.all()) {
+            (wrong, all) if wrong == all => write!(f, "all {all} pages")?,
+            (wrong, all) => write!(f, "{wrong} of {all} pages")?,
+        }
         let kinds = [
             (self.zeros, "zeros"),
             (self.older, "other bytes"),
@@ -197,5 +200,8 @@ mod tests {
         assert_eq!(tally.to_string(), "1 of 2 pages: zeros");
         tally.count(Content::Unreadable, Content::Zeros);
         assert_eq!(tally.to_string(), "2 of 3 pages: 1 zeros, 1 I/O error");
+        let mut all = Tally::default();
+        all.count(Content::Mixed, Content::Zeros);
+        assert_eq!(all.to_string(), "all 1 pages: torn");
     }
 }

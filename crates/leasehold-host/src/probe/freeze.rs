@@ -31,7 +31,7 @@ const FIFREEZE: u32 = 0xC004_5877;
 const FITHAW: u32 = 0xC004_5878;
 
 fn named(verdict: Verdict) -> Row {
-    Row::new(Group::Held, "frozen", "a frozen filesystem changes on disk", verdict)
+    Row::new(Group::Held, "frozen", "freeze: the disk changes", verdict)
 }
 
 /// The row of a probe that was not told to freeze.
@@ -70,10 +70,7 @@ fn refusal(place: &Place) -> Option<String> {
         return Some("not frozen: the temporary directory is on it".to_owned());
     }
     if place.has_checksums() {
-        return Some(format!(
-            "{} writes to other blocks than before: the device cannot tell",
-            place.filesystem
-        ));
+        return Some(format!("{} writes to new blocks: the device does not tell", place.filesystem));
     }
     if !place.source.starts_with("/dev/") {
         return Some(format!("{} is no device that can be read", place.source));

@@ -15,7 +15,7 @@ use std::io;
 use std::path::Path;
 
 const ID: &str = "pin-shared";
-const WHAT: &str = "of a writable shared file mapping";
+const WHAT: &str = "writable shared file mapping";
 
 /// The row of the hazard, and those of the controls.
 pub(super) fn rows(directory: &Path) -> Vec<Row> {
@@ -26,9 +26,9 @@ pub(super) fn rows(directory: &Path) -> Vec<Row> {
         Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
     };
     let controls = [
-        ("pin-private", "of a private file mapping", of_file(Mapping::private)),
-        ("pin-memfd", "of a memfd (tmpfs)", Mapping::memfd(BYTES)),
-        ("pin-anonymous", "of anonymous memory", Mapping::anonymous(BYTES)),
+        ("pin-private", "private file mapping", of_file(Mapping::private)),
+        ("pin-memfd", "memfd (tmpfs)", Mapping::memfd(BYTES)),
+        ("pin-anonymous", "anonymous memory", Mapping::anonymous(BYTES)),
     ];
     let mut works = false;
     let mut rows = Vec::new();
@@ -37,7 +37,7 @@ pub(super) fn rows(directory: &Path) -> Vec<Row> {
         works |= id == "pin-anonymous" && pinned.is_ok();
         let control = Row::new(Group::Pins, id, what, Verdict::Control { accepted: pinned.is_ok() });
         rows.push(match pinned {
-            Ok(()) => control.with("harmless: no page of a file is written"),
+            Ok(()) => control.with("harmless: not a file's pages"),
             Err(error) => control.with(hazards::name(&error)),
         });
     }
@@ -58,7 +58,7 @@ fn shared(mapping: io::Result<Mapping>, works: bool) -> Row {
             row(Verdict::counted(1, 1, "tries")).with("accepted: writes after the first writeback are lost")
         }
         Err(error) if works => {
-            let note = format!("refused with {}", hazards::name(&error));
+            let note = format!("refused: {}", hazards::name(&error));
             row(Verdict::counted(0, 1, "tries")).with(note)
         }
         Err(error) => row(Verdict::not_applicable(format!(

@@ -70,10 +70,10 @@ pub(super) fn run(
 }
 
 type Name = (&'static str, &'static str);
-const FLUSH: Name = ("race-flush", "writeback meets DMA: DMA is lost");
-const CHECKSUMS: Name = ("race-checksums", "reflink meets DMA: its checksums break");
-const CHANGES: Name = ("race-clone", "reflink meets DMA: it changes afterwards");
-const SCRIBBLE: Name = ("write-from-changing", "O_DIRECT write of changing memory: bad checksums");
+const FLUSH: Name = ("race-flush", "writeback: DMA is lost");
+const CHECKSUMS: Name = ("race-checksums", "reflink: its checksums break");
+const CHANGES: Name = ("race-clone", "reflink: the copy changes");
+const SCRIBBLE: Name = ("write-from-changing", "direct write: bad checksums");
 
 /// The file that is read, and where everything else goes.
 struct Track<'p> {
@@ -189,7 +189,7 @@ impl<'p> Track<'p> {
             if pages > 0 { format!("{pages} pages {what}") } else { String::new() }
         };
         [
-            self.row(CHECKSUMS, checksums).with(note(pages_broken, "cannot be read (EIO)")),
+            self.row(CHECKSUMS, checksums).with(note(pages_broken, "unreadable (EIO)")),
             self.row(CHANGES, Verdict::counted(changed, clones, "clones"))
                 .with(note(pages_changed, "changed")),
         ]

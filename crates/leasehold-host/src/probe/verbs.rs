@@ -22,12 +22,7 @@ type Handle = *mut c_void;
 
 /// The row.
 pub(super) fn row(directory: &Path) -> Row {
-    let row = Row::new(
-        Group::Pins,
-        "pin-rdma",
-        "of the same, as an RDMA memory region",
-        Verdict::not_applicable(""),
-    );
+    let row = Row::new(Group::Pins, "pin-rdma", "the same, as RDMA memory", Verdict::not_applicable(""));
     let devices = fs::read_dir(DEVICES).map_or(0, Iterator::count);
     if devices == 0 {
         return Row { verdict: Verdict::not_applicable("no RDMA device"), ..row };
@@ -43,7 +38,7 @@ pub(super) fn row(directory: &Path) -> Row {
         Ok(Ok(device)) => Row { verdict: Verdict::counted(1, 1, "tries"), ..row }
             .with(format!("{device} accepts it: writes after the first writeback are lost")),
         Ok(Err(error)) => Row { verdict: Verdict::counted(0, 1, "tries"), ..row }
-            .with(format!("refused with {}", hazards::name(&error))),
+            .with(format!("refused: {}", hazards::name(&error))),
         Err(verdict) => Row { verdict, ..row },
     }
 }

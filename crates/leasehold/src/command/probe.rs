@@ -83,7 +83,10 @@ impl Probe {
             if common.json {
                 show::json_document(&document(&self.what, place, &report, seconds))?;
             } else {
-                show::styled(&text::text(place, &report.rows, seconds))?;
+                show::styled(&text::text(place, &report.rows))?;
+                if report.done && report.not_removed.is_none() {
+                    show::line(format_args!("\n({seconds:.0} s; the scratch directory is removed.)"))?;
+                }
             }
         }
         followed?;
@@ -113,6 +116,8 @@ impl Probe {
             deadline = if stopping {
                 // Once only: whoever asks twice does not wait longer.
                 if worker.stop() { Instant::now() + STOP } else { deadline }
+            } else if !report.has_scratch() {
+                Instant::now() + LOOK
             } else {
                 Instant::now() + STEP + if self.what.long { worker::LONG_STEP } else { Duration::ZERO }
             };
@@ -132,9 +137,9 @@ impl Probe {
                         hung
                     }
                     Err(pid) => format!(
-                        "{hung}; process {pid}, which tried it, cannot be killed before the filesystem answers; \
-                         left behind: {}",
-                        report.left_behind()
+                        "{hung}; process {pid}, which tried it, cannot be killed before the filesystem answers, \
+                         and leaves {} behind",
+                        report.paths()
                     ),
                 });
             }
@@ -171,6 +176,7 @@ impl Report {
     async fn clean(&mut self) {
         let made: Vec<_> = self.made.iter().rev().cloned().collect();
         let removing = tokio::task::spawn_blocking(move || {
+            let mut left = Vec::new();
             for (path, mount) in made {
                 if mount {
                     // Nobody answers there any more.
@@ -179,18 +185,28 @@ impl Report {
                 } else {
                     let _ = std::fs::remove_dir_all(&path);
                 }
+                if path.symlink_metadata().is_ok() {
+                    left.push(path.display().to_string());
+                }
             }
+            left.join(", ")
         });
-        let _ = timeout(KILL, removing).await;
-        let left = self.left_behind();
+        // Of what hangs, nobody knows whether it is still there.
+        let left = timeout(KILL, removing).await.map_or_else(|_| self.paths(), Result::unwrap_or_default);
         if !left.is_empty() {
             self.not_removed = Some(format!("cannot remove {left}; remove it yourself"));
         }
     }
 
-    fn left_behind(&self) -> String {
-        let there = self.made.iter().filter(|(path, _)| path.symlink_metadata().is_ok());
-        there.map(|(path, _)| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    /// Whether the filesystem has answered so far as to make a directory.
+    fn has_scratch(&self) -> bool {
+        self.made.iter().any(|(_, mount)| !mount)
+    }
+
+    /// What was made, without a look at it.
+    fn paths(&self) -> String {
+        let paths: Vec<String> = self.made.iter().map(|(path, _)| path.display().to_string()).collect();
+        if paths.is_empty() { "nothing".to_owned() } else { paths.join(", ") }
     }
 }
 

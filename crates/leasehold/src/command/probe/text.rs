@@ -4,11 +4,10 @@ use crate::command::show;
 use comfy_table::{Attribute, Cell, Color, ColumnConstraint, Width};
 use leasehold_host::probe::{Group, Place, Row, Verdict};
 
-/// The columns of hazard and verdict; the rest is for details.
-const WHAT: u16 = 41;
-const VERDICT: u16 = 18;
+/// What the columns are wide, without the space between them: 80 in all.
+const WIDTHS: [u16; 3] = [28, 14, 34];
 
-pub(super) fn text(place: &Place, rows: &[Row], seconds: f64) -> String {
+pub(super) fn text(place: &Place, rows: &[Row]) -> String {
     let mut parts = vec![heading(place)];
     for group in Group::ALL {
         let rows: Vec<&Row> = rows.iter().filter(|row| row.group == group).collect();
@@ -17,7 +16,6 @@ pub(super) fn text(place: &Place, rows: &[Row], seconds: f64) -> String {
         }
     }
     parts.push(meaning(rows));
-    parts.push(format!("({seconds:.0} s; the scratch directory is removed.)"));
     parts.join("\n\n")
 }
 
@@ -37,7 +35,7 @@ fn wrapped(text: &str) -> String {
 
 fn title(group: Group) -> &'static str {
     match group {
-        Group::Pins => "LONG-TERM PINS: does the kernel accept one (io_uring fixed buffers, RDMA)?",
+        Group::Pins => "LONG-TERM PINS: what memory can be registered for long (io_uring, RDMA)?",
         Group::Held => {
             "DMA UNDER WAY: an O_DIRECT read into a shared mapping of the file, of 64 pages, \
              held until something was done to the file. The read then reports success."
@@ -51,7 +49,7 @@ fn title(group: Group) -> &'static str {
 }
 
 fn table(rows: &[&Row]) -> String {
-    let mut table = show::table(&["  HAZARD", "VERDICT", "NUMBERS"]);
+    let mut table = show::table(&["HAZARD", "VERDICT", "NUMBERS"]);
     let colour = show::has_colour();
     for row in rows {
         let verdict = Cell::new(verdict(row));
@@ -60,11 +58,10 @@ fn table(rows: &[&Row]) -> String {
             Verdict::NotSeen { .. } if colour => verdict.fg(Color::Green),
             _ => verdict,
         };
-        table.add_row([Cell::new(format!("  {}", row.what)), verdict, Cell::new(details(row))]);
+        table.add_row([Cell::new(&row.what), verdict, Cell::new(details(row))]);
     }
-    let widths = [WHAT + 2, VERDICT];
-    for (column, width) in table.column_iter_mut().zip(widths) {
-        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width.min(20))));
+    for (column, width) in table.column_iter_mut().zip(WIDTHS) {
+        column.set_padding((0, 2)).set_constraint(ColumnConstraint::Absolute(Width::Fixed(width)));
     }
     show::text(&table)
 }
@@ -76,7 +73,7 @@ fn verdict(row: &Row) -> &'static str {
         Verdict::Control { accepted: true } => "accepted",
         Verdict::Control { accepted: false } => "refused",
         Verdict::NotApplicable { .. } => "not applicable",
-        Verdict::CouldNot { .. } => "could not be tried",
+        Verdict::CouldNot { .. } => "could not try",
     }
 }
 
@@ -183,7 +180,7 @@ mod tests {
                 );
             }
         }
-        let text = text(&place(), &rows, 12.3);
+        let text = text(&place(), &rows);
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
