@@ -113,10 +113,10 @@ impl Place {
     /// [`PlaceError`], with the remedy.
     pub fn scratch(&self) -> Result<super::Scratch, PlaceError> {
         let path = self.directory.clone();
-        super::Scratch::make(&self.directory).map_err(|source| match Errno::from_io_error(&source) {
-            Some(Errno::ACCESS | Errno::PERM) => PlaceError::NotOurs { path },
-            Some(Errno::ROFS) => PlaceError::ReadOnly { path },
-            Some(Errno::NOSPC | Errno::DQUOT) => PlaceError::Full { path, free: 0 },
+        super::Scratch::make(&self.directory).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => PlaceError::NotOurs { path },
+            io::ErrorKind::ReadOnlyFilesystem => PlaceError::ReadOnly { path },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => PlaceError::Full { path, free: 0 },
             _ => PlaceError::Scratch { path, source },
         })
     }

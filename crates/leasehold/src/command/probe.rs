@@ -12,12 +12,14 @@ use indicatif::ProgressBar;
 use leasehold_host::probe::{Event, Place, Row, Verdict};
 use rustix::mount::UnmountFlags;
 use serde_json::json;
+use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 /// A directory that cannot be looked at within this time is on a filesystem that hangs.
@@ -126,6 +128,7 @@ impl Probe {
             Ok(()) if report.done || report.failure.is_some() => worker.wait().await?,
             Ok(()) => {
                 let ended = worker.child.wait().await.context("cannot wait for the probe")?;
+                let _ = timeout(KILL, &mut worker.complaints).await;
                 report.failure = Some(format!("the probe's process ended early ({ended})"));
                 report.clean().await;
             }
@@ -216,6 +219,7 @@ struct Worker {
     pid: u32,
     life_line: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
+    complaints: JoinHandle<io::Result<u64>>,
 }
 
 impl Worker {
@@ -234,12 +238,16 @@ impl Worker {
             command.env_remove(variable);
         }
         // The terminal's Ctrl-C is for us; we tell it.
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().context("cannot start this program again")?;
         let pid = child.id().context("the process ended before it began")?;
         let life_line = child.stdin.take();
+        let mut stderr = child.stderr.take().context("the probe has no standard error")?;
+        // Not ours itself: who reads that would wait for a process that cannot be killed.
+        let complaints =
+            tokio::spawn(async move { tokio::io::copy(&mut stderr, &mut tokio::io::stderr()).await });
         let stdout = child.stdout.take().context("the probe has no standard output")?;
-        Ok(Worker { child, pid, life_line, lines: BufReader::new(stdout).lines() })
+        Ok(Worker { child, pid, life_line, lines: BufReader::new(stdout).lines(), complaints })
     }
 
     /// Asks it to end; whether it was the first time.

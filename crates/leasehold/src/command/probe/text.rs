@@ -4,8 +4,8 @@ use crate::command::show;
 use comfy_table::{Attribute, Cell, Color, ColumnConstraint, Width};
 use leasehold_host::probe::{Group, Place, Row, Verdict};
 
-/// What the columns are wide, without the space between them: 80 in all.
-const WIDTHS: [u16; 3] = [28, 14, 34];
+/// How wide the columns are, with the space behind each: 80 in all.
+const WIDTHS: [u16; 3] = [30, 16, 34];
 
 pub(super) fn text(place: &Place, rows: &[Row]) -> String {
     let mut parts = vec![heading(place)];
