@@ -80,6 +80,7 @@ struct Verbs {
 }
 
 impl Verbs {
+    #[expect(clippy::missing_transmute_annotations, reason = "the fields of the structure have the types")]
     fn load() -> Result<Verbs, Verdict> {
         // SAFETY: a library of the system, whose initialisers we trust as every user of it does. It is never unloaded.
         let library = unsafe { libc::dlopen(LIBRARY.as_ptr(), libc::RTLD_NOW) };
