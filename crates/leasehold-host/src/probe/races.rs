@@ -128,7 +128,10 @@ impl<'p> Track<'p> {
         while Instant::now() < end && !stop.is_told() {
             let round = Stirred::make(&self.directory).and_then(|stirred| {
                 let until = (Instant::now() + ROUND).min(end);
-                stirred.stir(&self.source, || Ok(sleep_until(until)))?;
+                stirred.stir(&self.source, || {
+                    sleep_until(until);
+                    Ok(())
+                })?;
                 tally.add(&stirred.settle()?);
                 flights += stirred.flights.load(Ordering::Relaxed);
                 Ok(())

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub enum Event {
     /// Where it looks.
     Place(Place),
-    /// It is about to make this; whoever kills the probe takes it away.
+    /// It has made this, or is about to; whoever kills the probe takes it away.
     Made {
         /// A directory.
         path: PathBuf,
