@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! audit   is this host safe? Reads and judges, changes nothing
+//! probe   tries it, in a scratch directory
 //! ```
 
 pub mod audit;
+pub mod probe;

@@ -19,6 +19,7 @@ mod line;
 mod mount;
 mod pace;
 mod place;
+mod probe;
 mod progress;
 mod put;
 mod scrub;
@@ -125,12 +126,16 @@ enum Action {
     Check(check::Check),
     /// Judge whether this host is safe for DMA into files
     Audit(audit::Audit),
+    /// Try what DMA into files does in a directory: is this host safe?
+    Probe(probe::Probe),
     /// Measure this machine: Leasehold against the best one could do without it
     Bench(bench::Bench),
     #[command(hide = true)]
     BenchPeer(bench::peer::Peer),
     #[command(hide = true)]
     AuditLook(audit::Look),
+    #[command(hide = true)]
+    ProbeWorker(probe::worker::Worker),
 }
 
 /// Runs the command that the process was given, by its arguments or by its name.
@@ -197,8 +202,10 @@ async fn perform(command: Command) -> Outcome {
         Action::Check(action) => action.run(&common).await,
         Action::Bench(action) => action.run(&common).await,
         Action::Audit(action) => action.run(&common).await,
+        Action::Probe(action) => action.run(&common).await,
         Action::BenchPeer(action) => action.run().await,
         Action::AuditLook(action) => action.run().await,
+        Action::ProbeWorker(action) => action.run().await,
     }
 }
 
