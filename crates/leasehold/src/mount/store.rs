@@ -546,7 +546,7 @@ impl Store {
     }
 }
 
-pub(super) fn parent(name: &StorePath) -> StorePath {
+fn parent(name: &StorePath) -> StorePath {
     name.split().map_or(StorePath::ROOT, |(parent, _)| parent)
 }
 
