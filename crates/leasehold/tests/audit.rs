@@ -6,8 +6,9 @@ use fuser::{Errno, FileHandle, Filesystem, INodeNo, ReplyAttr, Request};
 use harness::leasehold;
 use serde_json::Value;
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -153,7 +154,9 @@ fn a_filesystem_whose_daemon_never_answers_is_a_finding_and_holds_up_nothing() {
     let all = audit(&[]);
     let took_all = start.elapsed();
     drop(release);
-    session.umount_and_join().expect("unmounted");
+    // The process that touched it may be on its way out still, and keep it busy.
+    rustix::mount::unmount(mount_point.path(), rustix::mount::UnmountFlags::DETACH).expect("unmounted");
+    drop(session);
 
     assert_eq!(code(&asked), 1, "{}{}", stdout(&asked), stderr(&asked));
     assert!(stdout(&asked).contains("LH-MOUNT-HUNG"), "{}", stdout(&asked));
@@ -211,5 +214,61 @@ fn xfs_is_asked_whether_it_shares_blocks() {
             .iter()
             .any(|finding| finding["id"] == "LH-MOUNT-REFLINK");
         assert_eq!(is_found, reflink);
+    }
+}
+
+/// A program that reads one file with O_DIRECT, maps another, and has a write lease on a third that it does not give back.
+const DANGEROUS: &str = "\
+import fcntl, mmap, os, signal, sys
+directory = sys.argv[1]
+read, mapped, leased = (os.path.join(directory, name) for name in ('read', 'mapped', 'leased'))
+for name in (read, mapped, leased):
+    with open(name, 'wb') as file:
+        file.write(bytes(4096))
+direct = os.open(read, os.O_RDONLY | os.O_DIRECT)
+memory = mmap.mmap(os.open(mapped, os.O_RDWR), 4096)
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+lease = os.open(leased, os.O_RDWR)
+fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('ready', flush=True)
+sys.stdin.read()
+";
+
+#[test]
+fn what_goes_on_here_is_found_with_who_does_it() {
+    let directory = harness::directory();
+    let mut command = Command::new("python3");
+    command.args(["-c", DANGEROUS]).arg(directory.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut program = command.spawn().expect("python3 can be run");
+    let mut ready = String::new();
+    let is_ready = BufReader::new(program.stdout.take().unwrap()).read_line(&mut ready).is_ok();
+    if !is_ready || ready.is_empty() {
+        program.wait().unwrap();
+        eprintln!("SKIPPED: what_goes_on_here_is_found: this filesystem has no O_DIRECT, or no leases");
+        return;
+    }
+    // Whoever opens it waits for the holder.
+    let mut breaker =
+        Command::new("cat").arg(directory.path().join("leased")).stdout(Stdio::null()).spawn().unwrap();
+    harness::wait_for(|| {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().any(|line| line.contains("BREAKING") && line.contains(&format!(" {} ", program.id())))
+    });
+    let document: Value = serde_json::from_str(&stdout(&audit(&["--json"]))).expect("JSON");
+    // At its end it lets go of all.
+    drop(program.stdin.take());
+    program.wait().unwrap();
+    assert!(breaker.wait().unwrap().success());
+
+    let seen = |id: &str, what: &str| {
+        let found = document["findings"].as_array().unwrap();
+        found.iter().any(|finding| finding["id"] == id && finding["evidence"].to_string().contains(what))
+    };
+    for name in ["read", "mapped"] {
+        let path = directory.path().join(name);
+        assert!(seen("LH-DIRECT-FILE", path.to_str().unwrap()), "{name}: {document:#}");
+    }
+    for pid in [program.id(), breaker.id()] {
+        assert!(seen("LH-LEASE-BREAKING", &format!("[{pid}]")), "{pid}: {document:#}");
     }
 }
