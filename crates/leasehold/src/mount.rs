@@ -51,7 +51,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
-/// How many threads take requests from the kernel. While one looks something up on the disk, the others go on.
+/// How many threads take requests from the kernel. While one looks something up on the disk, the others go on. They share a
+/// descriptor: by another one, the kernel's word that a caller was interrupted could not be answered.
 const THREADS: usize = 4;
 
 const READ_AHEAD_KIB: u32 = 1024;
@@ -132,7 +133,6 @@ impl Mount {
         }
         let mut config = Config::default();
         config.n_threads = Some(THREADS);
-        config.clone_fd = true;
         config.mount_options = vec![
             MountOption::FSName(store.display().to_string()),
             MountOption::Subtype("leasehold".to_owned()),
@@ -184,7 +184,8 @@ fn read_ahead(at: &Path) -> io::Result<()> {
 
 /// Takes away what a server that was killed has left there.
 fn clear(at: &Path) -> io::Result<()> {
-    match rustix::fs::stat(at) {
+    // Not `stat`: what that says may be known by the kernel from before the server was killed.
+    match rustix::fs::statfs(at) {
         Err(Errno::NOTCONN) => {
             tracing::warn!("{}: taking away a mount whose server has gone", at.display());
             Ok(rustix::mount::unmount(at, UnmountFlags::DETACH)?)
