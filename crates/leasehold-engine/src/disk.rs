@@ -11,6 +11,7 @@ use crate::buffer::Buffer;
 use crate::sync::{Mutex, mpsc};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -139,6 +140,11 @@ pub type Done = Box<dyn FnOnce(io::Result<usize>, Memory) + Send>;
 pub trait Disk: Send + Sync {
     /// Begins a transfer of at most [`PIECE_BYTES`].
     fn submit(&self, transfer: Transfer, done: Done);
+
+    /// A read of at most [`PIECE_BYTES`], on this thread if that can be. Blocks. Not to be called from a thread of the disk.
+    fn read_here(&self, transfer: Transfer) -> (io::Result<usize>, Memory) {
+        wait(self, transfer)
+    }
 
     /// Waits until every transfer is done, and fails those that come later. Not to be called from a thread of the disk.
     fn finish(&self);
@@ -284,7 +290,7 @@ pub(crate) fn wait(disk: &(impl Disk + ?Sized), transfer: Transfer) -> (io::Resu
 /// Reads `length` bytes (a multiple of 4096), with zeros past the end of file. Blocks.
 pub(crate) fn read(disk: &dyn Disk, file: &Arc<DiskFile>, offset: u64, length: usize) -> io::Result<Buffer> {
     let memory = Memory::Own(Buffer::zeroed(length));
-    match wait(disk, Transfer { verb: Verb::Read, file: Arc::clone(file), offset, memory }) {
+    match disk.read_here(Transfer { verb: Verb::Read, file: Arc::clone(file), offset, memory }) {
         (Ok(count), memory) => {
             memory.zero_from(count);
             let Memory::Own(buffer) = memory else { unreachable!("the memory comes back as it went") };
@@ -311,7 +317,7 @@ pub(crate) fn transfer_frames(
     arena_offset: u64,
     done: impl FnOnce(io::Result<()>) + Send + 'static,
 ) {
-    let (address, length) = frames;
+    let length = frames.1;
     let first = (PIECE_BYTES - (arena_offset as usize % PIECE_BYTES)).min(length);
     let mut cuts = vec![0, first];
     while *cuts.last().expect("not empty") < length {
@@ -320,11 +326,9 @@ pub(crate) fn transfer_frames(
     let gathered =
         Arc::new(Mutex::new(Gathered { left: cuts.len() - 1, error: None, done: Some(Box::new(done)) }));
     for cut in cuts.windows(2) {
-        // SAFETY: the cut lies within the frames.
-        let memory = Memory::Frames { address: unsafe { address.add(cut[0]) }, length: cut[1] - cut[0] };
         let gathered = Arc::clone(&gathered);
         disk.submit(
-            Transfer { verb, file: Arc::clone(file), offset: offset + cut[0] as u64, memory },
+            piece(verb, file, offset, frames, cut[0]..cut[1]),
             Box::new(move |result, memory| {
                 // Here, and not once all are there: the file may end elsewhere by the time of the next piece.
                 if let (Verb::Read, Ok(count)) = (verb, &result) {
@@ -334,6 +338,28 @@ pub(crate) fn transfer_frames(
             }),
         );
     }
+}
+
+/// Does a [`piece`] that is a read, with zeros past the end of file. Blocks. Not to be called from a thread of the disk.
+pub(crate) fn read_piece(disk: &dyn Disk, piece: Transfer) -> io::Result<()> {
+    let (read, memory) = disk.read_here(piece);
+    memory.zero_from(read?);
+    Ok(())
+}
+
+/// The transfer of a part of frames, at most [`PIECE_BYTES`]; the first frame is at `offset` of the file.
+pub(crate) fn piece(
+    verb: Verb,
+    file: &Arc<DiskFile>,
+    offset: u64,
+    (address, length): (NonNull<u8>, usize),
+    part: Range<usize>,
+) -> Transfer {
+    assert!(part.end <= length, "the part lies within the frames");
+    // SAFETY: it does.
+    let address = unsafe { address.add(part.start) };
+    let memory = Memory::Frames { address, length: part.len() };
+    Transfer { verb, file: Arc::clone(file), offset: offset + part.start as u64, memory }
 }
 
 type DoneFrames = Box<dyn FnOnce(io::Result<()>) + Send>;

@@ -1,7 +1,9 @@
-//! The core's thread: takes what happened, steps the core, does what it says.
+//! Takes what happened, steps the core, does what it says.
 //!
-//! The core is touched by this one thread only. Everybody else puts [`Work`] in its queue; data outputs go to
-//! [`Storage`], key outputs to the session's endpoint, replies to whoever asked.
+//! The core has a thread, which takes [`Work`] from a queue. Everybody else puts it there; data outputs go to [`Storage`], key
+//! outputs to the session's endpoint, replies to whoever asked. A caller that may block ([`sync::may_block`]) takes the
+//! core's place, if nobody is in it, and does what is in the queue until there is nothing left: so a call that has to wait for
+//! nothing but a short look at the disk changes no threads.
 
 mod keys;
 mod news;
@@ -15,8 +17,8 @@ use crate::operation::Operations;
 use crate::pages::{Keeper, Renewed, WriteBack, renewed};
 use crate::session::{InFlight, Session, Sessions};
 use crate::storage::{Detail, Storage};
-use crate::sync::mpsc::{self, RecvTimeoutError};
-use crate::sync::{self, Mutex, MutexGuard};
+use crate::sync::{self, Condvar, Mutex, MutexGuard, mpsc};
+use crate::workers::or_abort;
 use bytes::Bytes;
 use leasehold_core::Core;
 use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
@@ -32,6 +34,9 @@ use tokio::sync::{broadcast, oneshot};
 
 /// How often silent sessions are looked for.
 const REAP_EVERY: Duration = Duration::from_millis(500);
+
+/// How often a caller looks into the queue at most, before it leaves what comes to the core's thread.
+const HELP_ROUNDS: usize = 64;
 
 /// Work for the core's thread.
 pub(crate) enum Work {
@@ -130,18 +135,63 @@ impl Clock {
     }
 }
 
-/// The queue of the core's thread.
+/// The way to the core.
 #[derive(Clone)]
 pub(crate) struct Driver {
-    queue: Arc<Mutex<mpsc::Sender<Work>>>,
+    shared: Arc<Shared>,
     next_request: Arc<AtomicU64>,
     pub(crate) clock: Arc<Clock>,
 }
 
+struct Shared {
+    queue: Mutex<Queue>,
+    filled: Condvar,
+    /// `None` before the core's thread has started, and once it has ended. Locked before the queue.
+    state: Mutex<Option<State>>,
+}
+
+struct Queue {
+    works: VecDeque<Work>,
+    /// When the core's thread has something to do though nothing comes.
+    wake_at: Instant,
+    is_asleep: bool,
+    has_ended: bool,
+}
+
 impl Driver {
+    pub(crate) fn new() -> Driver {
+        let queue =
+            Queue { works: VecDeque::new(), wake_at: sync::now(), is_asleep: false, has_ended: false };
+        let shared = Shared { queue: Mutex::new(queue), filled: Condvar::new(), state: Mutex::new(None) };
+        Driver {
+            shared: Arc::new(shared),
+            next_request: Arc::new(AtomicU64::new(1)),
+            clock: Arc::new(Clock::start()),
+        }
+    }
+
     /// Puts work in the queue. Once the thread has ended, work is dropped: its callers see their reply's channel close.
     pub(crate) fn send(&self, work: Work) {
-        let _ended = self.lock().send(work);
+        self.put(self.lock(), work);
+    }
+
+    /// [`Driver::send`] of what nobody waits for: it is done before what comes after it.
+    pub(crate) fn send_for_later(&self, work: Work) {
+        let mut queue = self.lock();
+        if !queue.has_ended {
+            queue.works.push_back(work);
+        }
+    }
+
+    /// [`Driver::send`], and does it here if this thread may block.
+    pub(crate) fn send_and_help(&self, work: Work) {
+        if !sync::is_allowed_to_block() {
+            return self.send(work);
+        }
+        sync::helping(|| {
+            self.send(work);
+            self.help();
+        });
     }
 
     /// Puts a request in the queue: `input` makes it from the id that it gets. Ids grow in the queue's order. `detail`:
@@ -155,8 +205,61 @@ impl Driver {
     ) -> RequestId {
         let queue = self.lock();
         let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
-        let _ended = queue.send(Work::Request { id, input: input(id), asker, detail, by });
+        self.put(queue, Work::Request { id, input: input(id), asker, detail, by });
         id
+    }
+
+    /// [`Driver::request`], and does it here if this thread may block.
+    pub(crate) fn request_and_help(
+        &self,
+        input: impl FnOnce(RequestId) -> Input,
+        asker: Asker,
+        detail: Detail,
+        by: Handle,
+    ) -> RequestId {
+        if !sync::is_allowed_to_block() {
+            return self.request(input, asker, detail, by);
+        }
+        sync::helping(|| {
+            let id = self.request(input, asker, detail, by);
+            self.help();
+            id
+        })
+    }
+
+    fn put(&self, mut queue: MutexGuard<'_, Queue>, work: Work) {
+        if queue.has_ended {
+            drop(queue); // the work is dropped after it: somebody may hear of that
+            return;
+        }
+        queue.works.push_back(work);
+        // Who helps looks into the queue before it goes away.
+        if !sync::is_helping() {
+            self.wake(queue);
+        }
+    }
+
+    fn wake(&self, mut queue: MutexGuard<'_, Queue>) {
+        if std::mem::take(&mut queue.is_asleep) {
+            drop(queue);
+            self.shared.filled.notify_one();
+        }
+    }
+
+    /// Does what is in the queue, unless somebody else is at it: who leaves the core looks into the queue once more, so nothing is
+    /// left lying there. And what there is to do for the disk meanwhile, as far as it is short.
+    fn help(&self) {
+        for _ in 0..HELP_ROUNDS {
+            let Ok(mut state) = self.shared.state.try_lock() else { return };
+            let Some(at_work) = state.as_mut() else { return };
+            or_abort(|| at_work.do_all());
+            drop(state);
+            let is_done = sync::jobs_here().map(or_abort).count() == 0;
+            if is_done && self.lock().works.is_empty() {
+                return;
+            }
+        }
+        self.wake(self.lock());
     }
 
     /// An id for a request of the core's thread's own: there, whatever is in the queue arrives later.
@@ -164,8 +267,54 @@ impl Driver {
         RequestId(self.next_request.fetch_add(1, Ordering::Relaxed))
     }
 
-    fn lock(&self) -> MutexGuard<'_, mpsc::Sender<Work>> {
-        self.queue.lock().expect("no code panics while it holds the queue")
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.shared.queue.lock().expect("no code panics while it holds the queue")
+    }
+
+    /// The core's thread: until [`Work::Stop`] is done, or [`Work::Quit`].
+    fn run(&self) {
+        let mut reap_at = sync::now() + REAP_EVERY;
+        loop {
+            let is_late = self.sleep();
+            let mut state = self.shared.state.lock().expect("who panics at the core ends the process");
+            let at_work = state.as_mut().expect("only this thread takes it");
+            if is_late {
+                at_work.step(Input::Tick);
+            }
+            if sync::now() >= reap_at {
+                reap_at = sync::now() + REAP_EVERY;
+                at_work.reap();
+            }
+            at_work.reap_at = reap_at;
+            at_work.do_all();
+            if at_work.is_over {
+                let ended = state.take();
+                drop(state);
+                let left = {
+                    let mut queue = self.lock();
+                    queue.has_ended = true;
+                    std::mem::take(&mut queue.works)
+                };
+                return drop((left, ended));
+            }
+        }
+    }
+
+    /// Until there is work, or it is late enough for what has to be done then: whether it is.
+    fn sleep(&self) -> bool {
+        let mut queue = self.lock();
+        loop {
+            if !queue.works.is_empty() {
+                return false;
+            }
+            let left = queue.wake_at.saturating_duration_since(sync::now());
+            if left.is_zero() {
+                return true;
+            }
+            queue.is_asleep = true;
+            queue = self.shared.filled.wait_timeout(queue, left).expect("no panic while held").0;
+            queue.is_asleep = false;
+        }
     }
 }
 
@@ -182,24 +331,12 @@ pub(crate) struct Parts {
     pub(crate) keeper: Arc<OnceLock<Arc<dyn Keeper>>>,
 }
 
-/// A queue, and its end for the thread that [`run`] starts.
-pub(crate) fn queue() -> (Driver, mpsc::Receiver<Work>) {
-    let (send, receive) = mpsc::channel();
-    let driver = Driver {
-        queue: Arc::new(Mutex::new(send)),
-        next_request: Arc::new(AtomicU64::new(1)),
-        clock: Arc::new(Clock::start()),
-    };
-    (driver, receive)
-}
-
 /// Starts the core's thread.
-pub(crate) fn run(parts: Parts, driver: Driver, work: mpsc::Receiver<Work>) -> std::io::Result<()> {
-    let clock = driver.clock.clone();
+pub(crate) fn run(parts: Parts, driver: Driver) -> std::io::Result<()> {
     let state = State {
         parts,
-        clock,
-        driver,
+        clock: driver.clock.clone(),
+        driver: driver.clone(),
         outputs: Vec::new(),
         inputs: VecDeque::new(),
         replies: HashMap::new(),
@@ -209,8 +346,11 @@ pub(crate) fn run(parts: Parts, driver: Driver, work: mpsc::Receiver<Work>) -> s
         departing: HashMap::new(),
         forgetting: BTreeMap::new(),
         stopping: None,
+        reap_at: sync::now(),
+        is_over: false,
     };
-    sync::spawn("leasehold-core", move || state.run(&work))?;
+    *driver.shared.state.lock().expect("nobody is at work yet") = Some(state);
+    sync::spawn("leasehold-core", move || or_abort(|| driver.run()))?;
     Ok(())
 }
 
@@ -252,35 +392,51 @@ struct State {
     departing: HashMap<SessionId, Arc<Session>>,
     forgetting: BTreeMap<RequestId, Forgetting>,
     stopping: Option<oneshot::Sender<()>>,
+    /// When the core's thread looks for silent sessions.
+    reap_at: Instant,
+    /// The core's thread is to end.
+    is_over: bool,
 }
 
 impl State {
-    /// Runs until [`Work::Stop`] is done, or [`Work::Quit`].
-    fn run(mut self, work: &mpsc::Receiver<Work>) {
-        let mut reap_at = sync::now() + REAP_EVERY;
-        loop {
-            let now = self.clock.now();
-            let until_reap = reap_at.saturating_duration_since(sync::now());
-            let wait = match self.parts.core.next_deadline() {
-                Some(deadline) => until_reap.min(Duration::from_micros(deadline.0.saturating_sub(now.0))),
-                None => until_reap,
-            };
-            match work.recv_timeout(wait) {
-                Ok(Work::Quit) => return,
-                Ok(work) => self.work(work),
-                Err(RecvTimeoutError::Timeout) => self.step(Input::Tick),
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            if sync::now() >= reap_at {
-                reap_at = sync::now() + REAP_EVERY;
-                for session in self.parts.sessions.silent() {
-                    self.end_session(session, "it was silent for longer than its time to live");
+    /// Does what is in the queue until nothing is left, and says when there will be something to do without.
+    fn do_all(&mut self) {
+        let mut works = VecDeque::new();
+        while !self.is_over {
+            let shared = Arc::clone(&self.driver.shared);
+            let mut queue = shared.queue.lock().expect("no code panics while it holds the queue");
+            if queue.works.is_empty() {
+                let wake_at = self.wake_at();
+                let is_sooner = wake_at < queue.wake_at;
+                queue.wake_at = wake_at;
+                if is_sooner {
+                    self.driver.wake(queue);
                 }
+                return;
+            }
+            std::mem::swap(&mut works, &mut queue.works);
+            drop(queue);
+            for work in works.drain(..) {
+                self.work(work);
             }
             if self.stopping.is_some() && self.is_idle() {
                 let _gone = self.stopping.take().expect("just seen").send(());
-                return;
+                self.is_over = true;
             }
+        }
+        self.driver.wake(self.driver.lock());
+    }
+
+    fn wake_at(&self) -> Instant {
+        let now = self.clock.now();
+        let deadline = self.parts.core.next_deadline();
+        let until = deadline.map(|deadline| Duration::from_micros(deadline.0.saturating_sub(now.0)));
+        until.map_or(self.reap_at, |until| self.reap_at.min(sync::now() + until))
+    }
+
+    fn reap(&mut self) {
+        for session in self.parts.sessions.silent() {
+            self.end_session(session, "it was silent for longer than its time to live");
         }
     }
 
@@ -357,7 +513,7 @@ impl State {
                 }
                 self.stopping = Some(done);
             }
-            Work::Quit => {} // seen by `run`
+            Work::Quit => self.is_over = true,
         }
     }
 

@@ -333,7 +333,7 @@ impl Engine {
         fabric_counters: Arc<iwarp::Counters>,
     ) -> Result<Engine, StartError> {
         let arena = Arena::new(config.arena_bytes, config.pages)?;
-        let (driver, work) = driver::queue();
+        let driver = Driver::new();
         let counters = Arc::new(Counters::default());
         let answers = driver.clone();
         let (mismatches, _) = broadcast::channel(4096);
@@ -389,7 +389,7 @@ impl Engine {
             fence: Duration::from_millis(config.fence_ms),
             keeper: Arc::clone(&keeper),
         };
-        driver::run(parts, driver.clone(), work).map_err(StartError::Thread)?;
+        driver::run(parts, driver.clone()).map_err(StartError::Thread)?;
 
         let notes = arena.notes().iter().chain(&opened.notes).cloned().collect();
         let started = Started { data_address: listener.local_address(), notes, opened };
@@ -678,7 +678,7 @@ impl Engine {
         detail: Detail,
         answer: oneshot::Receiver<Answer>,
     ) -> Result<Answer, Ended> {
-        let request = self.0.driver.request(input, asker, detail, self.1);
+        let request = self.0.driver.request_and_help(input, asker, detail, self.1);
         let mut call = Call { driver: &self.0.driver, request, answer: Some(answer) };
         let answer = call.answer.as_mut().expect("just put there").await.map_err(|_| Ended);
         call.answer = None;

@@ -32,17 +32,22 @@ impl Inner {
         self.arena.forget_sums(into);
         let (inner, disk_file) = (Arc::clone(self), Arc::clone(&file.disk));
         let frames = (self.arena.disk(into), into.bytes() as usize);
-        let done = move |result: io::Result<()>| {
-            // Checksums, and sidecar pages that may have to be read: not for the disk's thread.
-            inner.work(move |inner| {
-                let result = inner.loaded(&file, blocks, size, into, result);
-                inner.answer(match by {
-                    Loader::Lease(lease) => Input::LeaseLoaded { lease, result },
-                    Loader::Read(request) => Input::ReadLoaded { request, result },
-                });
+        let offset = blocks.start() * BLOCK_BYTES;
+        let loaded = move |inner: &Arc<Inner>, result| {
+            let result = inner.loaded(&file, blocks, size, into, result);
+            inner.answer(match by {
+                Loader::Lease(lease) => Input::LeaseLoaded { lease, result },
+                Loader::Read(request) => Input::ReadLoaded { request, result },
             });
         };
-        let offset = blocks.start() * BLOCK_BYTES;
+        if into.bytes() <= disk::PIECE_BYTES as u64
+            && let Some(place) = self.place_here()
+        {
+            let piece = disk::piece(Verb::Read, &disk_file, offset, frames, 0..frames.1);
+            return place.work(move |inner| loaded(inner, disk::read_piece(&*inner.disk, piece)));
+        }
+        // Checksums, and sidecar pages that may have to be read: not for the disk's thread.
+        let done = move |result: io::Result<()>| inner.work(move |inner| loaded(inner, result));
         disk::transfer_frames(&*self.disk, Verb::Read, &disk_file, offset, frames, into.arena_offset(), done);
     }
 

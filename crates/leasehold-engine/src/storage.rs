@@ -220,6 +220,11 @@ impl Storage {
             Output::Perform { request, file, change: change @ Change::Clone } => {
                 inner.work_on_clone(move |inner| inner.change(request, file, change, &detail));
             }
+            Output::Perform { request, file, change: change @ Change::Remove }
+                if matches!(detail, Detail::Unlink { durable: false, .. }) =>
+            {
+                inner.work_here(move |inner| inner.change(request, file, change, &detail));
+            }
             Output::Perform { request, file, change } => {
                 inner.work(move |inner| inner.change(request, file, change, &detail));
             }

@@ -8,10 +8,21 @@ pub(crate) use crate::simulation::sync::*;
 #[cfg(not(test))]
 pub(crate) use real::*;
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+type Job = Box<dyn FnOnce() + Send>;
 
 thread_local! {
-    static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
+    static HERE: RefCell<Here> = const { RefCell::new(Here { may_block: false, jobs: None }) };
+}
+
+/// What a thread may do.
+#[derive(Default)]
+pub(crate) struct Here {
+    may_block: bool,
+    /// What it is to do if it helps.
+    jobs: Option<VecDeque<Job>>,
 }
 
 /// Polls calls of an engine on a thread that may block: what they would have another thread do, they do at once, until they have to
@@ -20,11 +31,60 @@ pub fn may_block<T>(poll: impl FnOnce() -> T) -> T {
     struct Reset(bool);
     impl Drop for Reset {
         fn drop(&mut self) {
-            MAY_BLOCK.set(self.0);
+            HERE.with_borrow_mut(|here| here.may_block = self.0);
         }
     }
-    let _reset = Reset(MAY_BLOCK.replace(true));
+    let _reset = Reset(HERE.with_borrow_mut(|here| std::mem::replace(&mut here.may_block, true)));
     poll()
+}
+
+/// Whether this thread is in [`may_block`], and may take the core's place.
+pub(crate) fn is_allowed_to_block() -> bool {
+    HERE.with_borrow(|here| here.may_block && here.jobs.is_none())
+}
+
+/// Whether this thread is in [`helping`].
+pub(crate) fn is_helping() -> bool {
+    HERE.with_borrow(|here| here.jobs.is_some())
+}
+
+/// Runs `help`, on a thread that does short jobs itself meanwhile: it takes them from [`jobs_here`].
+pub(crate) fn helping<T>(help: impl FnOnce() -> T) -> T {
+    struct Over;
+    impl Drop for Over {
+        fn drop(&mut self) {
+            let jobs = HERE.with_borrow_mut(|here| here.jobs.take());
+            debug_assert!(
+                std::thread::panicking() || jobs.is_some_and(|jobs| jobs.is_empty()),
+                "all is done"
+            );
+        }
+    }
+    HERE.with_borrow_mut(|here| here.jobs = Some(VecDeque::new()));
+    let _over = Over;
+    help()
+}
+
+/// Has this thread do a short job, if it helps; else gives it back.
+pub(crate) fn do_here<J: FnOnce() + Send + 'static>(job: J) -> Result<(), J> {
+    HERE.with_borrow_mut(|here| match &mut here.jobs {
+        Some(jobs) => {
+            jobs.push_back(Box::new(job));
+            Ok(())
+        }
+        None => Err(job),
+    })
+}
+
+/// The jobs of this thread, as long as there are any.
+pub(crate) fn jobs_here() -> impl Iterator<Item = Job> {
+    std::iter::from_fn(|| HERE.with_borrow_mut(|here| here.jobs.as_mut()?.pop_front()))
+}
+
+/// For tasks that share a thread, and take turns.
+#[cfg(test)]
+pub(crate) fn swap_here(other: &mut Here) {
+    HERE.with_borrow_mut(|here| std::mem::swap(here, other));
 }
 
 #[cfg(not(test))]
@@ -62,7 +122,7 @@ mod real {
 
     /// Runs a blocking call on tokio's threads for those, if this one may not.
     pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-        if super::MAY_BLOCK.get() {
+        if super::is_allowed_to_block() {
             return call();
         }
         tokio::task::spawn_blocking(call).await.expect("a blocking call neither panics nor is aborted")

@@ -1,6 +1,6 @@
 //! The disk by pread and pwrite on a few threads, where io_uring is forbidden.
 
-use crate::disk::{self, Disk, Done, Transfer, Verb};
+use crate::disk::{self, Disk, Done, Memory, Transfer, Verb};
 use crate::sync::{self, Condvar, JoinHandle, Mutex};
 use crate::workers::or_abort;
 use std::collections::VecDeque;
@@ -71,6 +71,10 @@ impl Disk for Threads {
         self.shared.filled.notify_one();
     }
 
+    fn read_here(&self, transfer: Transfer) -> (io::Result<usize>, Memory) {
+        (perform(&transfer), transfer.memory)
+    }
+
     fn finish(&self) {
         self.shared.queue.lock().expect("no panic while held").closed = true;
         self.shared.filled.notify_all();
@@ -86,7 +90,8 @@ impl Drop for Threads {
     }
 }
 
-fn perform(transfer: &Transfer) -> io::Result<usize> {
+/// Does it on this thread.
+pub(crate) fn perform(transfer: &Transfer) -> io::Result<usize> {
     let (address, length) = (transfer.memory.address(), transfer.memory.len());
     let mut moved = 0;
     while moved < length {

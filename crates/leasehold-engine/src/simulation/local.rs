@@ -17,11 +17,12 @@ use std::collections::BTreeSet;
 pub(super) const SPAN: u64 = 80;
 
 pub(super) fn work(life: &Life) {
+    let may_block = chance(2);
     for _ in 0..4 + below(24) {
         if life.is_over() {
             return;
         }
-        block_on(act(life));
+        if may_block { sync::may_block(|| block_on(act(life))) } else { block_on(act(life)) }
     }
 }
 

@@ -10,6 +10,7 @@
 //! clock, or a hash with a random key.
 
 use super::Random;
+use crate::sync::{self, Here};
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use std::cell::{Cell, RefCell};
@@ -54,6 +55,8 @@ struct Task {
     yielder: *const Yielder<Wake, ()>,
     /// Where it last waited.
     place: &'static Location<'static>,
+    /// As if it had a thread of its own.
+    here: Here,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +147,7 @@ struct Ended(Rc<Scheduler>);
 impl Drop for Ended {
     fn drop(&mut self) {
         CURRENT.set(None);
+        sync::swap_here(&mut Here::default());
         for (_, task) in std::mem::take(&mut *self.0.tasks.borrow_mut()) {
             // To unwind it would run the engine's destructors out of order, after the failure that matters.
             std::mem::forget(task.coroutine);
@@ -246,6 +250,7 @@ impl Scheduler {
             coroutine: Some(coroutine),
             yielder: ptr::null(),
             place: Location::caller(),
+            here: Here::default(),
         };
         self.tasks.borrow_mut().insert(id, task);
         id
@@ -378,16 +383,21 @@ impl Scheduler {
     }
 
     fn step(&self, id: TaskId) {
-        let (mut coroutine, wake) = {
+        let (mut coroutine, wake, mut here) = {
             let mut tasks = self.tasks.borrow_mut();
             let task = tasks.get_mut(&id).expect("it was ready");
             let State::Ready(wake) = task.state else { unreachable!("it was ready") };
-            (task.coroutine.take().expect("it does not run"), wake)
+            (task.coroutine.take().expect("it does not run"), wake, std::mem::take(&mut task.here))
         };
         self.running.set(id);
-        match coroutine.resume(wake) {
+        sync::swap_here(&mut here);
+        let result = coroutine.resume(wake);
+        sync::swap_here(&mut here);
+        match result {
             CoroutineResult::Yield(()) => {
-                self.tasks.borrow_mut().get_mut(&id).expect("it has not ended").coroutine = Some(coroutine);
+                let mut tasks = self.tasks.borrow_mut();
+                let task = tasks.get_mut(&id).expect("it has not ended");
+                (task.coroutine, task.here) = (Some(coroutine), here);
             }
             CoroutineResult::Return(()) => {
                 STACKS.with_borrow_mut(|stacks| stacks.push(coroutine.into_stack()));

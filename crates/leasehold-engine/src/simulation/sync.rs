@@ -10,7 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::pin::{Pin, pin};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LockResult, PoisonError, TryLockError};
+use std::sync::{Arc, LockResult, PoisonError, TryLockError, TryLockResult};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,18 @@ impl<T: ?Sized> Mutex<T> {
     pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
         may_yield();
         self.lock_at_once()
+    }
+
+    pub(crate) fn try_lock(&self) -> TryLockResult<MutexGuard<'_, T>> {
+        may_yield();
+        match self.0.try_lock() {
+            Ok(guard) => Ok(MutexGuard { guard: Some(guard), mutex: self }),
+            Err(TryLockError::WouldBlock) => Err(TryLockError::WouldBlock),
+            Err(TryLockError::Poisoned(error)) => {
+                let guard = MutexGuard { guard: Some(error.into_inner()), mutex: self };
+                Err(TryLockError::Poisoned(PoisonError::new(guard)))
+            }
+        }
     }
 
     #[track_caller]
@@ -148,6 +160,20 @@ impl Condvar {
                 let (locked, timeout) = locked.unwrap_or_else(PoisonError::into_inner);
                 (Ok(again(locked)), !timeout.timed_out())
             }
+        }
+    }
+
+    /// And whether it was notified.
+    #[track_caller]
+    pub(crate) fn wait_timeout<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        patience: Duration,
+    ) -> LockResult<(MutexGuard<'a, T>, bool)> {
+        let (locked, notified) = self.wait_until(guard, Some(now() + patience));
+        match locked {
+            Ok(guard) => Ok((guard, notified)),
+            Err(error) => Err(PoisonError::new((error.into_inner(), notified))),
         }
     }
 
@@ -242,11 +268,18 @@ pub(crate) fn end_process(panic: Box<dyn Any + Send>) -> ! {
 }
 
 pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    if crate::sync::is_allowed_to_block() {
+        return call();
+    }
     if current().is_none() {
         return tokio::task::spawn_blocking(call)
             .await
             .expect("a blocking call neither panics nor is aborted");
     }
+    on_a_task(call).await
+}
+
+async fn on_a_task<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
     let (send, result) = tokio::sync::oneshot::channel();
     let called = spawn("blocking", move || drop(send.send(call())));
     called.expect("tasks can be started");
@@ -255,7 +288,7 @@ pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send 
 
 pub(crate) async fn detached<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
     match current() {
-        Some(_) => blocking(move || block_on(future)).await,
+        Some(_) => on_a_task(move || block_on(future)).await,
         None => tokio::spawn(future).await.expect("what goes on neither panics nor is aborted"),
     }
 }

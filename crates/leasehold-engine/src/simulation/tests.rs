@@ -149,7 +149,7 @@ fn what_is_broken_is_found_out() {
         ("a flush of a directory that lies", 400, |plan| plan.lie = Lie::Directories),
         ("a write of data that lies", 200, |plan| plan.lie = Lie::Writes("files/")),
         ("a record that is not awaited", 200, |plan| plan.lie = Lie::Writes(".leasehold/log")),
-        ("a grace period that is too long", 100, |plan| plan.grace = GRACE * 10),
+        ("a grace period that is too long", 400, |plan| plan.grace = GRACE * 10),
     ];
     for (what, seeds, spoil) in broken {
         let found = (0..seeds).find_map(|seed| {

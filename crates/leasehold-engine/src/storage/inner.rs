@@ -13,7 +13,7 @@ use crate::recovery::Damage;
 use crate::ring::{Ring, View};
 use crate::storage::{Answers, Backend, OpenError, Opened, StorageConfig};
 use crate::store::{BTRFS, FORMAT, Store, at};
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::threads::Threads;
 use crate::workers::Workers;
 use crate::writes::Writes;
@@ -22,10 +22,12 @@ use leasehold_core::input::Input;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 const DISK_THREADS: usize = 8;
 const CLONERS: usize = 2;
+/// How many threads that help may be at the disk at a time.
+const PLACES_HERE: usize = 2;
 
 /// Locks are taken in this order: names, admitting, files, a file's sums, writes, one write's progress, the log; `dirty`
 /// last. The core's thread takes `files`: nobody waits for the disk, or for a file's sums, while holding it.
@@ -60,6 +62,8 @@ pub(crate) struct Inner {
     pub(crate) staged: AtomicU64,
     /// See [`Inner::copies`].
     pub(crate) copies: Mutex<HashSet<crate::staging::Staged>>,
+    /// See [`Inner::place_here`].
+    places_here: AtomicUsize,
 }
 
 impl Inner {
@@ -133,6 +137,7 @@ impl Inner {
             checkpoint_due: AtomicBool::new(false),
             staged: AtomicU64::new(0),
             copies: Mutex::default(),
+            places_here: AtomicUsize::new(0),
         });
         if !live.is_empty() {
             let recovered = inner.finish_recovery(start, live, &mut opened);
@@ -191,7 +196,27 @@ impl Inner {
         (self.answers)(input);
         let mut outstanding = self.outstanding.lock().expect("no panic while held");
         *outstanding = outstanding.checked_sub(1).expect("each output is answered once");
-        self.answered.notify_all();
+        if *outstanding == 0 {
+            self.answered.notify_all();
+        }
+    }
+
+    /// A place for a job on this very thread, if it helps and not too many do so: a disk may take long all the same.
+    pub(crate) fn place_here(self: &Arc<Inner>) -> Option<PlaceHere> {
+        if !sync::is_helping() {
+            return None;
+        }
+        let one_more = |places| (places < PLACES_HERE).then_some(places + 1);
+        self.places_here.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
+        Some(PlaceHere(Arc::clone(self)))
+    }
+
+    /// Does the short job on this thread if there is a place, else on a worker.
+    pub(crate) fn work_here(self: &Arc<Inner>, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
+        match self.place_here() {
+            Some(place) => place.work(job),
+            None => self.work(job),
+        }
     }
 
     /// Does the job on a worker.
@@ -332,4 +357,21 @@ fn log_start(scans: [Scan; 2]) -> (LogStart, Vec<Scan>) {
         },
     };
     (start, live.into_iter().map(|(_, scan)| scan).collect())
+}
+
+/// See [`Inner::place_here`].
+pub(crate) struct PlaceHere(Arc<Inner>);
+
+impl PlaceHere {
+    /// Does the job once this thread has left the core.
+    pub(crate) fn work(self, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
+        let done = sync::do_here(move || job(&self.0));
+        assert!(done.is_ok(), "there are places on threads that help only");
+    }
+}
+
+impl Drop for PlaceHere {
+    fn drop(&mut self) {
+        self.0.places_here.fetch_sub(1, Ordering::AcqRel);
+    }
 }
