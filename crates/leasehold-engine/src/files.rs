@@ -179,11 +179,13 @@ impl OpenFile {
 impl Inner {
     /// The file that goes with this name. `None`: it has others, or the name is no file's; so nothing is broken. Blocks.
     fn last_name(&self, path: &StorePath) -> Result<Option<Pinned>, NamespaceError> {
-        if matches!(self.storage.stat(path)?.kind, Kind::Link | Kind::Other) {
-            return Ok(None);
+        match self.files.pin(path, Opening::Existing) {
+            Ok(pinned) => Ok((pinned.opened().links == 1).then_some(pinned)),
+            Err(error) => match self.storage.stat(path)?.kind {
+                Kind::Link | Kind::Other => Ok(None),
+                Kind::File | Kind::Directory => Err(error),
+            },
         }
-        let pinned = self.files.pin(path, Opening::Existing)?;
-        Ok((pinned.opened().links == 1).then_some(pinned))
     }
 }
 
@@ -416,7 +418,11 @@ impl Engine {
         breaker: Identity,
     ) -> Result<(), FileError> {
         self.0.files.leaving(pinned.file());
-        self.change(path, &pinned, Change::Remove, detail, breaker).await
+        let removed = self.change(path, &pinned, Change::Remove, detail, breaker).await;
+        drop(pinned);
+        let inner = self.0.clone();
+        blocking(move || inner.files.close_leaving()).await;
+        removed
     }
 
     /// Sets the file's size. Shrinking breaks every lease beyond the new size, past the old end of file too.
@@ -676,7 +682,7 @@ impl Engine {
         let bytes = unsafe { self.0.arena.bytes(ready.run) };
         let bytes = Bytes::copy_from_slice(&bytes[skip..skip + ready.range.len() as usize]);
         let request = id.expect("the input was made");
-        self.0.driver.send(driver::Work::Input(Input::ReadFinished { request }));
+        self.0.driver.send_and_help(driver::Work::Input(Input::ReadFinished { request }));
         Ok(bytes)
     }
 

@@ -61,8 +61,7 @@ impl Names {
     /// Opens what `path` names.
     pub(crate) fn open(&self, store: &Store, path: &StorePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let name = if path.is_root() { "." } else { path.as_str() };
-        let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(0o666) } else { Mode::empty() };
-        let flags = flags | OFlags::CLOEXEC;
+        let (flags, mode) = (flags | OFlags::CLOEXEC, Mode::empty());
         if !self.no_openat2.load(Ordering::Relaxed) {
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
             loop {
@@ -74,26 +73,20 @@ impl Names {
                 }
             }
         }
-        self.open_by_steps(store, path, flags, mode)
+        self.open_by_steps(store, path, flags)
     }
 
     /// Without openat2 (kernels before 5.6, some sandboxes): one part at a time, following no link.
-    fn open_by_steps(
-        &self,
-        store: &Store,
-        path: &StorePath,
-        flags: OFlags,
-        mode: Mode,
-    ) -> rustix::io::Result<OwnedFd> {
+    fn open_by_steps(&self, store: &Store, path: &StorePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Some((parent, name)) = path.split() else {
-            return rustix::fs::openat(&store.files, ".", flags, mode);
+            return rustix::fs::openat(&store.files, ".", flags, Mode::empty());
         };
         let mut directory = rustix::fs::openat(&store.files, ".", step, Mode::empty())?;
         for part in parent.as_str().split('/').filter(|part| !part.is_empty()) {
             directory = rustix::fs::openat(&directory, part, step, Mode::empty())?;
         }
-        rustix::fs::openat(&directory, name, flags | OFlags::NOFOLLOW, mode)
+        rustix::fs::openat(&directory, name, flags | OFlags::NOFOLLOW, Mode::empty())
     }
 
     /// The directory of `path`, and the name in it.
@@ -115,18 +108,19 @@ impl Names {
 
     /// Opens a file, and creates it if it is not there. Whether it was created.
     pub(crate) fn create(&self, store: &Store, path: &StorePath) -> rustix::io::Result<(OwnedFd, bool)> {
+        let (directory, name) = self.parent(store, path)?;
+        // What has the name already is opened as any other, in case that it is none of the store's.
+        let flags = store.data_flags() | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mut create = || rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o666));
         loop {
-            match self.open(store, path, store.data_flags()) {
-                Err(Errno::NOENT) => {}
-                other => return Ok((other?, false)),
-            }
-            let flags = store.data_flags() | OFlags::CREATE | OFlags::EXCL;
-            match self.change(NameChange::Create(&below(path)), &mut || self.open(store, path, flags)) {
-                // Somebody was faster.
-                Err(Errno::EXIST) => {}
+            match self.change(NameChange::Create(&below(path)), &mut create) {
+                Err(Errno::EXIST) => match self.open(store, path, store.data_flags()) {
+                    Err(Errno::NOENT) => {} // somebody was faster
+                    other => return Ok((other?, false)),
+                },
                 other => {
                     let file = other?;
-                    self.changed(self.parent(store, path)?.0)?;
+                    self.changed(directory)?;
                     return Ok((file, true));
                 }
             }

@@ -145,6 +145,15 @@ pub(crate) fn refused(operation: &'static str, path: &StorePath) -> impl FnOnce(
     }
 }
 
+/// How many names an ordinary file has.
+fn links_of_file(found: &OwnedFd, path: &StorePath) -> Result<u64, NamespaceError> {
+    let stat = rustix::fs::fstat(found).map_err(refused("open", path))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(NamespaceError::NotAFile { path: path.clone() });
+    }
+    Ok(stat.st_nlink as u64)
+}
+
 /// What to do about a sidecar whose header is damaged.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Damaged {
@@ -217,25 +226,46 @@ impl Inner {
             });
         }
         let failed = || refused(if create { "create" } else { "open" }, path);
+        let opened = |file: &StoreFile, links, created| {
+            let size = file.sums().header.size;
+            OpenedFile { file: file.id, size, links, created }
+        };
         let (descriptor, created) = if create {
             let _names = self.names.hold();
             self.names.create(&self.store, path).map_err(failed())?
         } else {
             // O_NONBLOCK would not hang on a pipe, but O_DIRECT on one means something else: look first.
             let seen = self.names.open(&self.store, path, OFlags::PATH).map_err(failed())?;
-            let kind = FileType::from_raw_mode(rustix::fs::fstat(&seen).map_err(failed())?.st_mode);
-            if kind != FileType::RegularFile {
-                return Err(NamespaceError::NotAFile { path: path.clone() });
+            let links = links_of_file(&seen, path)?;
+            let identity = self.identify(&seen, path)?;
+            let one = self.admitting.lock().expect("no panic while held");
+            if let Some(file) = self.admitted(identity, path) {
+                drop(one);
+                return Ok(opened(&file, links, false));
             }
+            drop(one);
             (self.names.open(&self.store, path, self.store.data_flags()).map_err(failed())?, false)
         };
-        let stat = rustix::fs::fstat(&descriptor).map_err(failed())?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(NamespaceError::NotAFile { path: path.clone() });
-        }
+        let links = links_of_file(&descriptor, path)?;
         let file = self.admit(descriptor, path, created, damaged)?;
-        let size = file.sums().header.size;
-        Ok(OpenedFile { file: file.id, size, links: stat.st_nlink as u64, created })
+        Ok(opened(&file, links, created))
+    }
+
+    fn identify(&self, found: &OwnedFd, path: &StorePath) -> Result<Identity, NamespaceError> {
+        self.disk.identify(found.as_fd()).map_err(|source| NamespaceError::System {
+            operation: "identify",
+            path: path.clone(),
+            source,
+        })
+    }
+
+    /// The file, if it is open already. To be called by one at a time, as [`Inner::admit`].
+    fn admitted(&self, identity: Identity, path: &StorePath) -> Option<Arc<StoreFile>> {
+        let mut files = self.files();
+        let file = Arc::clone(files.by_identity.get(&identity)?);
+        file.set_path(path.clone());
+        files.by_id.insert(file.id, Arc::clone(&file));
+        Some(file)
     }
 
     /// The open file behind a descriptor: the one that is open already, or a new one.
@@ -253,16 +283,10 @@ impl Inner {
             let path = path.clone();
             move |source| NamespaceError::System { operation, path, source }
         };
-        let identity = self.disk.identify(descriptor.as_fd()).map_err(system("identify"))?;
+        let identity = self.identify(&descriptor, path)?;
         let _one = self.admitting.lock().expect("no panic while held");
-        {
-            let mut files = self.files();
-            if let Some(file) = files.by_identity.get(&identity) {
-                let file = Arc::clone(file);
-                file.set_path(path.clone());
-                files.by_id.insert(file.id, Arc::clone(&file));
-                return Ok(file);
-            }
+        if let Some(file) = self.admitted(identity, path) {
+            return Ok(file);
         }
         // Only now: as long as it was open, it may have been longer than what is committed.
         let length = rustix::fs::fstat(&descriptor).map_err(refused("open", path))?.st_size.cast_unsigned();
@@ -315,9 +339,7 @@ impl Inner {
         let mut size = stat.st_size.cast_unsigned();
         let mut is_open = false;
         if kind == Kind::File {
-            let identity = self.disk.identify(descriptor.as_fd()).map_err(|source| {
-                NamespaceError::System { operation: "identify", path: path.clone(), source }
-            })?;
+            let identity = self.identify(&descriptor, path)?;
             let open = self.files().by_identity.get(&identity).cloned();
             if let Some(open) = open {
                 size = open.size();

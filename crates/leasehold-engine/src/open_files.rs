@@ -67,13 +67,9 @@ impl OpenFiles {
         if pins.fetch_add(1, Ordering::Relaxed) == 0 && !table.order.contains(&opened.file) {
             table.order.push_back(opened.file);
             let (file, size) = (opened.file, opened.size);
-            self.driver.send(Work::Input(Input::FileOpened { file, size }));
+            self.driver.send_for_later(Work::Input(Input::FileOpened { file, size }));
         }
-        for file in std::mem::take(&mut table.leaving) {
-            if table.pins.contains_key(&file) && !self.close(&mut table, file) {
-                table.leaving.push(file);
-            }
-        }
+        self.close_left(&mut table);
         if table.order.len() > self.max {
             self.close_one(&mut table);
             // Whoever makes files faster than checkpoints let go of them waits here, before descriptors run out. A checkpoint
@@ -91,9 +87,23 @@ impl OpenFiles {
         change(&self.storage)
     }
 
-    /// The file is about to lose its last name: close it as soon as nobody needs it.
+    /// The file is about to lose its last name: it is closed as soon as nobody needs it.
     pub(crate) fn leaving(&self, file: FileId) {
         lock(&self.table).leaving.push(file);
+    }
+
+    /// Closes the files that have lost their last names, so that their space is free. Those that somebody needs wait for the next
+    /// time. Blocks.
+    pub(crate) fn close_leaving(&self) {
+        self.close_left(&mut lock(&self.table));
+    }
+
+    fn close_left(&self, table: &mut Table) {
+        for file in std::mem::take(&mut table.leaving) {
+            if table.pins.contains_key(&file) && !self.close(table, file) {
+                table.leaving.push(file);
+            }
+        }
     }
 
     fn close_one(&self, table: &mut Table) {
@@ -113,7 +123,7 @@ impl OpenFiles {
             return false;
         }
         let (closed, answer) = mpsc::channel();
-        self.driver.send(Work::CloseFile { file, closed });
+        self.driver.send_and_help(Work::CloseFile { file, closed });
         if answer.recv() != Ok(true) {
             return false;
         }
