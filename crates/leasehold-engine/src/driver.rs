@@ -424,7 +424,10 @@ impl State {
                 self.is_over = true;
             }
         }
-        self.driver.wake(self.driver.lock());
+        let shared = Arc::clone(&self.driver.shared);
+        let mut queue = shared.queue.lock().expect("no code panics while it holds the queue");
+        queue.wake_at = sync::now();
+        self.driver.wake(queue);
     }
 
     fn wake_at(&self) -> Instant {

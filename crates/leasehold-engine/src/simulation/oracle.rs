@@ -7,6 +7,7 @@
 use super::trace;
 use crate::storage::tests::power::volume::InodeId;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 pub(super) const CELL: u64 = 512;
 const BLOCK_CELLS: usize = 8;
@@ -364,13 +365,20 @@ impl Oracle {
         }
         for (number, block) in found.blocks.iter().enumerate() {
             let (start, end) = (number * BLOCK_CELLS, ((number + 1) * BLOCK_CELLS).min(found.size));
-            let cells = |content: &Content| {
-                (start..end).map(|cell| content.get(cell).copied().unwrap_or(0)).collect::<Content>()
+            let may_be = |cells: Range<usize>| -> BTreeSet<Content> {
+                let of = |content: &Content| {
+                    cells.clone().map(|cell| content.get(cell).copied().unwrap_or(0)).collect()
+                };
+                file.since_durable.iter().map(of).collect()
             };
-            let may: BTreeSet<Content> = file.since_durable.iter().map(cells).collect();
+            let may = may_be(start..end);
             let is_fine = match block {
                 Some(found) => may.contains(found),
-                None => may.len() > 1 || may.iter().flatten().any(|cell| *cell == TORN),
+                // Torn by a write that went on past what is the end of file again, maybe.
+                None => {
+                    let whole = may_be(start..start + BLOCK_CELLS);
+                    whole.len() > 1 || whole.iter().flatten().any(|cell| *cell == TORN)
+                }
             };
             if !is_fine {
                 return Err(format!("block {number} of inode {inode} is {block:?}, and may be {may:?}"));
