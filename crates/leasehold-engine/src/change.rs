@@ -25,7 +25,7 @@ use leasehold_core::range::{BLOCK_BYTES, BlockRange, ByteRange};
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -295,9 +295,16 @@ impl Inner {
         heir: Option<Heir<'_>>,
     ) -> Result<(), ChangeFailed> {
         let _names = self.names.hold();
-        self.check_last_name(file, name)?;
+        let (directory, last) = match self.names.parent(&self.store, name) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Err(stands_for_nothing(name)),
+            found => found.map_err(io::Error::from)?,
+        };
+        check_last_name(file, name, (&directory, last))?;
         match heir {
-            None => self.names.unlink(&self.store, name, AtFlags::empty()).map_err(io::Error::from)?,
+            None => {
+                let flags = AtFlags::empty();
+                self.names.unlink_from(directory, last, name, flags).map_err(io::Error::from)?;
+            }
             Some(Heir::Named(heir)) => {
                 self.check_heir(file, heir)?;
                 self.names.rename(&self.store, heir, name, true).map_err(io::Error::from)?;
@@ -349,24 +356,6 @@ impl Inner {
         file.sums().removed = true;
         self.unmark_dirty(file);
         self.store.remove_sidecar(file.identity)
-    }
-
-    /// That the name is the file's, and its only one: else the wrong file would go, or the core would take for gone what
-    /// another name still stands for.
-    fn check_last_name(&self, file: &StoreFile, name: &StorePath) -> Result<(), ChangeFailed> {
-        let moved = |what| ChangeFailed::Moved { path: name.clone(), what };
-        match self.names.open(&self.store, name, OFlags::PATH) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Err(moved("stands for nothing any more")),
-            Err(error) => return Err(io::Error::from(error).into()),
-            Ok(found) if self.disk.identify(found.as_fd())? != file.identity => {
-                return Err(moved("stands for something else by now"));
-            }
-            Ok(_) => {}
-        }
-        if rustix::fs::fstat(&file.disk.file).map_err(io::Error::from)?.st_nlink > 1 {
-            return Err(moved("is not the last one of its file any more"));
-        }
-        Ok(())
     }
 
     /// That what is to take the name is no directory, and another file.
@@ -423,4 +412,30 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// That the name is the file's, and its only one: else the wrong file would go, or the core would take for gone what another name
+/// still stands for. As long as the file is open, nothing else has its inode.
+fn check_last_name(
+    file: &StoreFile,
+    name: &StorePath,
+    (directory, last): (&OwnedFd, &str),
+) -> Result<(), ChangeFailed> {
+    let moved = |what| ChangeFailed::Moved { path: name.clone(), what };
+    let found = match rustix::fs::statat(directory, last, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Err(stands_for_nothing(name)),
+        found => found.map_err(io::Error::from)?,
+    };
+    let open = rustix::fs::fstat(&file.disk.file).map_err(io::Error::from)?;
+    if (found.st_dev, found.st_ino) != (open.st_dev, open.st_ino) {
+        return Err(moved("stands for something else by now"));
+    }
+    if found.st_nlink > 1 {
+        return Err(moved("is not the last one of its file any more"));
+    }
+    Ok(())
+}
+
+fn stands_for_nothing(name: &StorePath) -> ChangeFailed {
+    ChangeFailed::Moved { path: name.clone(), what: "stands for nothing any more" }
 }

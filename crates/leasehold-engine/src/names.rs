@@ -177,6 +177,17 @@ impl Names {
 
     pub(crate) fn unlink(&self, store: &Store, path: &StorePath, flags: AtFlags) -> rustix::io::Result<()> {
         let (directory, name) = self.parent(store, path)?;
+        self.unlink_from(directory, name, path, flags)
+    }
+
+    /// [`Names::unlink`] with what [`Names::parent`] has found.
+    pub(crate) fn unlink_from(
+        &self,
+        directory: OwnedFd,
+        name: &str,
+        path: &StorePath,
+        flags: AtFlags,
+    ) -> rustix::io::Result<()> {
         self.change(NameChange::Remove(&below(path)), &mut || rustix::fs::unlinkat(&directory, name, flags))?;
         self.changed(directory)
     }
