@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -43,18 +44,24 @@ pub fn installed() -> bool {
     cargo_tool("fsx", "0.3.2").is_ok()
 }
 
-/// So many operations with each of three seeds.
+/// So many operations with each of three seeds, on a file each, and with a fourth beside a remote writer, all at once.
 pub fn seeds(served: Served, operations: u32) -> Result<Served> {
-    for seed in 1..=3 {
-        exercise(&served.at().join("file"), seed, operations, "", &[])?;
-    }
+    thread::scope(|scope| {
+        let alone = |seed: u32| {
+            let path = served.at().join(format!("file-{seed}"));
+            scope.spawn(move || exercise(&path, seed, operations, "", &[]))
+        };
+        let beside = scope.spawn(|| beside_a_writer(&served, operations));
+        let all: Vec<_> = (1..=3).map(alone).chain([beside]).collect();
+        all.into_iter().try_for_each(|one| one.join().expect("it fails without a panic"))
+    })?;
     Ok(served)
 }
 
 /// So many operations on the first part of a file, while a remote session holds a lease on the rest, writes there without
 /// a pause, and makes it durable twenty times a second. Nobody breaks that lease. It is fsx's block mode that keeps to a
 /// part, so the file's end stays where it is.
-pub fn beside_a_writer(served: Served, operations: u32) -> Result<Served> {
+fn beside_a_writer(served: &Served, operations: u32) -> Result<()> {
     let path = served.at().join("shared");
     File::create(&path)?.set_len(2 * SHARE)?;
     let (half, end) = (SHARE.to_string(), 2 * SHARE);
@@ -73,7 +80,7 @@ pub fn beside_a_writer(served: Served, operations: u32) -> Result<Served> {
     let bytes = std::fs::read(&path)?;
     ensure!(bytes.len() as u64 == end, "the file has {} bytes instead of {end}", bytes.len());
     ensure!(bytes[SHARE as usize..].iter().all(|&byte| byte == 0xA5), "the writer's bytes are not there");
-    Ok(served)
+    Ok(())
 }
 
 fn exercise(path: &Path, seed: u32, operations: u32, settings: &str, without: &[&str]) -> Result<()> {
