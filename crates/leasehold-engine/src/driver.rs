@@ -183,15 +183,16 @@ impl Driver {
         }
     }
 
-    /// [`Driver::send`], and does it here if this thread may block.
-    pub(crate) fn send_and_help(&self, work: Work) {
+    /// Has work put in the queue, and does it here if this thread may block.
+    pub(crate) fn helping<T>(&self, put: impl FnOnce(&Driver) -> T) -> T {
         if !sync::is_allowed_to_block() {
-            return self.send(work);
+            return put(self);
         }
         sync::helping(|| {
-            self.send(work);
+            let done = put(self);
             self.help();
-        });
+            done
+        })
     }
 
     /// Puts a request in the queue: `input` makes it from the id that it gets. Ids grow in the queue's order. `detail`:
@@ -207,24 +208,6 @@ impl Driver {
         let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
         self.put(queue, Work::Request { id, input: input(id), asker, detail, by });
         id
-    }
-
-    /// [`Driver::request`], and does it here if this thread may block.
-    pub(crate) fn request_and_help(
-        &self,
-        input: impl FnOnce(RequestId) -> Input,
-        asker: Asker,
-        detail: Detail,
-        by: Handle,
-    ) -> RequestId {
-        if !sync::is_allowed_to_block() {
-            return self.request(input, asker, detail, by);
-        }
-        sync::helping(|| {
-            let id = self.request(input, asker, detail, by);
-            self.help();
-            id
-        })
     }
 
     fn put(&self, mut queue: MutexGuard<'_, Queue>, work: Work) {

@@ -678,7 +678,7 @@ impl Engine {
         detail: Detail,
         answer: oneshot::Receiver<Answer>,
     ) -> Result<Answer, Ended> {
-        let request = self.0.driver.request_and_help(input, asker, detail, self.1);
+        let request = self.0.driver.helping(|driver| driver.request(input, asker, detail, self.1));
         let mut call = Call { driver: &self.0.driver, request, answer: Some(answer) };
         let answer = call.answer.as_mut().expect("just put there").await.map_err(|_| Ended);
         call.answer = None;

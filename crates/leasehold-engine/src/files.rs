@@ -682,7 +682,7 @@ impl Engine {
         let bytes = unsafe { self.0.arena.bytes(ready.run) };
         let bytes = Bytes::copy_from_slice(&bytes[skip..skip + ready.range.len() as usize]);
         let request = id.expect("the input was made");
-        self.0.driver.send_and_help(driver::Work::Input(Input::ReadFinished { request }));
+        self.0.driver.helping(|core| core.send(driver::Work::Input(Input::ReadFinished { request })));
         Ok(bytes)
     }
 

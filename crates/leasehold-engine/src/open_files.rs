@@ -123,7 +123,7 @@ impl OpenFiles {
             return false;
         }
         let (closed, answer) = mpsc::channel();
-        self.driver.send_and_help(Work::CloseFile { file, closed });
+        self.driver.helping(|driver| driver.send(Work::CloseFile { file, closed }));
         if answer.recv() != Ok(true) {
             return false;
         }
