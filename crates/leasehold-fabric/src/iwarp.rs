@@ -42,10 +42,12 @@ pub use terminate::{Code, Violation};
 
 use crate::{ConnectError, Endpoint, Fabric, Gate, Handler, ListenError, Listener};
 use bytes::Bytes;
+use rustix::fd::OwnedFd;
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use worker::{Command, Link, Mailbox, Worker};
@@ -64,10 +66,15 @@ pub(crate) struct Shared {
     next_mailbox: AtomicUsize,
     next_id: AtomicU64,
     places: Arc<AtomicUsize>,
+    /// Peers that have not shown who they are, oldest first, and some that have, or went.
+    strangers: Mutex<VecDeque<Weak<Stranger>>>,
 }
 
 /// One of the connections that there may be.
 pub(crate) struct Place(Arc<AtomicUsize>);
+
+/// A peer that has connected and not shown who it is.
+pub(crate) struct Stranger(Arc<OwnedFd>);
 
 impl Iwarp {
     /// Starts the worker threads.
@@ -85,6 +92,7 @@ impl Iwarp {
             next_mailbox: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             places: Arc::default(),
+            strangers: Mutex::default(),
         });
         let mut fabric = Iwarp { shared: shared.clone(), threads: Vec::new() };
         for (number, mailbox) in shared.mailboxes.iter().enumerate() {
@@ -157,6 +165,24 @@ impl Shared {
     fn place(&self) -> Option<Place> {
         let place = Place(self.places.clone());
         (self.places.fetch_add(1, Ordering::AcqRel) < self.config.connections_max).then_some(place)
+    }
+
+    /// A new stranger; the oldest goes if there are too many, so that however many come, one that says at once who it is gets in.
+    fn stranger(&self, socket: &Arc<OwnedFd>) -> Arc<Stranger> {
+        let mut strangers = self.strangers.lock().expect("no panic while held");
+        if strangers.len() >= self.config.strangers_max {
+            strangers.retain(|stranger| stranger.strong_count() > 0);
+        }
+        if strangers.len() >= self.config.strangers_max.max(1)
+            && let Some(oldest) = strangers.pop_front().and_then(|oldest| oldest.upgrade())
+        {
+            counters::add(&self.counters.rejected, 1);
+            // Its worker sees that it has ended.
+            let _ = rustix::net::shutdown(&oldest.0, rustix::net::Shutdown::Both);
+        }
+        let stranger = Arc::new(Stranger(socket.clone()));
+        strangers.push_back(Arc::downgrade(&stranger));
+        stranger
     }
 }
 

@@ -11,6 +11,8 @@ use std::net::TcpListener;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+const REJECT: u8 = 0x20;
+
 fn fabric(config: Config) -> (Iwarp, Server) {
     let fabric = Iwarp::new(config).expect("threads");
     let server = Server::new(&fabric, b"token");
@@ -274,11 +276,30 @@ fn no_more_connections_than_there_may_be() {
     let (recorder, _record) = recorder();
     assert!(fabric.connect(server.address(), b"token", Box::new(recorder), PATIENCE).is_err());
     let mut raw = Raw::silent(server.address());
-    let mut byte = [0];
-    assert!(matches!(raw.stream.read(&mut byte), Ok(0) | Err(_)), "turned away");
+    raw.put(&setup(REQUEST, USE_CRC, 1, b"token"));
+    let reply = raw.reply();
+    assert_eq!(
+        (reply.flags & REJECT, reply.data),
+        (REJECT, b"there are as many connections as there may be".to_vec())
+    );
     send(&*first.near, b"on").expect("sent");
     assert_eq!(first.server.message(), b"on");
     drop(second);
+}
+
+/// However many connect and say nothing, the oldest of them goes, and whoever says who it is gets in.
+#[test]
+fn those_who_say_nothing_keep_nobody_out() {
+    let never = Duration::from_secs(3600);
+    let (fabric, server) = fabric(Config { strangers_max: 8, setup_timeout: never, ..Config::default() });
+    let mut silent: Vec<Raw> = (0..200).map(|_| Raw::silent(server.address())).collect();
+    let pair = server.connect(&fabric, b"token");
+    send(&*pair.near, b"in").expect("sent");
+    assert_eq!(pair.server.message(), b"in");
+    for raw in &mut silent[..190] {
+        raw.end();
+    }
+    assert_eq!(fabric.counters().setup_timeouts.load(Ordering::Relaxed), 0);
 }
 
 /// A fabric was dropped right after a close, while the connection still waited for its peer to have read all. The

@@ -29,8 +29,10 @@ pub struct Config {
     pub discarding_max: usize,
     /// Operations that wait on a connection.
     pub queue_max: usize,
-    /// Connections, those being set up included.
+    /// Connections that are set up.
     pub connections_max: usize,
+    /// Peers that have connected and not shown who they are: the oldest goes when one more comes.
+    pub strangers_max: usize,
     /// How long a peer may take to set up a connection.
     pub setup_timeout: Duration,
     /// How long a closed connection waits for the peer to have read what it was sent last.
@@ -56,6 +58,7 @@ impl Default for Config {
             discarding_max: 4096,
             queue_max: 65_536,
             connections_max: 4096,
+            strangers_max: 256,
             setup_timeout: Duration::from_secs(5),
             linger: Duration::from_secs(1),
             #[cfg(feature = "mutation")]

@@ -45,13 +45,10 @@ impl Listening {
                 Err(_) => continue,
             };
             let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else { continue };
-            let Some(place) = shared.place() else {
-                super::counters::add(&shared.counters.rejected, 1);
-                continue;
-            };
             let _ = rustix::net::sockopt::set_tcp_nodelay(&fd, true);
-            let setup =
-                Setup::new(Arc::new(fd), peer, self.gate.clone(), place, until(shared.config.setup_timeout));
+            let fd = Arc::new(fd);
+            let stranger = shared.stranger(&fd);
+            let setup = Setup::new(fd, peer, self.gate.clone(), stranger, until(shared.config.setup_timeout));
             let id = shared.id();
             shared.mailbox().post(Command::Adopt(id, Box::new(Link::Setup(setup))));
         }

@@ -6,7 +6,7 @@ use super::negotiation::Offer;
 use super::open::{Established, Open};
 use super::setup::{reject, respond};
 use super::worker::Mailbox;
-use super::{Place, Shared};
+use super::{Shared, Stranger};
 use crate::Gate;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -22,7 +22,7 @@ pub(crate) struct Setup {
     peer: SocketAddr,
     gate: Arc<dyn Gate>,
     got: Vec<u8>,
-    place: Option<Place>,
+    _stranger: Arc<Stranger>,
 }
 
 /// What a turn came to.
@@ -40,10 +40,10 @@ impl Setup {
         socket: Arc<OwnedFd>,
         peer: SocketAddr,
         gate: Arc<dyn Gate>,
-        place: Place,
+        stranger: Arc<Stranger>,
         until: Instant,
     ) -> Setup {
-        Setup { socket, until, peer, gate, got: Vec::with_capacity(HEADER + 64), place: Some(place) }
+        Setup { socket, until, peer, gate, got: Vec::with_capacity(HEADER + 64), _stranger: stranger }
     }
 
     pub(crate) fn turn(&mut self, id: u64, shared: &Shared, mailbox: &Arc<Mailbox>) -> SetupTurn {
@@ -84,6 +84,9 @@ impl Setup {
             Ok(agreed) => agreed,
             Err(rejection) => return self.rejected(&rejection, shared),
         };
+        let Some(place) = shared.place() else {
+            return self.rejected(&reject(reply, b"there are as many connections as there may be"), shared);
+        };
         let (offer, token) = Offer::split(&request.private_data);
         let admitted = match self.gate.admit(token, self.peer) {
             Ok(admitted) => admitted,
@@ -93,7 +96,6 @@ impl Setup {
             Some(_) => Offer { segment_max: shared.config.segment_max }.join(&admitted.private_data),
             None => admitted.private_data.to_vec(),
         };
-        let place = self.place.take().expect("a setup answers once");
         let established =
             Established { id, fd: self.socket.clone(), peer: self.peer, agreement, responder: true, place };
         // The handler hears of the connection before the peer does, who may at once ask elsewhere for what needs it.
