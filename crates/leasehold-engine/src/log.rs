@@ -10,14 +10,14 @@
 //! Invariant: a record is in a segment that is not retired until its data is durable *and* the sidecar pages that it
 //! touches are. `open` holds those whose data is not.
 
-mod segment;
+pub(crate) mod segment;
 
 pub(crate) use segment::{Scan, SegmentHead, scan};
 
 use crate::disk::{Disk, DiskFile, Memory, Transfer, Verb};
 use crate::identity::Identity;
 use crate::record::{BATCH_ALIGNMENT, BatchHead, Body, Record};
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::{buffer::Buffer, disk};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -243,9 +243,10 @@ impl Log {
             }
             return Ok(());
         }
+        let epoch = later_epoch(state.epoch)?;
         state.held = true;
         let state = self.landed.wait_while(state, |state| state.in_flight).expect("no panic while held");
-        let head = SegmentHead { epoch: state.epoch + 1, first_batch: state.next_batch, retired: false };
+        let head = SegmentHead { epoch, first_batch: state.next_batch, retired: false };
         let other = 1 - state.active;
         drop(state);
         // Nobody else changes the segments meanwhile: batches are held, and checkpoints come one at a time.
@@ -338,6 +339,21 @@ impl Log {
     pub(crate) fn epoch(&self) -> u64 {
         self.state().epoch
     }
+}
+
+/// How much later an epoch is than the one before it, at most.
+const EPOCH_STEP_MAX: u64 = 1 << 32;
+
+/// A later epoch that nobody can guess: a client's bytes lie in batches, too, and must not pass for one where a power loss
+/// leaves no more of a batch than them.
+fn later_epoch(epoch: u64) -> io::Result<u64> {
+    Ok(epoch.saturating_add(1 + u64::from(sync::random()?)))
+}
+
+/// The epoch of a record that begins anew, in segments whose newest known epoch is this one. That of a segment with a damaged
+/// head is not known.
+pub(crate) fn new_epoch(newest: u64) -> io::Result<u64> {
+    later_epoch(newest.saturating_add(EPOCH_STEP_MAX))
 }
 
 /// Where the log begins, or goes on.

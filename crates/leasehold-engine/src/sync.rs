@@ -1,4 +1,4 @@
-//! Locks, channels, threads and the clock, by one name: all that makes one run of the engine differ from the next.
+//! Locks, channels, threads, the clock and chance, by one name: all that makes one run of the engine differ from the next.
 //!
 //! In a product they are the standard library's. In tests they are too, unless a simulation runs: then one seed decides
 //! what they do (`simulation`). So nothing in this crate that a simulation shall reach takes them from elsewhere.
@@ -100,6 +100,11 @@ mod real {
     /// The time.
     pub(crate) fn now() -> Instant {
         Instant::now()
+    }
+
+    /// A number that nobody can guess.
+    pub(crate) fn random() -> io::Result<u32> {
+        Ok(getrandom::u32()?)
     }
 
     /// Starts a thread.

@@ -128,3 +128,11 @@ fn a_clean_end_waits_until_a_cancellation_is_over() {
     landing.join().unwrap();
     ending.join().unwrap();
 }
+
+#[test]
+fn an_epoch_is_later_than_the_one_before_and_cannot_be_guessed() {
+    let steps: std::collections::BTreeSet<u64> = (0..100).map(|_| later_epoch(7).unwrap() - 7).collect();
+    assert!(steps.iter().all(|step| (1..=EPOCH_STEP_MAX).contains(step)), "{steps:?}");
+    assert!(steps.len() > 95, "{steps:?}");
+    assert!(new_epoch(7).unwrap() > 7 + EPOCH_STEP_MAX, "later than that of a segment whose head is damaged");
+}

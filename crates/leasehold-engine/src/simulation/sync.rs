@@ -19,6 +19,14 @@ pub(crate) fn now() -> Instant {
     current().map_or_else(Instant::now, |scheduler| scheduler.now())
 }
 
+/// A number that only the seed decides.
+pub(crate) fn random() -> io::Result<u32> {
+    match current() {
+        Some(scheduler) => Ok(scheduler.random(|random| (random.next() >> 32) as u32)),
+        None => Ok(getrandom::u32()?),
+    }
+}
+
 #[track_caller]
 pub(crate) fn sleep(duration: Duration) {
     match current() {

@@ -5,7 +5,7 @@ use crate::buffer::Buffer;
 use crate::disk::{self, Disk};
 use crate::file::StoreFile;
 use crate::identity::Identity;
-use crate::log::{Log, LogStart, Scan, SegmentHead, scan};
+use crate::log::{Log, LogStart, Scan, SegmentHead, new_epoch, scan};
 use crate::names::Names;
 use crate::namespace::Files;
 use crate::record::BATCH_ALIGNMENT;
@@ -107,7 +107,7 @@ impl Inner {
                 opened.damage.push(Damage { path: None, blocks: None, what });
             }
         }
-        let (start, live) = log_start(scans);
+        let (start, live) = log_start(scans).map_err(at("draw a random number for", &directory))?;
         opened.recovered = !live.is_empty() || !opened.damage.is_empty();
         if live.is_empty() {
             let head = SegmentHead { epoch: start.epoch, first_batch: start.next_batch, retired: false };
@@ -322,7 +322,7 @@ fn start_disk(config: &StorageConfig, arena: &Arena, notes: &mut Vec<String>) ->
 }
 
 /// Where the log goes on, and the segments that are to be replayed, oldest first.
-fn log_start(scans: [Scan; 2]) -> (LogStart, Vec<Scan>) {
+fn log_start(scans: [Scan; 2]) -> io::Result<(LogStart, Vec<Scan>)> {
     let heads: Vec<SegmentHead> = scans.iter().filter_map(|scan| scan.head).collect();
     let epoch = heads.iter().map(|head| head.epoch).max().unwrap_or(0);
     let next_batch = scans.iter().map(|scan| scan.next_batch).max().unwrap_or(0).max(1);
@@ -336,10 +336,9 @@ fn log_start(scans: [Scan; 2]) -> (LogStart, Vec<Scan>) {
     let durable_through = live.iter().map(|(_, scan)| scan.durable_through).max().unwrap_or(0);
     live.sort_by_key(|(_, scan)| scan.head.map(|head| head.epoch));
     let start = match live.last() {
-        // The epoch of a segment with a damaged head is not known; it is at most one later.
         None => LogStart {
             active: 0,
-            epoch: epoch + 2,
+            epoch: new_epoch(epoch)?,
             offset: BATCH_ALIGNMENT as u64,
             next_batch,
             next_sequence,
@@ -356,7 +355,7 @@ fn log_start(scans: [Scan; 2]) -> (LogStart, Vec<Scan>) {
             undecided: Some(durable_through + 1),
         },
     };
-    (start, live.into_iter().map(|(_, scan)| scan).collect())
+    Ok((start, live.into_iter().map(|(_, scan)| scan).collect()))
 }
 
 /// See [`Inner::place_here`].
