@@ -12,14 +12,25 @@ struct Stopping {
     disk: Arc<dyn Disk>,
     left: Arc<AtomicI64>,
     torn: bool,
+    how: How,
+}
+
+/// What a disk does at its k-th operation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Stops,
+    /// It fails that one with this error, and goes on.
+    Fails(i32),
 }
 
 impl Stopping {
     fn stop(&self) -> io::Result<()> {
-        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 {
-            Ok(())
-        } else {
-            Err(io::Error::from_raw_os_error(libc::EIO))
+        let left = self.left.fetch_sub(1, Ordering::SeqCst);
+        match self.how {
+            _ if left > 0 => Ok(()),
+            How::Stops => Err(io::Error::from_raw_os_error(libc::EIO)),
+            How::Fails(error) if left == 0 => Err(io::Error::from_raw_os_error(error)),
+            How::Fails(_) => Ok(()),
         }
     }
 
@@ -95,9 +106,14 @@ impl Disk for Stopping {
 
 /// The store with a disk that stops after `count` operations; `None` if it does not even open.
 pub(super) fn stopping(directory: &Path, count: i64, torn: bool) -> (Option<Driver>, Arc<AtomicI64>) {
+    troubled(directory, count, torn, How::Stops)
+}
+
+fn troubled(directory: &Path, count: i64, torn: bool, how: How) -> (Option<Driver>, Arc<AtomicI64>) {
     let left = Arc::new(AtomicI64::new(count));
     let shared = Arc::clone(&left);
-    let wrap: WrapDisk = Arc::new(move |disk| Arc::new(Stopping { disk, left: Arc::clone(&shared), torn }));
+    let wrap: WrapDisk =
+        Arc::new(move |disk| Arc::new(Stopping { disk, left: Arc::clone(&shared), torn, how }));
     let config =
         StorageConfig { wrap_disk: Some(wrap), checkpoint_bytes: 1 << 30, ..StorageConfig::new(directory) };
     (Driver::try_open_with(config).ok(), left)
@@ -207,25 +223,52 @@ fn run(driver: &Driver, script: &[Step], file: FileId, root: &Path) -> Outcome {
     let mut content = Vec::new();
     for (index, step) in script.iter().enumerate() {
         let after = applied(index, step, &content);
-        let result = match step {
-            Step::Write(offset, length) => {
-                driver.try_write(file, *offset, &pattern(index as u8, *length as usize))
-            }
-            Step::Change(change) => driver.change_with(file, *change, Detail::None),
-            Step::Checkpoint => driver.storage().checkpoint(),
-            Step::Adopt(offset, length) => {
-                poke(&root.join("files/a"), *offset, &vec![index as u8; *length as usize]);
-                let range = ByteRange::at(*offset, u64::MAX - offset).unwrap();
-                driver.change_with(file, Change::Adopt { range }, Detail::None)
-            }
-            Step::Clone => place_clone(driver, file),
-        };
-        if result.is_err() {
+        if do_step(driver, index, step, file, root).is_err() {
             return (content, after, Some(step.clone()));
         }
         content = after;
     }
     (content.clone(), content, None)
+}
+
+fn do_step(driver: &Driver, index: usize, step: &Step, file: FileId, root: &Path) -> Result<(), Fault> {
+    match step {
+        Step::Write(offset, length) => {
+            driver.try_write(file, *offset, &pattern(index as u8, *length as usize))
+        }
+        Step::Change(change) => driver.change_with(file, *change, Detail::None),
+        Step::Checkpoint => driver.storage().checkpoint(),
+        Step::Adopt(offset, length) => {
+            poke(&root.join("files/a"), *offset, &vec![index as u8; *length as usize]);
+            let range = ByteRange::at(*offset, u64::MAX - offset).unwrap();
+            driver.change_with(file, Change::Adopt { range }, Detail::None)
+        }
+        Step::Clone => place_clone(driver, file),
+    }
+}
+
+/// A step, again if it has failed before. A write whose record is durable is not recorded again: it is written, as the core does.
+fn do_step_again(
+    driver: &Driver,
+    index: usize,
+    step: &Step,
+    file: FileId,
+    root: &Path,
+    before: Result<(), Fault>,
+) -> Result<(), Fault> {
+    let Step::Write(offset, length) = step else { return do_step(driver, index, step, file, root) };
+    let bytes = pattern(index as u8, *length as usize);
+    let size = driver.size(file).max(offset + length);
+    let (write, run, range) = driver.try_record(file, 0, *offset, &bytes, size)?;
+    let ask = || Output::Write { write, file, blocks: range.blocks(), size, run };
+    match driver.ask(ask(), Detail::None) {
+        Input::Written { result: Err(_), .. } if before.is_ok() => match driver.ask(ask(), Detail::None) {
+            Input::Written { result, .. } => result,
+            other => panic!("{other:?}"),
+        },
+        Input::Written { result, .. } => result,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn place_clone(driver: &Driver, file: FileId) -> Result<(), Fault> {
@@ -277,6 +320,62 @@ fn wherever_the_disk_stops_in_the_checkpoint_after_a_collapse_the_checksums_fit(
         ],
         false => script(),
     });
+}
+
+#[test]
+fn whichever_operation_fails_once_who_asked_is_told_and_the_next_try_works() {
+    for (place, directory) in places() {
+        for error in [libc::EIO, libc::ENOSPC] {
+            let mut failed = 0;
+            for count in (0..).step_by(if place == "disk" { 5 } else { 1 }) {
+                let at = format!("{place}, error {error} of operation {count}");
+                let root = directory.path().join(format!("{error}-{count}"));
+                Driver::open(&root).stop();
+                let (driver, left) = troubled(&root, count, false, How::Fails(error));
+                let driver = driver.unwrap_or_else(|| Driver::open(&root));
+                let file = driver.create("a");
+                let (mut content, mut told) = (Vec::new(), 0);
+                for (index, step) in script().iter().enumerate() {
+                    let before = content;
+                    content = applied(index, step, &before);
+                    let mut again = Ok(());
+                    while let Err(fault) = do_step_again(&driver, index, step, file, &root, again) {
+                        told += 1;
+                        assert!(told <= 2, "{at}: step {index} says {fault:?} again");
+                        // Nobody asks for a checkpoint, or is told why it failed.
+                        let right = matches!(step, Step::Checkpoint)
+                            || (fault == Fault::NoSpace) == (error == libc::ENOSPC);
+                        if fault == Fault::Checksum && matches!(step, Step::Change(_)) {
+                            // A change that the disk failed half way leaves blocks that cannot be read until they are
+                            // written anew.
+                            let mut whole = before.clone();
+                            whole.resize(before.len().next_multiple_of(4096), 0);
+                            driver.write(file, 0, &whole);
+                            let truncate = Change::Truncate { size: before.len() as u64 };
+                            driver.change_with(file, truncate, Detail::None).unwrap();
+                        } else {
+                            assert!(right && told == 1, "{at}: step {index} says {fault:?}");
+                        }
+                        again = Err(fault);
+                    }
+                    assert!(driver.content(file) == content, "{at}: after step {index}");
+                }
+                let over = left.load(Ordering::SeqCst) >= 0;
+                driver.kill();
+                let driver = Driver::open(&root);
+                let file = driver.open_file("a");
+                assert!(driver.content(file) == content, "{at}: after a kill");
+                assert_eq!(driver.survey(file).torn, 0, "{at}");
+                driver.stop();
+                std::fs::remove_dir_all(&root).unwrap();
+                if over {
+                    break;
+                }
+                failed += told.min(1);
+            }
+            assert!(failed > 4, "somebody was told only {failed} times");
+        }
+    }
 }
 
 /// `step`: on a real disk, how many operations lie between two places.
