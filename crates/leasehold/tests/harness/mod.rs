@@ -107,11 +107,12 @@ pub fn serve(directory: &Path) -> Command {
 
 impl Process {
     pub async fn start(directory: &Path) -> Process {
-        let child = serve(directory)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the server's process");
+        Process::start_with(directory, &mut serve(directory)).await
+    }
+
+    /// By a command that serves the directory.
+    pub async fn start_with(directory: &Path, serve: &mut Command) -> Process {
+        let child = serve.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server's process");
         let socket = directory.join(".leasehold/control.sock");
         let mut process = Process { child, socket };
         process.wait_until_it_serves().await;
