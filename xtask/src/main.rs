@@ -7,7 +7,7 @@
 mod mount;
 mod step;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use step::{cargo, cargo_tool, debian_package};
 
 const USAGE: &str = "\
@@ -20,7 +20,9 @@ Usage: cargo xtask TASK [ARGUMENTS]
           model, docs, licences
   soak    the slow tier: the revocation storm with 100,000 rounds, 100 crashes, power lost at every
           moment of 2000 recordings, 200,000 simulated runs, every design for DMA into files
-          judged, long random tests, the mount under public suites for hours (some hours in all)
+          judged, long random tests, clients, breakers and kills under an oracle, hostile peers,
+          every parser under a fuzzer, the mount under public suites for hours (some hours in all);
+          `soak --minutes N`: only the clients, breakers and kills, for so long
   bench   the figures, as ratios against baselines measured in the same run
 
 ARGUMENTS are passed on (demo, bench), or name the only parts to run (test, soak).
@@ -33,7 +35,12 @@ fn main() -> Result<()> {
     match task.as_str() {
         "demo" => demo(&rest),
         "test" => run_parts(TEST, &rest),
-        "soak" => run_parts(SOAK, &rest),
+        "soak" => match rest.as_slice() {
+            [flag, minutes] if flag == "--minutes" => {
+                mixed(60 * minutes.parse::<u64>().context("the minutes")?)
+            }
+            _ => run_parts(SOAK, &rest),
+        },
         "bench" => bench(&rest),
         "" | "help" | "-h" | "--help" => {
             print!("{USAGE}");
@@ -98,6 +105,13 @@ const SOAK: &[Part] = &[
             .env("PROPTEST_CASES", "20000")
             .run()
     }),
+    ("mixed", || mixed(600)),
+    ("hostile", || {
+        cargo(&["test", "--release", "--package", "leasehold", "--test", "hostile", "--", "--nocapture"])
+            .env("LEASEHOLD_HOSTILE_STREAMS", "20000")
+            .run()
+    }),
+    ("fuzz", fuzz),
     ("mount", mount::soak),
 ];
 
@@ -130,6 +144,34 @@ fn tests() -> Result<()> {
     debian_package("xfsprogs", "mkfs.xfs", "the tests of clones that share blocks, on XFS");
     debian_package("btrfs-progs", "mkfs.btrfs", "the same on btrfs");
     cargo(&["test", "--workspace", "--no-fail-fast"]).run()
+}
+
+/// Clients, breakers, kills and restarts, for so long, with an oracle that knows every acknowledged byte.
+fn mixed(seconds: u64) -> Result<()> {
+    cargo(&["test", "--release", "--package", "leasehold", "--test", "soak", "--", "--nocapture"])
+        .env("LEASEHOLD_SOAK_SECONDS", &seconds.to_string())
+        .run()
+}
+
+/// Every parser of bytes from outside, each for a minute. What is found lies in `fuzz/artifacts`; what reaches new places in
+/// `target/fuzz`, of which `fuzz/corpus` has what the tests try.
+fn fuzz() -> Result<()> {
+    cargo_tool("cargo-fuzz", "0.13.2")?;
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    for target in std::fs::read_dir(format!("{root}/fuzz/fuzz_targets"))? {
+        let file = target?.path();
+        let target = file.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+        println!("\n--- {target}");
+        let (found, known) = (format!("target/fuzz/{target}"), format!("fuzz/corpus/{target}"));
+        std::fs::create_dir_all(format!("{root}/{found}"))?;
+        let limits = ["-max_total_time=60", "-timeout=20", "-rss_limit_mb=2048"];
+        cargo(&["fuzz", "run", target, &found, &known, "--"])
+            .args(&limits.map(str::to_owned))
+            // The sanitizers' flags are not stable; nothing else of it is used.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .run()?;
+    }
+    Ok(())
 }
 
 /// The fence's order of memory operations, modelled with loom.

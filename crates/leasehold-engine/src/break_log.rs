@@ -175,7 +175,7 @@ impl BreakLogger {
 }
 
 /// The last `limit` rows of the log at `path`, newest last.
-fn read(path: &Path, limit: usize) -> io::Result<Vec<BreakRow>> {
+pub(crate) fn read(path: &Path, limit: usize) -> io::Result<Vec<BreakRow>> {
     let mut rows = std::collections::VecDeque::new();
     for part in [old_name(path), path.to_owned()] {
         let file = match File::open(part) {

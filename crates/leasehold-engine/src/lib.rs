@@ -44,6 +44,8 @@ mod evict;
 mod exchange;
 mod file;
 pub mod files;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod identity;
 pub mod inspect;
 mod links;

@@ -211,6 +211,7 @@ impl WriteBody {
     fn decode(rest: &mut Reader<'_>) -> Option<WriteBody> {
         let (first_block, size) = (rest.u64()?, rest.u64()?);
         let (blocks, images) = (rest.u32()? as usize, rest.u32()?);
+        first_block.checked_add(blocks as u64)?.checked_mul(BLOCK_BYTES)?;
         let states = rest.take(blocks)?;
         let old = rest.take(blocks.checked_mul(4)?)?.as_chunks::<4>().0;
         let new = rest.take(blocks.checked_mul(4)?)?.as_chunks::<4>().0;

@@ -173,7 +173,7 @@ fn field<const N: usize>(bytes: &[u8; PAGE], at: usize) -> [u8; N] {
     bytes[at..at + N].try_into().expect("N bytes")
 }
 
-fn seal(bytes: &mut [u8; PAGE]) {
+pub(crate) fn seal(bytes: &mut [u8; PAGE]) {
     let crc = crc32c(&bytes[4..]);
     bytes[..4].copy_from_slice(&crc.to_le_bytes());
 }

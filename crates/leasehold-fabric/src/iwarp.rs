@@ -17,6 +17,8 @@ mod ddp;
 mod exposure;
 mod fence;
 mod frame;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod initiate;
 mod listener;
 mod mpa;

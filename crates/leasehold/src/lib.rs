@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod mount;
 pub mod server;
 pub mod size;

@@ -28,7 +28,7 @@ pub(crate) mod device;
 mod errno;
 mod filesystem;
 pub(crate) mod forward;
-mod message;
+pub(crate) mod message;
 mod nodes;
 pub(crate) mod options;
 mod pages;

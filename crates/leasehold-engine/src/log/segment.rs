@@ -66,7 +66,7 @@ pub(crate) fn scan(disk: &dyn Disk, segment: &Arc<DiskFile>) -> io::Result<Scan>
     Ok(scan_bytes(&disk::read(disk, segment, 0, length)?))
 }
 
-fn scan_bytes(bytes: &[u8]) -> Scan {
+pub(crate) fn scan_bytes(bytes: &[u8]) -> Scan {
     let Some(head) = bytes.first_chunk().and_then(SegmentHead::decode) else {
         let unused = bytes.iter().take(HEAD).all(|byte| *byte == 0);
         let damage = (!unused).then(|| "its head is damaged, so none of its batches can be used".to_owned());

@@ -386,3 +386,5 @@ fn violation(violation: Violation, opcode: Option<Opcode>) -> Stop {
 
 #[cfg(all(test, not(loom)))]
 mod tests;
+#[cfg(all(any(test, feature = "fuzz"), not(loom)))]
+pub(crate) mod trial;

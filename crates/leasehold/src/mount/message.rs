@@ -17,7 +17,7 @@ const REPLY_HEADER_BYTES: usize = 16;
 
 /// What a request wants: its `opcode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Opcode(u32);
+pub(crate) struct Opcode(u32);
 
 impl Opcode {
     const FORGET: Opcode = Opcode(2);
@@ -55,11 +55,11 @@ impl Opcode {
 
 /// The number by which the kernel knows a request until it has its reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Unique(pub u64);
+pub(crate) struct Unique(pub u64);
 
 /// What a request says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
+pub(crate) struct Head {
     pub opcode: Opcode,
     pub unique: Unique,
     pub pid: u32,
@@ -85,7 +85,7 @@ impl Head {
 }
 
 /// Which request a reply is for, and whether it says that it worked.
-pub(super) fn replied(reply: &[u8]) -> Option<(Unique, bool)> {
+pub(crate) fn replied(reply: &[u8]) -> Option<(Unique, bool)> {
     let header = reply.first_chunk::<REPLY_HEADER_BYTES>()?;
     Some((Unique(u64::from_ne_bytes(part(header, 8))), part(header, 4) == [0; 4]))
 }

@@ -1,115 +1,9 @@
 use super::super::ddp::{Header, Tagged, Untagged};
+use super::trial::{Bench, LENGTH, Script, framed};
 use super::*;
+use crate::RemoteAccess;
 use crate::crc::{BLOCK, crc32c};
-use crate::sums::BlockSums;
-use crate::{Region, RemoteAccess};
 use proptest::prelude::*;
-use std::ptr::NonNull;
-use std::sync::Arc;
-
-/// A stream that gives what it has in pieces.
-struct Script {
-    bytes: Vec<u8>,
-    at: usize,
-    pieces: Vec<usize>,
-    reads: usize,
-}
-
-impl Stream for Script {
-    unsafe fn read(&mut self, memory: (*mut u8, usize), staging: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.bytes.len() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let piece = self.pieces[self.reads % self.pieces.len()].max(1);
-        self.reads += 1;
-        let rest = &self.bytes[self.at..];
-        let rest = &rest[..rest.len().min(piece).min(memory.1 + staging.len())];
-        let (direct, staged) = rest.split_at(rest.len().min(memory.1));
-        if !direct.is_empty() {
-            // SAFETY: by this function's contract.
-            unsafe { std::ptr::copy_nonoverlapping(direct.as_ptr(), memory.0, direct.len()) };
-        }
-        staging[..staged.len()].copy_from_slice(staged);
-        self.at += rest.len();
-        Ok(rest.len())
-    }
-}
-
-const LENGTH: usize = 100_000;
-
-struct Bench {
-    exposures: Exposures,
-    reads: Reads,
-    counters: Counters,
-    memory: Arc<Blocks>,
-    sums: Arc<BlockSums>,
-    tag: Tag,
-}
-
-/// Memory whose blocks begin where blocks may.
-#[repr(align(4096))]
-struct Block(#[expect(dead_code, reason = "looked at as bytes")] [u8; BLOCK]);
-
-struct Blocks(Vec<Block>);
-
-impl Blocks {
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: blocks are bytes, without gaps between them.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * BLOCK) }
-    }
-}
-
-fn bench() -> Bench {
-    bench_with(RemoteAccess::Write)
-}
-
-fn bench_with(access: RemoteAccess) -> Bench {
-    let memory = Arc::new(Blocks((0..=LENGTH / BLOCK).map(|_| Block([0; BLOCK])).collect()));
-    let base = NonNull::new(memory.0.as_ptr().cast_mut()).expect("an address").cast();
-    let sums = Arc::new(BlockSums::new(base, memory.0.len()));
-    // SAFETY: the owner keeps it; the tests look at it only when the receiver is done.
-    let region = unsafe { Region::new(base, LENGTH, memory.clone()) }.summed(sums.clone());
-    let exposures = Exposures::new(8, 8);
-    let tag = exposures.expose(region, access).expect("room");
-    Bench { exposures, reads: Reads::new(1), counters: Counters::default(), memory, sums, tag }
-}
-
-impl Bench {
-    /// Receives all, turn by turn, and returns what happened.
-    fn receive(&self, receiver: &mut Receiver, stream: &mut Script) -> (Vec<Event>, Stop, Vec<Vec<u8>>) {
-        let parts = Parts { exposures: &self.exposures, reads: &self.reads, counters: &self.counters };
-        let mut staging = Staging::new();
-        let (mut events, mut messages) = (Vec::new(), Vec::new());
-        loop {
-            receiver.begin(&mut staging);
-            let stop = loop {
-                match receiver.poll(&parts, stream, &mut staging) {
-                    Ok(event) => {
-                        if matches!(event, Event::Message { .. }) {
-                            messages.push(receiver.message().to_vec());
-                        }
-                        events.push(event);
-                    }
-                    Err(stop) => break stop,
-                }
-            };
-            receiver.end(&mut staging);
-            if !matches!(stop, Stop::Turn) {
-                return (events, stop, messages);
-            }
-        }
-    }
-}
-
-/// Frames a segment, with a CRC.
-fn framed(header: Header, payload: &[u8]) -> Vec<u8> {
-    let mut frame = super::super::outgoing::OutFrame::new(header);
-    frame.payload = (payload.as_ptr(), payload.len());
-    frame.seal(true);
-    let mut bytes = Vec::new();
-    frame.append_to(&mut bytes);
-    bytes
-}
 
 fn write(tag: Tag, offset: u64, payload: &[u8], last: bool) -> Vec<u8> {
     framed(Header::Tagged(Tagged { last, rdmap: Opcode::Write.control(), tag: tag.0, offset }), payload)
@@ -132,7 +26,7 @@ proptest! {
         strict: bool,
         checked: bool,
     ) {
-        let bench = bench_with(if checked { RemoteAccess::WriteChecked } else { RemoteAccess::Write });
+        let bench = Bench::new(if checked { RemoteAccess::WriteChecked } else { RemoteAccess::Write });
         let mut expected = vec![0u8; LENGTH];
         let mut bytes = Vec::new();
         let mut number = 0;
@@ -182,7 +76,7 @@ proptest! {
         crc: bool,
         strict: bool,
     ) {
-        let bench = bench();
+        let bench = Bench::new(RemoteAccess::Write);
         let mut stream = Script { bytes, at: 0, pieces: vec![700, 3], reads: 0 };
         bench.receive(&mut Receiver::new(crc, strict, 4096), &mut stream);
     }
@@ -194,7 +88,7 @@ proptest! {
         crc: bool,
         strict: bool,
     ) {
-        let bench = bench();
+        let bench = Bench::new(RemoteAccess::Write);
         let mut bytes = Vec::new();
         for (mut header, length, ours) in headers {
             header[0] = header[0] & 0xFC | 1;
@@ -219,7 +113,7 @@ proptest! {
 #[test]
 fn a_wrong_frame_for_memory_that_is_checked_first_leaves_no_trace_however_it_is_cut() {
     for pieces in [vec![100_000], vec![16, 8, 20_000], vec![700]] {
-        let bench = bench_with(RemoteAccess::WriteChecked);
+        let bench = Bench::new(RemoteAccess::WriteChecked);
         let mut bytes = write(bench.tag, 0, &[1; 30_000], true);
         let good = bytes.len();
         bytes.extend(write(bench.tag, 20_000, &[2; 30_000], true));
@@ -239,7 +133,7 @@ fn a_wrong_frame_for_memory_that_is_checked_first_leaves_no_trace_however_it_is_
 #[test]
 fn a_tag_that_is_revoked_within_a_segment_takes_no_more_of_it() {
     for pieces in [vec![10_016, 100_000], vec![16 + 100, 50]] {
-        let bench = bench();
+        let bench = Bench::new(RemoteAccess::Write);
         let bytes = write(bench.tag, 0, &[1; 40_000], true);
         let cut = pieces[0];
         let mut receiver = Receiver::new(true, false, 4096);
@@ -264,7 +158,7 @@ fn first_sum(bench: &Bench, receiver: &mut Receiver, frames: Vec<Vec<u8>>) -> Op
 
 #[test]
 fn a_block_that_was_begun_is_not_finished_by_what_belongs_to_another_writing_of_it() {
-    let (bench, mut receiver) = (bench(), Receiver::new(true, false, 4096));
+    let (bench, mut receiver) = (Bench::new(RemoteAccess::Write), Receiver::new(true, false, 4096));
     let part = |at: usize, end: usize, fill| write(bench.tag, at as u64, &vec![fill; end - at], true);
     // Begun, written whole, and the rest of it again.
     let frames = vec![part(0, 2000, 1), part(0, BLOCK, 2), part(2000, BLOCK, 3)];
@@ -278,15 +172,13 @@ fn a_block_that_was_begun_is_not_finished_by_what_belongs_to_another_writing_of_
 
 #[test]
 fn a_block_that_was_begun_under_one_tag_is_not_finished_under_another() {
-    let (mut bench, mut receiver) = (bench(), Receiver::new(true, false, 4096));
+    let (mut bench, mut receiver) = (Bench::new(RemoteAccess::Write), Receiver::new(true, false, 4096));
     let begun = vec![write(bench.tag, 0, &[1; 2000], true)];
     assert_eq!(first_sum(&bench, &mut receiver, begun), None);
     bench.exposures.fence(bench.tag, std::time::Duration::ZERO).expect("nobody places");
-    let base = NonNull::new(bench.memory.0.as_ptr().cast_mut()).expect("an address").cast::<u8>();
     // SAFETY: fenced, and within the memory.
-    unsafe { base.write_bytes(9, 2000) };
-    // SAFETY: as in `bench_with`.
-    let region = unsafe { Region::new(base, LENGTH, bench.memory.clone()) }.summed(bench.sums.clone());
+    unsafe { bench.memory.base().write_bytes(9, 2000) };
+    let region = bench.memory.region(&bench.sums);
     bench.tag = bench.exposures.expose(region, RemoteAccess::Write).expect("room");
     let finished = vec![write(bench.tag, 2000, &[2; BLOCK - 2000], true)];
     assert_eq!(first_sum(&bench, &mut receiver, finished), None);
