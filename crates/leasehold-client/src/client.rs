@@ -2,6 +2,7 @@
 
 use crate::block_map::BlockMap;
 use crate::caller::this_process;
+use crate::credentials::Credentials;
 use crate::error::{CallError, ConnectError};
 use crate::event::Event;
 use crate::location::Server;
@@ -10,6 +11,7 @@ use crate::{ByteRange, proto};
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -41,28 +43,53 @@ pub struct ScrubOptions {
 pub struct Client {
     calls: LeaseholdClient<Channel>,
     server: Server,
+    credentials: Option<Arc<Credentials>>,
     caller: proto::Identity,
 }
 
 impl Client {
-    /// Connects.
+    /// Connects without credentials: by a unix socket, or to a server that asks for none.
     ///
     /// # Errors
-    /// If nobody answers within 5 seconds.
+    /// If nobody answers within 5 seconds, or not as a server that asks for none.
     pub async fn connect(server: &Server) -> Result<Client, ConnectError> {
+        Client::connect_with(server, None).await
+    }
+
+    /// Connects. With credentials, over TLS: the server is the one that they are for, and nobody else reads or changes what is
+    /// said. (Leased bytes go by the data connection, which is not encrypted.) On a unix socket, which needs none, they are
+    /// left out.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; also if the server does not accept the credentials.
+    pub async fn connect_with(
+        server: &Server,
+        credentials: Option<Arc<Credentials>>,
+    ) -> Result<Client, ConnectError> {
         let address = |source| ConnectError::Address { server: server.clone(), source };
-        let unreachable = |source: tonic::transport::Error| ConnectError::Unreachable {
-            server: server.clone(),
-            why: innermost(&source),
+        let unreachable = |source: tonic::transport::Error| {
+            let (server, why) = (server.clone(), innermost(&source));
+            match speaks_no_tls(&source) {
+                true => ConnectError::Untrusted { server, why },
+                false => ConnectError::Unreachable { server, why },
+            }
         };
         let channel = match server {
             Server::Tcp { host, port } => {
+                let scheme = if credentials.is_some() { "https" } else { "http" };
                 let uri = if host.contains(':') {
-                    format!("http://[{host}]:{port}")
+                    format!("{scheme}://[{host}]:{port}")
                 } else {
-                    format!("http://{host}:{port}")
+                    format!("{scheme}://{host}:{port}")
                 };
                 let endpoint = settings(Endpoint::from_shared(uri).map_err(address)?);
+                let endpoint = match &credentials {
+                    Some(credentials) => endpoint.tls_config(credentials.tls()).map_err(|source| {
+                        let why = innermost(&source);
+                        ConnectError::Credentials { why }
+                    })?,
+                    None => endpoint,
+                };
                 endpoint.connect().await.map_err(unreachable)?
             }
             Server::Unix(path) => {
@@ -76,11 +103,28 @@ impl Client {
                 endpoint.connect_with_connector(dial).await.map_err(unreachable)?
             }
         };
-        Ok(Client {
+        let client = Client {
             calls: LeaseholdClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
             server: server.clone(),
+            credentials,
             caller: (&this_process()).into(),
-        })
+        };
+        // Whether the two ends agree about TLS, and whether the server takes a certificate, shows in the first answer only.
+        if matches!(server, Server::Tcp { .. })
+            && let Err(error) = client.status().await
+        {
+            let (server, why) = (server.clone(), error.message);
+            return Err(ConnectError::NoAnswer { server, why });
+        }
+        Ok(client)
+    }
+
+    /// One more connection to the same server, with the same credentials.
+    ///
+    /// # Errors
+    /// As for [`Client::connect_with`].
+    pub async fn connect_again(&self) -> Result<Client, ConnectError> {
+        Client::connect_with(&self.server, self.credentials.clone()).await
     }
 
     /// Where it is connected.
@@ -354,6 +398,16 @@ fn pieces(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || {
         let length = bytes.len().min(WRITE_PIECE_BYTES);
         (length > 0).then(|| bytes.split_to(length))
+    })
+}
+
+/// Whether the peer was reached, and then one end did not take the other for what it should be.
+fn speaks_no_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::InvalidData)
     })
 }
 

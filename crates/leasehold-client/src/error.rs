@@ -26,6 +26,33 @@ pub enum ConnectError {
         /// The innermost cause.
         why: String,
     },
+    /// Somebody answers, and is not the server that the credentials are for.
+    #[error(
+        "cannot trust {server}: {why}; do the credentials belong to this server, does its certificate have this name, and \
+         does it serve TLS?"
+    )]
+    Untrusted {
+        /// What was asked for.
+        server: Server,
+        /// The innermost cause.
+        why: String,
+    },
+    /// The connection stands, and the first call failed.
+    #[error(
+        "{server} does not answer: {why}; a server that asks for credentials needs --credentials (LEASEHOLD_CREDENTIALS)"
+    )]
+    NoAnswer {
+        /// What was asked for.
+        server: Server,
+        /// What came of the call.
+        why: String,
+    },
+    /// The certificates or the key of the credentials make no sense.
+    #[error("the credentials cannot be used: {why}")]
+    Credentials {
+        /// What is wrong.
+        why: String,
+    },
 }
 
 /// Why a call failed, for programs. The names are those of the proto file.

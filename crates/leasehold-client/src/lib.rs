@@ -48,6 +48,7 @@ mod buffer;
 mod caller;
 mod client;
 pub mod convert;
+mod credentials;
 mod data;
 mod error;
 mod event;
@@ -62,6 +63,7 @@ pub use block_map::{BLOCK_BYTES, BlockMap, crc32c, crc32c_of_blocks};
 pub use buffer::{Buffer, Exposed};
 pub use caller::this_process;
 pub use client::{Client, ScrubOptions};
+pub use credentials::{Credentials, CredentialsError};
 pub use error::{
     CallError, CaptureError, CommitError, ConnectError, OpenError, ReadError, Reason, SyncError, WriteError,
 };

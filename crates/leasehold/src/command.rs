@@ -7,6 +7,7 @@
 mod administer;
 mod audit;
 mod bench;
+mod cert;
 mod check;
 mod demo;
 mod exit;
@@ -64,6 +65,9 @@ struct Common {
     /// DIR/.leasehold/control.sock)
     #[arg(long, global = true, value_name = "PATH", env = "LEASEHOLD_SOCKET", hide_env_values = true)]
     socket: Option<PathBuf>,
+    /// Who we are, and by what we know the server: a file made by `leasehold cert client`. Then leasehold:// means TLS
+    #[arg(long, global = true, value_name = "FILE", env = "LEASEHOLD_CREDENTIALS", hide_env_values = true)]
+    credentials: Option<PathBuf>,
     /// Print data as JSON: one document, or one a line where it comes bit by bit
     #[arg(long, global = true)]
     json: bool,
@@ -122,6 +126,8 @@ enum Action {
     Hold(hold::Hold),
     /// See it all work, on a throw-away store (30 seconds)
     Demo(demo::Demo),
+    /// Make certificates for a server and its clients
+    Cert(cert::Cert),
     /// Check which promises each design for DMA into files keeps
     Check(check::Check),
     /// Judge whether this host is safe for DMA into files
@@ -199,6 +205,7 @@ async fn perform(command: Command) -> Outcome {
         Action::Scrub(action) => action.run(&common).await,
         Action::Hold(action) => action.run(&common).await,
         Action::Demo(action) => action.run().await,
+        Action::Cert(action) => action.run(&common).await,
         Action::Check(action) => action.run(&common).await,
         Action::Bench(action) => action.run(&common).await,
         Action::Audit(action) => action.run(&common).await,

@@ -15,13 +15,14 @@ mod rows;
 mod sessions;
 pub mod settings;
 mod streams;
+pub(crate) mod tls;
 
-use crate::server::bind::{Socket, tcp, unix};
+use crate::server::bind::{Port, Socket, tcp, unix};
 use crate::server::calls::Calls;
 use leasehold_client::proto;
 use leasehold_client::proto::leasehold_server::LeaseholdServer;
 use leasehold_engine::engine::{Engine, StartError, StopError};
-use settings::Settings;
+use settings::{Insecure, Settings};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +34,7 @@ use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 
 pub use bind::BindError;
+pub use tls::TlsError;
 
 /// How long calls in flight may take to finish once the engine has drained.
 const FINISH: Duration = Duration::from_secs(2);
@@ -45,7 +47,7 @@ const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// recovered from at the next start.
 pub struct Server {
     engine: Engine,
-    control: SocketAddr,
+    control: Option<SocketAddr>,
     metrics: SocketAddr,
     socket: Socket,
     stopping: watch::Sender<bool>,
@@ -63,6 +65,9 @@ pub enum ServeError {
     /// A port or the socket.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The description of the protocol for reflection.
     #[error("the protocol's descriptors cannot be served")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -75,7 +80,18 @@ impl Server {
     /// [`ServeError`] says what is in the way and what to do. Nothing is served then.
     pub async fn start(directory: &Path, settings: &Settings) -> Result<Server, ServeError> {
         // The cheap things first, so that a port in use is found before a long recovery.
-        let control = tcp("control plane", "--listen", settings.listen).await?;
+        let control = match (&settings.tls, settings.insecure) {
+            (None, Insecure::No) => None,
+            _ => Some(tcp("control plane", "--listen", settings.listen).await?),
+        };
+        let mut by_tcp = builder();
+        if let Some(directory) = &settings.tls {
+            let unusable = |source: tonic::transport::Error| TlsError::Unusable {
+                directory: directory.clone(),
+                why: refusal::chain(&source),
+            };
+            by_tcp = by_tcp.tls_config(tls::load(directory)?).map_err(unusable)?;
+        }
         let metrics = tcp("metrics", "--metrics", settings.metrics).await?;
         let config = settings.engine(directory);
         let starting = tokio::task::spawn_blocking(move || Engine::start(config));
@@ -96,14 +112,18 @@ impl Server {
         let calls = LeaseholdServer::new(calls).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let routes = Routes::new(calls).add_service(health_service).add_service(reflection);
 
-        let control_address = control.address;
+        let control_address = control.as_ref().map(|port| port.address);
         let metrics_address = metrics.address;
         let mut serving = JoinSet::new();
-        let over_tcp = router(routes.clone())
-            .serve_with_incoming_shutdown(incoming(control.listener), told(close.clone()));
-        let over_unix =
-            router(routes).serve_with_incoming_shutdown(UnixListenerStream::new(local), told(close.clone()));
-        serving.spawn(async move { log_end("control plane", over_tcp.await) });
+        if let Some(Port { listener, .. }) = control {
+            let over_tcp = by_tcp
+                .add_routes(routes.clone())
+                .serve_with_incoming_shutdown(incoming(listener), told(close.clone()));
+            serving.spawn(async move { log_end("control plane", over_tcp.await) });
+        }
+        let over_unix = builder()
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(UnixListenerStream::new(local), told(close.clone()));
         serving.spawn(async move { log_end("control socket", over_unix.await) });
         let page = metrics::router(engine.clone());
         let scrapes = axum::serve(metrics.listener, page).with_graceful_shutdown(told(close));
@@ -118,29 +138,33 @@ impl Server {
             closing,
             serving,
         };
-        server.log_start();
+        server.log_start(settings);
         Ok(server)
     }
 
-    fn log_start(&self) {
+    fn log_start(&self, settings: &Settings) {
         for note in &self.engine.started().notes {
             tracing::info!("{note}");
         }
         let data = self.data_address();
-        tracing::info!(control = %self.control, %data, metrics = %self.metrics, socket = %self.socket().display(), "serving");
-        for (what, address) in [("control plane", self.control), ("data port", data)] {
-            if !address.ip().is_loopback() {
-                tracing::warn!(
-                    "the {what} listens on {address} without encryption or authentication; \
-                     let only trusted networks reach it"
-                );
-            }
+        let control = self.control.map_or("off".to_owned(), |address| address.to_string());
+        tracing::info!(%control, %data, metrics = %self.metrics, socket = %self.socket().display(), "serving");
+        if settings.insecure == Insecure::Anywhere {
+            tracing::warn!(
+                "the control plane asks nobody who they are: whoever reaches {control} may do everything"
+            );
+        }
+        if !data.ip().is_loopback() {
+            tracing::warn!(
+                "data connections at {data} show a token of a session, and are not encrypted: \
+                 let only trusted networks reach it"
+            );
         }
     }
 
-    /// Where the control plane listens.
+    /// Where the control plane listens, if it does so on TCP.
     #[must_use]
-    pub fn control_address(&self) -> SocketAddr {
+    pub fn control_address(&self) -> Option<SocketAddr> {
         self.control
     }
 
@@ -184,11 +208,10 @@ impl Server {
     }
 }
 
-fn router(routes: Routes) -> tonic::transport::server::Router {
+fn builder() -> tonic::transport::Server {
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .add_routes(routes)
 }
 
 /// Connections whose small messages go out at once: an answer behind an event would otherwise wait 40 ms for the peer's

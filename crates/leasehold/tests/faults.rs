@@ -33,7 +33,7 @@ async fn a_port_in_use_is_named_with_the_flag_that_changes_it() {
     for flag in ["--listen", "--data", "--metrics"] {
         let directory = harness::directory();
         let mut command = leasehold();
-        command.arg("serve").arg(directory.path());
+        command.args(["serve", "--insecure"]).arg(directory.path());
         for port in ["--listen", "--data", "--metrics"] {
             command.args([port, if port == flag { address.as_str() } else { "127.0.0.1:0" }]);
         }

@@ -31,7 +31,7 @@ impl Mounted {
     }
 
     fn of(store: &Store, path: &str) -> Mounted {
-        Mounted::new(&format!("leasehold://{}{path}", store.server.control_address()))
+        Mounted::new(&format!("leasehold://{}{path}", store.server.control_address().unwrap()))
     }
 
     /// What a program does, on a thread of its own.
@@ -98,7 +98,7 @@ fn serve(directory: &Path) -> (Process, String) {
 }
 
 fn url(store: &Store) -> String {
-    format!("leasehold://{}/", store.server.control_address())
+    format!("leasehold://{}/", store.server.control_address().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,7 +22,7 @@ async fn a_server_on_ipv6_is_reached_by_its_address_in_brackets() {
     let local = store.directory.path().join("local");
     let bytes = pattern(1, 1_000_000);
     std::fs::write(&local, &bytes).unwrap();
-    let place = format!("leasehold://{}/a", store.server.control_address());
+    let place = format!("leasehold://{}/a", store.server.control_address().unwrap());
     assert!(place.starts_with("leasehold://[::1]:"), "{place}");
     for arguments in [["put", local.to_str().unwrap(), &place], ["get", &place, local.to_str().unwrap()]] {
         let status = leasehold().args(arguments).stderr(Stdio::inherit()).status().unwrap();

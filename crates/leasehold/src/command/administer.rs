@@ -41,7 +41,7 @@ pub(crate) struct Status {
 }
 
 async fn connect(common: &Common, text: Option<&str>) -> anyhow::Result<Client> {
-    Ok(Client::connect(&place::server(common, text)?).await?)
+    place::connect(common, &place::server(common, text)?).await
 }
 
 fn legend(rows: &[Option<&proto::Identity>]) -> Outcome {

@@ -60,7 +60,7 @@ impl Get {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
         let location = place::find(common, &self.from)?;
         let progress = Arc::new(Progress::new(None, "get"));
-        let line = Line::open(&location.server, self.reconnect, progress.clone()).await?;
+        let line = Line::open(common, &location.server, self.reconnect, progress.clone()).await?;
         // `SRC/.`: what is in it, as `cp` has it.
         let trimmed = location.path.trim_end_matches('/');
         let (path, contents) = trimmed.strip_suffix("/.").map_or((trimmed, false), |path| (path, true));

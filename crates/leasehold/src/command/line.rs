@@ -4,7 +4,9 @@
 //! brings back the means. Whoever uses it does its own part again, and can tell by [`Link::number`] under which session a
 //! part was done.
 
+use crate::command::Common;
 use crate::command::exit::{Exit, Failure, code, text};
+use crate::command::place;
 use crate::command::progress::Progress;
 use crate::command::put::wait_time;
 use crate::command::show;
@@ -28,7 +30,6 @@ pub(crate) struct Reconnect {
 
 /// See the module.
 pub(crate) struct Line {
-    server: Server,
     patience: Duration,
     now: Mutex<Arc<Link>>,
     /// Taken by whoever brings the session back; the others wait for it.
@@ -66,13 +67,13 @@ impl Link {
 impl Line {
     /// Connects, and does not try again: whoever is not there from the start may have another name.
     pub(crate) async fn open(
+        common: &Common,
         server: &Server,
         reconnect: Reconnect,
         progress: Arc<Progress>,
     ) -> anyhow::Result<Line> {
-        let session = connect(server).await?;
+        let session = session(&place::connect(common, server).await?).await?;
         Ok(Line {
-            server: server.clone(),
             patience: reconnect.reconnect,
             now: Mutex::new(Arc::new(Link { session, number: 0 })),
             mending: tokio::sync::Mutex::default(),
@@ -135,7 +136,8 @@ impl Line {
             }
             tokio::time::sleep_until(next).await;
             pause = (pause * 2).min(PAUSE_MAX);
-            match connect(&self.server).await {
+            let again = async { session(&lost.client().connect_again().await?).await };
+            match again.await {
                 Ok(session) => {
                     let link = Arc::new(Link { session, number: lost.number + 1 });
                     *self.now.lock().unwrap_or_else(PoisonError::into_inner) = link;
@@ -156,7 +158,6 @@ impl Line {
     }
 }
 
-async fn connect(server: &Server) -> anyhow::Result<Session> {
-    let client = Client::connect(server).await?;
-    Session::open(&client).await.with_context(|| format!("no session on {server}"))
+async fn session(client: &Client) -> anyhow::Result<Session> {
+    Session::open(client).await.with_context(|| format!("no session on {}", client.server()))
 }

@@ -9,7 +9,7 @@ use crate::command::{place, show};
 use crate::mount::device::Device;
 use crate::mount::forward::{Lost, REQUESTS_MAX, forward};
 use crate::mount::options::Options;
-use leasehold_client::{Client, Reason, Server};
+use leasehold_client::{Reason, Server};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ impl Mount {
         // Before it is mounted, so that no signal is lost.
         let mut ends = Ends::new()?;
         let location = place::find(common, &self.source)?;
-        let client = Client::connect(&location.server).await?;
+        let client = place::connect(common, &location.server).await?;
         let (send, requests) = mpsc::channel(REQUESTS_MAX);
         // What the server refuses is heard before anything is mounted.
         let replies = client.mount(&location.path, requests).await?;

@@ -2,7 +2,8 @@
 
 use crate::command::Common;
 use crate::command::exit::{Exit, Failure, Outcome};
-use leasehold_client::{Client, DEFAULT_CONTROL_PORT, Location, Reason, Server, proto};
+use leasehold_client::{Client, Credentials, DEFAULT_CONTROL_PORT, Location, Reason, Server, proto};
+use std::sync::Arc;
 
 /// Finds the file or directory that `text` names.
 pub(crate) fn find(common: &Common, text: &str) -> anyhow::Result<Location> {
@@ -36,10 +37,17 @@ pub(crate) fn server(common: &Common, text: Option<&str>) -> anyhow::Result<Serv
     }
 }
 
+/// Connects, with the credentials that were given.
+pub(crate) async fn connect(common: &Common, server: &Server) -> anyhow::Result<Client> {
+    let credentials = common.credentials.as_deref().map(Credentials::load).transpose();
+    let credentials = credentials.map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    Ok(Client::connect_with(server, credentials.map(Arc::new)).await?)
+}
+
 /// Connects to the server of a file, and gives the file's path there.
 pub(crate) async fn open(common: &Common, text: &str) -> anyhow::Result<(Client, String)> {
     let location = find(common, text)?;
-    Ok((Client::connect(&location.server).await?, location.path))
+    Ok((connect(common, &location.server).await?, location.path))
 }
 
 /// The path that a second argument names, which must be on the same server as the first.
@@ -88,7 +96,7 @@ mod tests {
     use super::*;
 
     fn common(socket: Option<&str>) -> Common {
-        Common { socket: socket.map(Into::into), json: false }
+        Common { socket: socket.map(Into::into), credentials: None, json: false }
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Put {
         }
         let progress = Arc::new(Progress::new(length, "put"));
         let transfer = Transfer {
-            line: Line::open(&location.server, self.reconnect, progress.clone()).await?,
+            line: Line::open(common, &location.server, self.reconnect, progress.clone()).await?,
             options: self.conflict.options(),
             retry: self.retry,
             resume: self.resume,

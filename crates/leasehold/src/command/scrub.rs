@@ -5,7 +5,7 @@ use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::place;
 use crate::command::show;
 use crate::size::Size;
-use leasehold_client::{Client, ScrubOptions, proto};
+use leasehold_client::{ScrubOptions, proto};
 use serde_json::{Value, json};
 use std::num::NonZeroU64;
 use tokio_stream::StreamExt as _;
@@ -44,7 +44,7 @@ impl Scrub {
                         name a file or a directory, or add --all in its place";
             return Err(Failure::new(Exit::Usage, text).into());
         }
-        let client = Client::connect(&place::server(common, self.place.as_deref())?).await?;
+        let client = place::connect(common, &place::server(common, self.place.as_deref())?).await?;
         let bytes_per_second = self.rate.and_then(|rate| NonZeroU64::new(rate.0));
         let options = ScrubOptions { adopt: self.adopt, bytes_per_second };
         let mut items = client.scrub(path.as_deref(), options).await?;

@@ -5,7 +5,7 @@ use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::show;
 use crate::mount::Mount;
 use crate::server::Server;
-use crate::server::settings::{self, Expiry, PageKind, Settings};
+use crate::server::settings::{self, Expiry, Insecure, PageKind, Settings};
 use crate::size::Size;
 use clap::ValueEnum as _;
 use serde_json::json;
@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Serve the store in a directory
 ///
-/// The directory is made a store if it is empty. Settings come from a TOML file, then LEASEHOLD_* variables, then these
+/// The directory is made a store if it is empty. Without --tls or --insecure, it is served by its unix socket only. Settings come from a TOML file, then LEASEHOLD_* variables, then these
 /// flags; --print-config shows them all. SIGTERM or SIGINT ends the server once what was committed is on disk.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Serve {
@@ -32,6 +32,19 @@ pub(crate) struct Serve {
     /// Mount it there, too: an empty directory outside of the store
     #[arg(long, value_name = "MOUNTPOINT")]
     mount: Option<PathBuf>,
+    /// Serve clients with a certificate, by TLS: a directory that `leasehold cert` made
+    #[arg(long, value_name = "DIR")]
+    tls: Option<PathBuf>,
+    /// Serve everybody, by TCP, on an address of this machine's own; on any address with --insecure=anywhere
+    #[arg(
+        long,
+        value_name = "WHERE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "loopback",
+        conflicts_with = "tls"
+    )]
+    insecure: Option<Insecure>,
     /// Where the control plane listens [default: 127.0.0.1:7117]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
@@ -117,7 +130,11 @@ impl Serve {
             |kind: PageKind| kind.to_possible_value().expect("no kind is hidden").get_name().to_owned();
         let expiry =
             |expiry: Expiry| expiry.to_possible_value().expect("none is hidden").get_name().to_owned();
+        let insecure =
+            |insecure: Insecure| insecure.to_possible_value().expect("none is hidden").get_name().to_owned();
         let flags = [
+            ("tls", self.tls.as_ref().map(|path| path.display().to_string())),
+            ("insecure", self.insecure.map(insecure)),
             ("listen", self.listen.map(|address| address.to_string())),
             ("data", self.data.map(|address| address.to_string())),
             ("metrics", self.metrics.map(|address| address.to_string())),
@@ -161,7 +178,7 @@ fn announce(common: &Common, directory: &Path, server: &Server, is_new: bool) ->
         return Ok(show::json_line(&json!({
             "directory": directory,
             "new": is_new,
-            "control": control.to_string(),
+            "control": control.map(|address| address.to_string()),
             "data": data.to_string(),
             "metrics": metrics.to_string(),
             "socket": server.socket(),
@@ -170,7 +187,12 @@ fn announce(common: &Common, directory: &Path, server: &Server, is_new: bool) ->
     }
     let new = if is_new { " (a new, empty store)" } else { "" };
     show::line(format_args!("serving {}{new}", directory.display()))?;
-    show::line(format_args!("  leasehold://{control}/   (data by iWARP at {data})"))?;
+    match control {
+        Some(control) => show::line(format_args!("  leasehold://{control}/   (data by iWARP at {data})"))?,
+        None => {
+            show::line("  not by leasehold://, for which it takes --tls DIR, or --insecure on this machine")?;
+        }
+    }
     show::line(format_args!("  --socket {}", server.socket().display()))?;
     show::line(format_args!("  http://{metrics}/metrics"))?;
     Ok(())

@@ -4,7 +4,7 @@ use crate::command::Common;
 use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::place;
 use crate::command::show;
-use leasehold_client::{ByteRange, Client, Event, Happening, Identity, proto};
+use leasehold_client::{ByteRange, Event, Happening, Identity, proto};
 use serde_json::{Value, json};
 use tokio_stream::StreamExt as _;
 
@@ -20,7 +20,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
-        let client = Client::connect(&place::server(common, self.server.as_deref())?).await?;
+        let client = place::connect(common, &place::server(common, self.server.as_deref())?).await?;
         let mut events = client.watch().await?;
         let interrupted = tokio::signal::ctrl_c();
         tokio::pin!(interrupted);

@@ -4,7 +4,7 @@ use leasehold_client::proto;
 use leasehold_core::identity::{Evidence, Identity};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tonic::Extensions;
-use tonic::transport::server::{TcpConnectInfo, UdsConnectInfo};
+use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
 
 /// The most characters of a name that a caller claims.
 const NAME_CHARACTERS_MAX: usize = 64;
@@ -46,7 +46,9 @@ pub(crate) fn data_peer(extensions: &Extensions, data: SocketAddr) -> IpAddr {
 }
 
 fn remote(extensions: &Extensions) -> Option<IpAddr> {
-    Some(extensions.get::<TcpConnectInfo>()?.remote_addr()?.ip().to_canonical())
+    let by_tls = || extensions.get::<TlsConnectInfo<TcpConnectInfo>>().map(TlsConnectInfo::get_ref);
+    let tcp = extensions.get::<TcpConnectInfo>().or_else(by_tls)?;
+    Some(tcp.remote_addr()?.ip().to_canonical())
 }
 
 pub(crate) fn this_host() -> String {

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 /// Every environment variable of ours begins with this.
 pub const ENVIRONMENT_PREFIX: &str = "LEASEHOLD_";
 
+/// For clients: no setting of a server.
+const CREDENTIALS: &str = "LEASEHOLD_CREDENTIALS";
+
 /// What `leasehold serve` can be told. The names are the keys of the file; `LEASEHOLD_` and the name in capitals is
 /// the variable; `--name` with dashes is the flag.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +29,12 @@ pub struct Settings {
     /// The control plane's unix socket; `DIR/.leasehold/control.sock` if not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// The directory with `ca.pem`, `server.pem` and `server.key`: the control plane is TLS then, for clients with a certificate
+    /// of that authority. Without it, there is no control plane on TCP, unless `insecure` says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<PathBuf>,
+    /// Whether everybody may come in by TCP.
+    pub insecure: Insecure,
     /// What to log: a level, or as in `RUST_LOG`.
     pub log: String,
     /// The memory that clients write into.
@@ -64,6 +73,18 @@ pub enum PageKind {
     Normal,
     /// 2 MiB, or fail.
     Huge,
+}
+
+/// Whether the control plane listens on TCP without asking who calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Insecure {
+    /// It does not.
+    No,
+    /// On an address of this machine's own: every user of it may do everything.
+    Loopback,
+    /// On any address: whoever reaches it may do everything.
+    Anywhere,
 }
 
 /// What happens to a holder that does not answer a break.
@@ -113,6 +134,8 @@ impl Default for Settings {
             data: engine.data_address,
             metrics: SocketAddr::from(([127, 0, 0, 1], 7119)),
             socket: None,
+            tls: None,
+            insecure: Insecure::No,
             log: "info".to_owned(),
             arena: Size(engine.arena_bytes),
             pages: PageKind::Auto,
@@ -147,6 +170,17 @@ pub enum SettingsError {
     /// A file, a variable or a flag is wrong.
     #[error("{0}; see `leasehold serve --print-config` for every setting and its default")]
     Wrong(#[from] ConfigError),
+    /// Credentials are asked for, and are not.
+    #[error(
+        "both `tls` and `insecure` are set: with `tls`, every caller must show a certificate; leave one of them out"
+    )]
+    SecureAndInsecure,
+    /// Without credentials, and not on this machine alone.
+    #[error(
+        "listen is {0}, where others than this machine's users may come in, and nobody would be asked who they are; set \
+         `tls` (see `leasehold cert`), listen on 127.0.0.1, or write --insecure=anywhere if you mean it"
+    )]
+    InsecureAnywhere(SocketAddr),
     /// A value with which nothing could be served.
     #[error("{setting} is {value}, with which nothing could be served; give at least {least}")]
     TooSmall {
@@ -188,6 +222,14 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), SettingsError> {
+        match self.insecure {
+            Insecure::No => {}
+            _ if self.tls.is_some() => return Err(SettingsError::SecureAndInsecure),
+            Insecure::Loopback if !self.listen.ip().is_loopback() => {
+                return Err(SettingsError::InsecureAnywhere(self.listen));
+            }
+            Insecure::Loopback | Insecure::Anywhere => {}
+        }
         let limits = &self.limits;
         for (setting, value, least) in [
             ("arena", self.arena.0, 1 << 20),
@@ -260,7 +302,7 @@ impl Settings {
 pub fn unknown_variables(environment: impl Iterator<Item = (String, String)>) -> Vec<String> {
     environment
         .map(|(name, _)| name)
-        .filter(|name| name.starts_with(ENVIRONMENT_PREFIX) && field(name).is_none())
+        .filter(|name| name.starts_with(ENVIRONMENT_PREFIX) && field(name).is_none() && name != CREDENTIALS)
         .collect()
 }
 
@@ -275,7 +317,10 @@ fn field(variable: &str) -> Option<()> {
     let name = strip(variable);
     let found = match name.split_once("__") {
         Some((table, key)) => known.get(table).and_then(|table| table.get(key)).is_some(),
-        None => name == "socket" || known.get(&name).is_some_and(|value| !value.is_table()),
+        None => {
+            matches!(name.as_str(), "socket" | "tls")
+                || known.get(&name).is_some_and(|value| !value.is_table())
+        }
     };
     found.then_some(())
 }
@@ -322,6 +367,24 @@ mod tests {
         let settings = Settings { socket: Some("/run/l.sock".into()), ..Settings::default() };
         std::fs::write(&file, settings.to_toml()).unwrap();
         assert_eq!(Settings::load(Some(&file), environment(&[]), &[]).unwrap(), settings);
+    }
+
+    #[test]
+    fn without_credentials_only_this_machine_is_served_unless_the_operator_means_it() {
+        let load = |flags: &[(&'static str, &str)]| {
+            let flags: Vec<_> = flags.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+            Settings::load(None, environment(&[]), &flags).map(|settings| settings.insecure)
+        };
+        let everywhere = ("listen", "0.0.0.0:7117");
+        assert_eq!(load(&[]).unwrap(), Insecure::No);
+        assert_eq!(load(&[everywhere]).unwrap(), Insecure::No);
+        assert_eq!(load(&[("insecure", "loopback")]).unwrap(), Insecure::Loopback);
+        assert_eq!(load(&[("insecure", "loopback"), ("listen", "[::1]:1")]).unwrap(), Insecure::Loopback);
+        assert_eq!(load(&[("insecure", "anywhere"), everywhere]).unwrap(), Insecure::Anywhere);
+        let refused = load(&[("insecure", "loopback"), everywhere]).unwrap_err().to_string();
+        assert!(refused.contains("0.0.0.0:7117") && refused.contains("--insecure=anywhere"), "{refused}");
+        let refused = load(&[("insecure", "loopback"), ("tls", "/etc/leasehold")]).unwrap_err().to_string();
+        assert!(refused.contains("`tls` and `insecure`"), "{refused}");
     }
 
     #[test]

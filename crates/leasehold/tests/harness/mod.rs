@@ -5,7 +5,7 @@ pub mod shell;
 
 use bytes::Bytes;
 use leasehold::server::Server;
-use leasehold::server::settings::Settings;
+use leasehold::server::settings::{Insecure, Settings};
 use leasehold::size::Size;
 use leasehold_client::proto;
 use leasehold_client::proto::leasehold_client::LeaseholdClient;
@@ -29,6 +29,7 @@ pub fn settings() -> Settings {
         listen: any,
         data: any,
         metrics: any,
+        insecure: Insecure::Loopback,
         arena: Size(64 << 20),
         pages: leasehold::server::settings::PageKind::Normal,
         grace_ms: 300,
@@ -101,7 +102,7 @@ pub fn serve(directory: &Path) -> Command {
     for port in ["--listen", "--data", "--metrics"] {
         command.args([port, "127.0.0.1:0"]);
     }
-    command.args(["--pages", "normal", "--arena", "64MiB"]);
+    command.args(["--insecure", "--pages", "normal", "--arena", "64MiB"]);
     command
 }
 
@@ -270,7 +271,7 @@ pub struct Control {
 
 impl Control {
     pub async fn open(store: &Store) -> Control {
-        let address = format!("http://{}", store.server.control_address());
+        let address = format!("http://{}", store.server.control_address().expect("it listens"));
         let mut calls = LeaseholdClient::connect(address).await.expect("a control connection");
         let caller = proto::Identity {
             host: "elsewhere".into(),

@@ -105,7 +105,7 @@ impl Served {
         let mut command = program(serving.namespace.map(|(name, _)| name))?;
         let any = format!("{}:0", serving.namespace.map_or("127.0.0.1", |(_, address)| address));
         command.args(["serve", "--json", "--log", "error"]);
-        command.args(["--listen", &any, "--data", &any, "--metrics", &any]);
+        command.args(["--insecure=anywhere", "--listen", &any, "--data", &any, "--metrics", &any]);
         command.args(serving.arguments).arg(directory);
         let settings = serving.settings.iter().map(|(name, value)| (format!("LEASEHOLD_{name}"), value));
         let mut process = Process::start(command, settings).await?;

@@ -17,6 +17,9 @@ pub(super) fn start(mount: &Mount, common: &Common) -> Outcome {
     if let Some(socket) = &common.socket {
         command.arg("--socket").arg(socket);
     }
+    if let Some(credentials) = &common.credentials {
+        command.arg("--credentials").arg(credentials);
+    }
     if common.json {
         command.arg("--json");
     }
