@@ -2,8 +2,8 @@
 
 use crate::block_map::BlockMap;
 use crate::caller::this_process;
-use crate::credentials::Credentials;
-use crate::error::{CallError, ConnectError};
+use crate::credentials::{Credentials, Shown};
+use crate::error::{CallError, ConnectError, Reason};
 use crate::event::Event;
 use crate::location::Server;
 use crate::proto::leasehold_client::LeaseholdClient;
@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
 /// How long connecting may take.
@@ -35,13 +36,16 @@ pub struct ScrubOptions {
     pub bytes_per_second: Option<NonZeroU64>,
 }
 
+/// The calls, with what is shown with each.
+pub(crate) type Calls = LeaseholdClient<InterceptedService<Channel, Shown>>;
+
 /// A control connection. Cheap to clone; clones share the connection.
 ///
 /// Every operation here may break leases that are in its way, and then waits for them: at most the grace period and
 /// the fence. Dropping the future gives up waiting.
 #[derive(Clone, Debug)]
 pub struct Client {
-    calls: LeaseholdClient<Channel>,
+    calls: Calls,
     server: Server,
     credentials: Option<Arc<Credentials>>,
     caller: proto::Identity,
@@ -103,8 +107,12 @@ impl Client {
                 endpoint.connect_with_connector(dial).await.map_err(unreachable)?
             }
         };
+        // A token is for the one server that TLS has shown it to be.
+        let over_tls = credentials.as_ref().filter(|_| matches!(server, Server::Tcp { .. }));
+        let shown = Shown(over_tls.and_then(|credentials| credentials.bearer()));
         let client = Client {
-            calls: LeaseholdClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            calls: LeaseholdClient::with_interceptor(channel, shown)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX),
             server: server.clone(),
             credentials,
             caller: (&this_process()).into(),
@@ -114,7 +122,10 @@ impl Client {
             && let Err(error) = client.status().await
         {
             let (server, why) = (server.clone(), error.message);
-            return Err(ConnectError::NoAnswer { server, why });
+            return Err(match error.reason {
+                Reason::Unauthenticated => ConnectError::Refused { server, why },
+                _ => ConnectError::NoAnswer { server, why },
+            });
         }
         Ok(client)
     }
@@ -133,7 +144,7 @@ impl Client {
         &self.server
     }
 
-    pub(crate) fn calls(&self) -> LeaseholdClient<Channel> {
+    pub(crate) fn calls(&self) -> Calls {
         self.calls.clone()
     }
 

@@ -46,13 +46,18 @@ impl From<&Identity> for proto::Identity {
             uid: identity.uid,
             program: identity.program.clone(),
             verified: identity.evidence == Evidence::Verified,
+            authenticated: identity.evidence == Evidence::Authenticated,
         }
     }
 }
 
 impl From<proto::Identity> for Identity {
     fn from(identity: proto::Identity) -> Self {
-        let evidence = if identity.verified { Evidence::Verified } else { Evidence::Claimed };
+        let evidence = match identity {
+            proto::Identity { verified: true, .. } => Evidence::Verified,
+            proto::Identity { authenticated: true, .. } => Evidence::Authenticated,
+            _ => Evidence::Claimed,
+        };
         Identity {
             host: identity.host,
             pid: identity.pid,

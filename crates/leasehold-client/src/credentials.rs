@@ -4,14 +4,18 @@
 //! ca = "ca.pem"              # whom to trust: the server's certificate was signed by it
 //! certificate = "train.pem"  # who we are, ..
 //! key = "train.key"          # .. and the proof
+//! token = "leasehold-.."     # or in place of both
 //! ```
-//! Each value is PEM text, or the path of a file with it, from the directory of this one. `leasehold cert client` writes such a
-//! file with the texts in it.
+//! Each value is PEM text, or the path of a file with it, from the directory of this one. `leasehold cert client` and
+//! `leasehold tenant token` write such files, with the texts in them.
 
 use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+use tonic::{Request, Status};
 
 /// What a client shows to a server, and by what it knows the server. Made of a file; see the module's source for its form.
 #[derive(Clone)]
@@ -19,6 +23,19 @@ pub struct Credentials {
     ca: String,
     /// A certificate, and its key.
     identity: Option<(String, String)>,
+    token: Option<Bearer>,
+}
+
+/// Shows a token with every call.
+#[derive(Clone)]
+pub(crate) struct Bearer(MetadataValue<Ascii>);
+
+impl Bearer {
+    fn new(token: &str) -> Option<Bearer> {
+        let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().ok()?;
+        value.set_sensitive(true);
+        Some(Bearer(value))
+    }
 }
 
 /// Why there are no credentials.
@@ -33,7 +50,9 @@ pub enum CredentialsError {
         source: std::io::Error,
     },
     /// The file is not what it should be.
-    #[error("{path:?} is no credentials file: {why}; `leasehold cert client` writes one")]
+    #[error(
+        "{path:?} is no credentials file: {why}; `leasehold cert client` and `leasehold tenant token` write such"
+    )]
     Malformed {
         /// Which.
         path: PathBuf,
@@ -48,6 +67,7 @@ struct File {
     ca: String,
     certificate: Option<String>,
     key: Option<String>,
+    token: Option<String>,
 }
 
 impl Credentials {
@@ -68,7 +88,13 @@ impl Credentials {
             (None, None) => None,
             _ => return Err(malformed("a certificate and its key belong together".to_owned())),
         };
-        Ok(Credentials { ca: pem(file.ca)?, identity })
+        let unusable = || malformed("the token has characters that no token has".to_owned());
+        let token = file.token.map(|token| Bearer::new(&token).ok_or_else(unusable)).transpose()?;
+        Ok(Credentials { ca: pem(file.ca)?, identity, token })
+    }
+
+    pub(crate) fn bearer(&self) -> Option<Bearer> {
+        self.token.clone()
     }
 
     pub(crate) fn tls(&self) -> ClientTlsConfig {
@@ -82,6 +108,25 @@ impl Credentials {
 
 fn read(path: &Path) -> Result<String, CredentialsError> {
     std::fs::read_to_string(path).map_err(|source| CredentialsError::Read { path: path.to_owned(), source })
+}
+
+/// What is shown with every call, if anything is.
+#[derive(Clone)]
+pub(crate) struct Shown(pub(crate) Option<Bearer>);
+
+impl Interceptor for Shown {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(Bearer(value)) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shown").finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Credentials {
@@ -119,6 +164,7 @@ mod tests {
             ("certificate = 'x'", "missing field `ca`"),
             ("ca = '-----BEGIN '\nkey = '-----BEGIN '", "belong together"),
             ("ca = 'nowhere.pem'", "nowhere.pem"),
+            ("ca = '-----BEGIN '\ntoken = 'a\\u0000'".replace('\'', "\"").as_str(), "characters"),
             ("ca = 'x'\npassword = 'y'", "password"),
         ] {
             let error = load(directory.path(), text).unwrap_err().to_string();

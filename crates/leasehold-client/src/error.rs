@@ -37,6 +37,14 @@ pub enum ConnectError {
         /// The innermost cause.
         why: String,
     },
+    /// The server does not know us.
+    #[error("{server} does not let us in: {why}")]
+    Refused {
+        /// What was asked for.
+        server: Server,
+        /// The server's words.
+        why: String,
+    },
     /// The connection stands, and the first call failed.
     #[error(
         "{server} does not answer: {why}; a server that asks for credentials needs --credentials (LEASEHOLD_CREDENTIALS)"
@@ -74,6 +82,7 @@ pub enum Reason {
     Unproven,
     NoSpace,
     Denied,
+    Unauthenticated,
     ReadOnly,
     Io,
     Stopping,
@@ -100,6 +109,7 @@ impl Reason {
         (Reason::Unproven, "UNPROVEN"),
         (Reason::NoSpace, "NO_SPACE"),
         (Reason::Denied, "DENIED"),
+        (Reason::Unauthenticated, "UNAUTHENTICATED"),
         (Reason::ReadOnly, "READ_ONLY"),
         (Reason::Io, "IO"),
         (Reason::Stopping, "STOPPING"),

@@ -109,6 +109,7 @@ impl fmt::Display for RevokeNotice {
             Some(who) => {
                 let evidence = match who.evidence {
                     Evidence::Verified => "verified",
+                    Evidence::Authenticated => "authenticated",
                     Evidence::Claimed => "as it says",
                 };
                 write!(

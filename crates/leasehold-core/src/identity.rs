@@ -22,6 +22,9 @@ pub struct Identity {
 pub enum Evidence {
     /// The kernel says so (`SO_PEERCRED` on a unix socket, or a request through a mount).
     Verified,
+    /// The host begins with the name by which the peer has shown who it is (a certificate, or a token), and a slash; the rest
+    /// it says itself.
+    Authenticated,
     /// The process says so itself.
     Claimed,
 }

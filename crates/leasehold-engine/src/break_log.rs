@@ -58,6 +58,9 @@ pub struct Who {
     pub program: String,
     /// Whether the kernel vouches for it.
     pub verified: bool,
+    /// Whether the machine is as which tenant it came in, a slash, and what it calls itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub authenticated: bool,
 }
 
 impl From<&Identity> for Who {
@@ -68,6 +71,7 @@ impl From<&Identity> for Who {
             uid: identity.uid,
             program: identity.program.clone(),
             verified: identity.evidence == Evidence::Verified,
+            authenticated: identity.evidence == Evidence::Authenticated,
         }
     }
 }
@@ -79,7 +83,11 @@ impl From<&Who> for Identity {
             pid: who.pid,
             uid: who.uid,
             program: who.program.clone(),
-            evidence: if who.verified { Evidence::Verified } else { Evidence::Claimed },
+            evidence: match who {
+                Who { verified: true, .. } => Evidence::Verified,
+                Who { authenticated: true, .. } => Evidence::Authenticated,
+                _ => Evidence::Claimed,
+            },
         }
     }
 }
@@ -206,7 +214,14 @@ mod tests {
     use super::*;
 
     fn row(id: u64) -> BreakRow {
-        let who = Who { host: "a".into(), pid: 1, uid: 2, program: "p".into(), verified: true };
+        let who = Who {
+            host: "a".into(),
+            pid: 1,
+            uid: 2,
+            program: "p".into(),
+            verified: true,
+            authenticated: false,
+        };
         BreakRow {
             id,
             lease: 1,

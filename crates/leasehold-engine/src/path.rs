@@ -108,6 +108,13 @@ impl StorePath {
         concerned.then(|| StorePath::parse(&format!("{}{rest}", to.0)).ok()).flatten()
     }
 
+    /// Whether this is what `directory` is, or below it.
+    #[must_use]
+    pub fn is_in(&self, directory: &StorePath) -> bool {
+        let rest = self.0.strip_prefix(&directory.0);
+        directory.is_root() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
     /// The entry `name` of this directory.
     ///
     /// # Errors

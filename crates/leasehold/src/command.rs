@@ -26,6 +26,7 @@ mod put;
 mod scrub;
 mod serve;
 mod show;
+mod tenant;
 mod watch;
 
 use crate::command::exit::{Exit, Outcome};
@@ -128,6 +129,8 @@ enum Action {
     Demo(demo::Demo),
     /// Make certificates for a server and its clients
     Cert(cert::Cert),
+    /// Say who may do what in a store
+    Tenant(tenant::Tenant),
     /// Check which promises each design for DMA into files keeps
     Check(check::Check),
     /// Judge whether this host is safe for DMA into files
@@ -206,6 +209,7 @@ async fn perform(command: Command) -> Outcome {
         Action::Hold(action) => action.run(&common).await,
         Action::Demo(action) => action.run().await,
         Action::Cert(action) => action.run(&common).await,
+        Action::Tenant(action) => action.run(&common).await,
         Action::Check(action) => action.run(&common).await,
         Action::Bench(action) => action.run(&common).await,
         Action::Audit(action) => action.run(&common).await,

@@ -5,6 +5,7 @@
 //! stop:  streams end -> engine drains -> calls in flight finish -> ports close
 //! ```
 
+mod asks;
 mod bind;
 mod calls;
 mod metrics;
@@ -15,10 +16,12 @@ mod rows;
 mod sessions;
 pub mod settings;
 mod streams;
+pub(crate) mod tenants;
 pub(crate) mod tls;
 
 use crate::server::bind::{Port, Socket, tcp, unix};
 use crate::server::calls::Calls;
+use crate::server::tenants::Tenants;
 use leasehold_client::proto;
 use leasehold_client::proto::leasehold_server::LeaseholdServer;
 use leasehold_engine::engine::{Engine, StartError, StopError};
@@ -34,6 +37,7 @@ use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 
 pub use bind::BindError;
+pub use tenants::TenantsError;
 pub use tls::TlsError;
 
 /// How long calls in flight may take to finish once the engine has drained.
@@ -65,6 +69,9 @@ pub enum ServeError {
     /// A port or the socket.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// Who may do what.
+    #[error(transparent)]
+    Tenants(#[from] TenantsError),
     /// The certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -108,7 +115,7 @@ impl Server {
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
-        let calls = Calls::new(engine.clone(), stop_streams);
+        let calls = Calls::new(engine.clone(), Tenants::load(directory)?, stop_streams);
         let calls = LeaseholdServer::new(calls).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let routes = Routes::new(calls).add_service(health_service).add_service(reflection);
 

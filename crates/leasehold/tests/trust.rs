@@ -1,16 +1,20 @@
-//! Who may come in: certificates, and what a server without any does.
+//! Who may come in, and what each may see and do: certificates, tokens, tenants, and a server without any.
 
 mod harness;
 
 use harness::{Store, directory, leasehold, pattern, settings};
 use leasehold::server::settings::{Insecure, Settings};
-use leasehold_client::{Client, ConnectError, Credentials, Server};
+use leasehold_client::{
+    Access, Client, ConnectError, Credentials, Evidence, Happening, Reason, Server, Session,
+};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use tokio_stream::StreamExt as _;
 
 /// What `leasehold cert` makes, in a directory.
 struct Authority(TempDir);
@@ -44,6 +48,22 @@ impl Authority {
         self.path(&format!("{name}.toml"))
     }
 
+    /// `leasehold tenant`, on the store.
+    fn tenant(&self, store: &Store, before: &[&str], after: &[&str]) {
+        let mut command = leasehold();
+        command.arg("tenant").args(before).arg(store.directory.path()).args(after);
+        let Output { status, stderr, .. } = command.output().unwrap();
+        assert!(status.success(), "{before:?} {after:?}: {}", String::from_utf8_lossy(&stderr));
+    }
+
+    /// Credentials with a token.
+    fn token(&self, store: &Store, name: &str) -> PathBuf {
+        let (ca, output) = (self.path("ca.pem"), self.path(&format!("{name}-token.toml")));
+        let after = [name, "--ca", ca.to_str().unwrap(), "-o", output.to_str().unwrap()];
+        self.tenant(store, &["token"], &after);
+        output
+    }
+
     async fn serve(&self) -> Store {
         let tls = Some(self.0.path().to_owned());
         Store::start_with(&Settings { tls, insecure: Insecure::No, ..settings() }).await
@@ -53,6 +73,15 @@ impl Authority {
 fn server(host: &str, store: &Store) -> Server {
     let port = store.server.control_address().expect("it listens").port();
     Server::Tcp { host: host.to_owned(), port }
+}
+
+/// Waits for what the server notices by itself.
+async fn until(mut what: impl AsyncFnMut() -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(20);
+    while !what().await {
+        assert!(Instant::now() < give_up, "it did not come");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn connect(server: &Server, credentials: &Path) -> Result<Client, ConnectError> {
@@ -66,6 +95,7 @@ async fn a_client_with_a_certificate_of_the_authority_comes_in_and_nobody_else()
     let store = authority.serve().await;
     let here = server("127.0.0.1", &store);
     let mine = authority.client("train");
+    authority.tenant(&store, &["add"], &["train"]);
     assert_eq!(connect(&here, &mine).await.unwrap().list("/").await.unwrap(), []);
     connect(&server("localhost", &store), &mine).await.unwrap();
 
@@ -76,17 +106,17 @@ async fn a_client_with_a_certificate_of_the_authority_comes_in_and_nobody_else()
     let theirs = stranger.client("train");
     let untrusted = connect(&here, &theirs).await.unwrap_err();
     assert!(matches!(untrusted, ConnectError::Untrusted { .. }), "{untrusted:?}");
-    // Who trusts the right one, and shows a certificate of another, or none, is not let in.
+    // Who trusts the right one, and shows a certificate of another, or none and no token, is not let in.
     let text = std::fs::read_to_string(&theirs).unwrap();
     let (_, identity) = text.split_once("certificate = ").unwrap();
     let forged = authority.path("forged.toml");
     std::fs::write(&forged, format!("ca = 'ca.pem'\ncertificate = {identity}")).unwrap();
     let nobody = authority.path("nobody.toml");
     std::fs::write(&nobody, "ca = 'ca.pem'\n").unwrap();
-    for path in [forged, nobody] {
-        let refused = connect(&here, &path).await.unwrap_err();
-        assert!(matches!(refused, ConnectError::NoAnswer { .. }), "{refused:?}");
-    }
+    let refused = connect(&here, &forged).await.unwrap_err();
+    assert!(matches!(refused, ConnectError::NoAnswer { .. }), "{refused:?}");
+    let refused = connect(&here, &nobody).await.unwrap_err();
+    assert!(matches!(refused, ConnectError::Refused { .. }), "{refused:?}");
     connect(&here, &mine).await.expect("nobody else is harmed");
 }
 
@@ -114,6 +144,7 @@ async fn a_server_is_who_its_certificate_says_and_no_client_can_pose_as_one() {
 async fn with_credentials_the_command_works_over_tls_from_end_to_end() {
     let authority = Authority::with_a_server();
     let store = authority.serve().await;
+    authority.tenant(&store, &["add"], &["train"]);
     let (credentials, local) = (authority.client("train"), authority.path("local"));
     let bytes = pattern(1, 3_000_000);
     std::fs::write(&local, &bytes).unwrap();
@@ -179,4 +210,132 @@ fn keys_are_for_their_owner_only_and_an_authority_is_never_replaced() {
     assert_eq!(again.status.code(), Some(2));
     assert_eq!(std::fs::read_to_string(authority.path("ca.key")).unwrap(), before);
     authority.cert(&["server"], &["localhost"]); // a new one in the place of the old, as when it expires
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_see_and_change_what_is_in_their_path_and_nothing_else() {
+    let authority = Authority::with_a_server();
+    let store = authority.serve().await;
+    let here = server("localhost", &store);
+    let root = store.client().await;
+    for (name, path, access) in
+        [("train", "/train", "write"), ("eval", "/train", "read"), ("other", "/other", "write")]
+    {
+        authority.tenant(&store, &["add"], &[name, "--path", path, "--access", access]);
+    }
+    root.make_directory("/other", false).await.unwrap();
+    let train = connect(&here, &authority.client("train")).await.unwrap();
+    let eval = connect(&here, &authority.token(&store, "eval")).await.unwrap();
+    let other = connect(&here, &authority.token(&store, "other")).await.unwrap();
+
+    train.make_directory("/train", false).await.unwrap();
+    let session = Session::open(&train).await.unwrap();
+    harness::fill(&session, "/train/a", pattern(1, 100_000)).await;
+    assert_eq!(harness::content(&eval, "/train/a").await, pattern(1, 100_000));
+    let reads = Session::open(&eval).await.unwrap();
+    let reading = [harness::want("/train/a", 0, 10, Access::Read)];
+    drop(reads.acquire(&reading, harness::or_refuse()).await.unwrap());
+
+    let writing = [harness::want("/train/a", 0, 10, Access::Overwrite)];
+    let elsewhere = Session::open(&other).await.unwrap();
+    for refused in [
+        reads.acquire(&writing, harness::or_refuse()).await.unwrap_err(),
+        elsewhere.acquire(&writing, harness::or_refuse()).await.unwrap_err(),
+        elsewhere.acquire(&reading, harness::or_refuse()).await.unwrap_err(),
+        eval.truncate("/train/a", 0).await.unwrap_err(),
+        other.stat("/train/a").await.unwrap_err(),
+        other.list("/").await.unwrap_err(),
+        other.rename("/train/a", "/other/a").await.unwrap_err(),
+        other.link("/train/a", "/other/a").await.unwrap_err(),
+        other.clone_file("/train/a", "/other/a", false).await.unwrap_err(),
+        other.copy_range("/train/a", harness::range(0, 10), "/other/a", 0).await.unwrap_err(),
+        eval.link("/train/a", "/train/b").await.unwrap_err(),
+    ] {
+        assert_eq!(refused.reason, Reason::Denied, "{refused}");
+        assert!(refused.message.contains("the tenant "), "{refused}");
+    }
+    // A link leads nowhere, whoever made it.
+    other.symlink("/train", "/other/link").await.unwrap();
+    other.symlink("../train/a", "/other/file").await.unwrap();
+    other.stat("/other/link/a").await.expect_err("it is no directory");
+    let mut pieces = Box::pin(other.read("/other/file", 0, None).await.unwrap());
+    pieces.next().await.unwrap().expect_err("what it names is not read");
+    assert_eq!(harness::content(&root, "/train/a").await, pattern(1, 100_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_hears_of_its_own_path_only_and_others_hear_its_name() {
+    let authority = Authority::with_a_server();
+    let store = authority.serve().await;
+    let here = server("localhost", &store);
+    for name in ["train", "other"] {
+        authority.tenant(&store, &["add"], &[name, "--path", &format!("/{name}")]);
+        store.client().await.make_directory(&format!("/{name}"), false).await.unwrap();
+    }
+    authority.tenant(&store, &["add"], &["boss", "--access", "admin", "--path", "/nowhere"]);
+    let train = connect(&here, &authority.client("train")).await.unwrap();
+    let other = connect(&here, &authority.client("other")).await.unwrap();
+    let boss = connect(&here, &authority.client("boss")).await.unwrap();
+    let mut heard = Box::pin(other.watch().await.unwrap());
+
+    let session = Session::open(&train).await.unwrap();
+    harness::fill(&session, "/train/a", pattern(1, 10_000)).await;
+    let held = harness::lease(&session, "/train/a", 0, 4096).await;
+    let (leases, mine) = (other.leases(None).await.unwrap(), train.leases(None).await.unwrap());
+    assert_eq!((leases.len(), mine.len()), (0, 1));
+    assert_eq!(boss.leases(None).await.unwrap().len(), 1);
+
+    let (truncated, lost) = tokio::join!(train.truncate("/train/a", 0), held.revoked());
+    truncated.unwrap();
+    let by = lost.by.unwrap();
+    assert_eq!(by.evidence, Evidence::Authenticated);
+    assert!(by.host.starts_with("train/"), "{by:?}");
+    assert_eq!(other.breaks(10).await.unwrap().len(), 0);
+    for sees in [&train, &boss] {
+        let breaks = sees.breaks(10).await.unwrap();
+        assert!(breaks[0].breaker.as_ref().unwrap().authenticated, "{breaks:?}");
+    }
+    assert_eq!(other.status().await.unwrap().directory, "");
+    assert_ne!(boss.status().await.unwrap().directory, "");
+
+    // What it hears first is of its own path, though all that happened before.
+    let session = Session::open(&other).await.unwrap();
+    other.create("/other/b").await.unwrap();
+    let _held = harness::lease(&session, "/other/b", 0, 4096).await;
+    match heard.next().await.unwrap().unwrap().what {
+        Happening::Granted { path, .. } => assert_eq!(path, "/other/b"),
+        first => panic!("{first:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_no_tenant_or_not_any_more_is_refused_and_told_why() {
+    let authority = Authority::with_a_server();
+    let store = authority.serve().await;
+    let here = server("localhost", &store);
+    let refused = |error: ConnectError| {
+        assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
+        error.to_string()
+    };
+    let mine = authority.client("train");
+    let says = refused(connect(&here, &mine).await.unwrap_err());
+    assert!(says.contains("\"train\"") && says.contains("leasehold tenant add"), "{says}");
+    authority.tenant(&store, &["add"], &["train"]);
+    until(async || connect(&here, &mine).await.is_ok()).await;
+
+    let (first, second) = (authority.token(&store, "train"), authority.path("second.toml"));
+    let client = connect(&here, &first).await.unwrap();
+    let ca = authority.path("ca.pem");
+    let after = ["train", "--replace", "--ca", ca.to_str().unwrap(), "-o", second.to_str().unwrap()];
+    authority.tenant(&store, &["token"], &after);
+    until(async || client.list("/").await.is_err_and(|error| error.reason == Reason::Unauthenticated)).await;
+    connect(&here, &second).await.unwrap();
+    let says = refused(connect(&here, &first).await.unwrap_err());
+    assert!(says.contains("the token is unknown"), "{says}");
+
+    let client = connect(&here, &mine).await.unwrap();
+    authority.tenant(&store, &["rm"], &["train"]);
+    until(async || client.list("/").await.is_err_and(|error| error.reason == Reason::Unauthenticated)).await;
+    let hashes = std::fs::read_to_string(store.directory.path().join(".leasehold/tenants.toml")).unwrap();
+    assert_eq!(hashes, "");
 }

@@ -45,7 +45,7 @@ async fn connect(common: &Common, text: Option<&str>) -> anyhow::Result<Client> 
 }
 
 fn legend(rows: &[Option<&proto::Identity>]) -> Outcome {
-    if rows.iter().flatten().any(|who| !who.verified) {
+    if rows.iter().flatten().any(|who| !who.verified && !who.authenticated) {
         show::line(CLAIMED_LEGEND)?;
     }
     Ok(())

@@ -63,7 +63,7 @@ enum What {
         #[command(flatten)]
         directory: Directory,
         /// Who it is: lower-case letters, digits, dots and dashes
-        #[arg(value_parser = client_name)]
+        #[arg(value_parser = name_in_a_certificate)]
         name: String,
         /// Write them there instead
         #[arg(short, long, value_name = "FILE")]
@@ -82,7 +82,7 @@ struct Directory {
 }
 
 /// A name that can stand in a certificate, in a configuration, and in a path.
-fn client_name(text: &str) -> Result<String, String> {
+pub(crate) fn name_in_a_certificate(text: &str) -> Result<String, String> {
     let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
     let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     let is_name = text.len() <= 63 && text.chars().all(known) && !text.contains("..");
@@ -197,12 +197,12 @@ fn read(path: &Path) -> anyhow::Result<String> {
     })
 }
 
-fn public(path: &Path, text: &str) -> Outcome {
+pub(crate) fn public(path: &Path, text: &str) -> Outcome {
     write(path, text, 0o644)
 }
 
 /// Only for the owner, from the first moment on.
-fn secret(path: &Path, text: &str) -> Outcome {
+pub(crate) fn secret(path: &Path, text: &str) -> Outcome {
     write(path, text, 0o600)
 }
 
@@ -231,10 +231,10 @@ mod tests {
     #[test]
     fn a_clients_name_is_one_everywhere() {
         for name in ["train-7", "a", "node.rack2", "7"] {
-            assert_eq!(client_name(name).as_deref(), Ok(name));
+            assert_eq!(name_in_a_certificate(name).as_deref(), Ok(name));
         }
         for name in ["", "Train", "a/b", "..", "-a", "a-", "10.0.0.1", "a b", "ü", &"x".repeat(64)] {
-            assert!(client_name(name).is_err(), "{name:?}");
+            assert!(name_in_a_certificate(name).is_err(), "{name:?}");
         }
     }
 }

@@ -131,6 +131,7 @@ pub(crate) fn who(identity: &Identity) -> String {
     let Identity { host, pid, uid, program, evidence } = identity;
     let evidence = match evidence {
         Evidence::Verified => "verified",
+        Evidence::Authenticated => "authenticated",
         Evidence::Claimed => "claimed",
     };
     format!("{program} (pid {pid}, uid {uid} on {host}, {evidence})")
@@ -141,6 +142,7 @@ pub(crate) fn short(identity: Option<&proto::Identity>) -> String {
     match identity {
         None => "-".to_owned(),
         Some(who) if who.verified => format!("{}[{}]", who.program, who.pid),
+        Some(who) if who.authenticated => format!("{}[{}]@{}", who.program, who.pid, who.host),
         Some(who) => format!("{}[{}]@{}?", who.program, who.pid, who.host),
     }
 }
@@ -157,6 +159,7 @@ pub(crate) fn json_who(identity: Option<&proto::Identity>) -> Value {
             "uid": who.uid,
             "program": who.program,
             "verified": who.verified,
+            "authenticated": who.authenticated,
         })
     })
 }
@@ -235,10 +238,17 @@ mod tests {
 
     #[test]
     fn what_is_only_claimed_is_marked() {
-        let mut who =
-            proto::Identity { host: "h".to_owned(), pid: 7, uid: 0, program: "p".to_owned(), verified: true };
+        let mut who = proto::Identity {
+            host: "h".to_owned(),
+            pid: 7,
+            program: "p".to_owned(),
+            verified: true,
+            ..Default::default()
+        };
         assert_eq!(short(Some(&who)), "p[7]");
-        who.verified = false;
+        (who.verified, who.authenticated) = (false, true);
+        assert_eq!(short(Some(&who)), "p[7]@h");
+        who.authenticated = false;
         assert_eq!(short(Some(&who)), "p[7]@h?");
     }
 

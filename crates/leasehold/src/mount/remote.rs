@@ -60,12 +60,16 @@ pub(crate) enum RequestError {
 }
 
 impl Remote {
-    /// A mount of what is at `root` and below. `host` is what its machine is called.
+    /// A mount of what is at `root` and below. `host` is what its machine is called, and `evidence` how far that is true.
     ///
     /// # Errors
     /// The system's, about sockets and threads, or about the store's directory.
-    pub fn start(engine: Engine, root: StorePath, host: String) -> io::Result<(Remote, Replies)> {
-        let callers = Arc::new(Callers { host, under_way: Mutex::default() });
+    pub fn start(
+        engine: Engine,
+        root: StorePath,
+        (host, evidence): (String, Evidence),
+    ) -> io::Result<(Remote, Replies)> {
+        let callers = Arc::new(Callers { host, evidence, under_way: Mutex::default() });
         let mounted = Mounted::new(engine, Nodes::shared(root), Source::Remote(callers.clone()))?;
         let (ours, fusers) = sockets()?;
         let ours = Arc::new(ours);
@@ -128,6 +132,7 @@ impl Stream for Replies {
 /// Who the callers are, by their own machine's word.
 pub(super) struct Callers {
     host: String,
+    evidence: Evidence,
     under_way: Mutex<HashMap<Unique, UnderWay>>,
 }
 
@@ -146,7 +151,7 @@ impl Callers {
     pub fn identity(&self, request: Unique, pid: u32, uid: u32) -> Identity {
         let program = self.under_way().get(&request).and_then(|request| request.program.clone());
         let program = program.unwrap_or_else(|| "unknown".to_owned());
-        Identity { host: self.host.clone(), pid, uid, program, evidence: Evidence::Claimed }
+        Identity { host: self.host.clone(), pid, uid, program, evidence: self.evidence }
     }
 
     /// Told when the caller is interrupted.

@@ -1,12 +1,14 @@
 //! The control plane's calls: parse, ask the engine, answer.
 
 use crate::mount::remote::Remote;
+use crate::server::asks::{Ask, Asks};
 use crate::server::mounts;
-use crate::server::peer;
+use crate::server::peer::Caller;
 use crate::server::refusal::{Refusal, refuse, status};
 use crate::server::rows;
 use crate::server::sessions::{Secret, Sessions};
 use crate::server::streams::{self, Events};
+use crate::server::tenants::Tenants;
 use futures_util::stream::FuturesUnordered;
 use leasehold_client::convert::{self, Malformed};
 use leasehold_client::proto::leasehold_server::Leasehold;
@@ -43,15 +45,48 @@ pub(crate) struct Calls(Arc<Inner>);
 struct Inner {
     engine: Engine,
     sessions: Sessions,
+    tenants: Tenants,
     started: SystemTime,
     /// Becomes true when the server stops: streams that would never end do then.
     stopping: watch::Receiver<bool>,
 }
 
 impl Calls {
-    pub(crate) fn new(engine: Engine, stopping: watch::Receiver<bool>) -> Calls {
+    pub(crate) fn new(engine: Engine, tenants: Tenants, stopping: watch::Receiver<bool>) -> Calls {
         let sessions = Sessions::new(Duration::from_millis(engine.config().session_ttl_ms));
-        Calls(Arc::new(Inner { engine, sessions, started: SystemTime::now(), stopping }))
+        Calls(Arc::new(Inner { engine, sessions, tenants, started: SystemTime::now(), stopping }))
+    }
+
+    /// Takes a call in: who makes it has shown who it is, and may do what the call asks for. Every call begins here, or, if
+    /// its messages come in a stream, with [`Calls::enter_stream`].
+    fn enter<M: Asks>(&self, request: Request<M>) -> Result<(Caller, M), Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let caller = Caller::known(&self.0.tenants, &metadata, extensions)?;
+        self.admit(&caller, &message)?;
+        Ok((caller, message))
+    }
+
+    /// Its first message is to be shown to [`Calls::admit`].
+    fn enter_stream<M>(&self, request: Request<Streaming<M>>) -> Result<(Caller, Streaming<M>), Status> {
+        let (metadata, extensions, messages) = request.into_parts();
+        Ok((Caller::known(&self.0.tenants, &metadata, extensions)?, messages))
+    }
+
+    fn admit(&self, caller: &Caller, message: &impl Asks) -> Result<(), Status> {
+        for ask in message.asks() {
+            match (ask, caller.tenant()) {
+                (Ask::Session(secret), tenant) => {
+                    let name = tenant.map(|tenant| tenant.name.as_str());
+                    // Whose it is, if not the caller's, is not told.
+                    if !self.0.sessions.belongs(&parse_secret(secret)?, name) {
+                        return Err(no_session());
+                    }
+                }
+                (ask, Some(tenant)) => tenant.may(ask)?,
+                (Ask::Read(_) | Ask::Write(_), None) => {}
+            }
+        }
+        Ok(())
     }
 
     fn engine(&self) -> &Engine {
@@ -99,11 +134,22 @@ fn or_refuse<T, E: Refusal + 'static>(result: Result<T, E>) -> Result<T, Status>
 
 #[tonic::async_trait]
 impl Leasehold for Calls {
-    async fn status(&self, _: Request<proto::StatusRequest>) -> Answer<proto::StatusResponse> {
+    async fn status(&self, request: Request<proto::StatusRequest>) -> Answer<proto::StatusResponse> {
+        let (caller, _) = self.enter(request)?;
         let (config, started) = (self.engine().config(), self.engine().started());
         let stats = self.engine().stats().await.unwrap_or_default();
         let frames = stats.frames;
         let bytes = |frames: u32| u64::from(frames) * BLOCK_BYTES;
+        if !caller.sees("/") {
+            // How the server is, and what others do there, is not a tenant's business.
+            return answer(proto::StatusResponse {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                data_address: started.data_address.to_string(),
+                started: Some(self.0.started.into()),
+                grace: Some(convert::duration_out(Duration::from_millis(config.grace_ms))),
+                ..Default::default()
+            });
+        }
         answer(proto::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             directory: config.directory.display().to_string(),
@@ -127,15 +173,15 @@ impl Leasehold for Calls {
         &self,
         request: Request<proto::OpenSessionRequest>,
     ) -> Answer<proto::OpenSessionResponse> {
-        let (_, extensions, message) = request.into_parts();
+        let (caller, message) = self.enter(request)?;
         let engine = self.engine();
         let data = engine.started().data_address;
-        let identity = peer::caller(&extensions, message.caller);
+        let identity = caller.identity(message.caller);
         let known_as = Some((&identity).into());
         let (send, events) = mpsc::channel(EVENTS_MAX);
-        let opened = engine.open_session(identity, peer::data_peer(&extensions, data), send).await;
+        let opened = engine.open_session(identity, caller.data_peer(data), send).await;
         let opened = or_refuse(opened)?;
-        let secret = self.0.sessions.insert(opened.session, events).map_err(|error| {
+        let secret = self.0.sessions.insert(opened.session, caller.name(), events).map_err(|error| {
             engine.close_session(opened.session, "the server has no random numbers");
             status(Reason::Io, format!("no random bytes for the session's secret: {error}"))
         })?;
@@ -154,7 +200,8 @@ impl Leasehold for Calls {
         &self,
         request: Request<proto::KeepAliveRequest>,
     ) -> Answer<proto::KeepAliveResponse> {
-        let secret = parse_secret(&request.get_ref().session)?;
+        let (_, message) = self.enter(request)?;
+        let secret = parse_secret(&message.session)?;
         let session = self.0.sessions.heard(&secret).ok_or_else(no_session)?;
         let heard = self.engine().keep_alive(session);
         if heard.is_err() {
@@ -168,7 +215,8 @@ impl Leasehold for Calls {
         &self,
         request: Request<proto::CloseSessionRequest>,
     ) -> Answer<proto::CloseSessionResponse> {
-        let secret = parse_secret(&request.get_ref().session)?;
+        let (_, message) = self.enter(request)?;
+        let secret = parse_secret(&message.session)?;
         let session = self.0.sessions.remove(&secret).ok_or_else(no_session)?;
         self.engine().close_session(session, "closed by its holder");
         answer(proto::CloseSessionResponse {})
@@ -177,7 +225,8 @@ impl Leasehold for Calls {
     type EventsStream = Events;
 
     async fn events(&self, request: Request<proto::EventsRequest>) -> Answer<Events> {
-        let secret = parse_secret(&request.get_ref().session)?;
+        let (_, message) = self.enter(request)?;
+        let secret = parse_secret(&message.session)?;
         let (session, events) = self.0.sessions.events(&secret).ok_or_else(no_session)?;
         let events = events
             .ok_or_else(|| status(Reason::Invalid, "the session's events go to another call already"))?;
@@ -185,7 +234,7 @@ impl Leasehold for Calls {
     }
 
     async fn acquire(&self, request: Request<proto::AcquireRequest>) -> Answer<proto::AcquireResponse> {
-        let message = request.into_inner();
+        let (_, message) = self.enter(request)?;
         let session = self.session(&message.session)?;
         let wanted = message
             .wants
@@ -213,7 +262,7 @@ impl Leasehold for Calls {
     }
 
     async fn release(&self, request: Request<proto::ReleaseRequest>) -> Answer<proto::ReleaseResponse> {
-        let proto::ReleaseRequest { session, lease, leases } = request.into_inner();
+        let (_, proto::ReleaseRequest { session, lease, leases }) = self.enter(request)?;
         let session = self.session(&session)?;
         let more: FuturesUnordered<_> =
             leases.into_iter().map(|lease| self.engine().release(session, LeaseId(lease))).collect();
@@ -231,7 +280,7 @@ impl Leasehold for Calls {
     }
 
     async fn commit(&self, request: Request<proto::CommitRequest>) -> Answer<proto::CommitResponse> {
-        let message = request.get_ref();
+        let (_, message) = self.enter(request)?;
         let session = self.session(&message.session)?;
         let size = or_refuse(self.engine().commit(session, LeaseId(message.lease), message.crc32c).await)?;
         answer(proto::CommitResponse { size })
@@ -240,7 +289,7 @@ impl Leasehold for Calls {
     type ReadStream = Answers<proto::ReadResponse>;
 
     async fn read(&self, request: Request<proto::ReadRequest>) -> Answer<Self::ReadStream> {
-        let proto::ReadRequest { path, offset, length } = request.into_inner();
+        let (_, proto::ReadRequest { path, offset, length }) = self.enter(request)?;
         let path = parse_path(&path)?;
         // Errors that are there from the start come as the call's status, not in the stream.
         or_refuse(self.engine().stat(&path).await)?;
@@ -248,12 +297,13 @@ impl Leasehold for Calls {
     }
 
     async fn write(&self, request: Request<Streaming<proto::WriteRequest>>) -> Answer<proto::WriteResponse> {
-        let (_, extensions, mut pieces) = request.into_parts();
+        let (caller, mut pieces) = self.enter_stream(request)?;
         let missing = || refuse(&Malformed::Missing("header"));
         let first = pieces.next().await.ok_or_else(missing)??;
         let header = first.header.ok_or_else(missing)?;
+        self.admit(&caller, &header)?;
         let path = parse_path(&header.path)?;
-        let breaker = peer::caller(&extensions, header.caller);
+        let breaker = caller.identity(header.caller);
         let mut size = or_refuse(self.engine().stat(&path).await)?.size;
         let mut offset = header.offset;
         let mut data = first.data;
@@ -272,19 +322,22 @@ impl Leasehold for Calls {
     }
 
     async fn create(&self, request: Request<proto::CreateRequest>) -> Answer<proto::CreateResponse> {
-        let path = parse_path(&request.get_ref().path)?;
+        let (_, message) = self.enter(request)?;
+        let path = parse_path(&message.path)?;
         let stat = or_refuse(self.engine().create(&path).await)?;
         answer(proto::CreateResponse { file: Some(rows::file(stat)) })
     }
 
     async fn stat(&self, request: Request<proto::StatRequest>) -> Answer<proto::StatResponse> {
-        let path = parse_path(&request.get_ref().path)?;
+        let (_, message) = self.enter(request)?;
+        let path = parse_path(&message.path)?;
         let stat = or_refuse(self.engine().stat(&path).await)?;
         answer(proto::StatResponse { file: Some(rows::file(stat)) })
     }
 
     async fn list(&self, request: Request<proto::ListRequest>) -> Answer<proto::ListResponse> {
-        let path = parse_path(&request.get_ref().path)?;
+        let (_, message) = self.enter(request)?;
+        let path = parse_path(&message.path)?;
         let stats = or_refuse(self.engine().list(&path).await)?;
         answer(proto::ListResponse { files: stats.into_iter().map(rows::file).collect() })
     }
@@ -293,7 +346,7 @@ impl Leasehold for Calls {
         &self,
         request: Request<proto::MakeDirectoryRequest>,
     ) -> Answer<proto::MakeDirectoryResponse> {
-        let proto::MakeDirectoryRequest { path, parents } = request.into_inner();
+        let (_, proto::MakeDirectoryRequest { path, parents }) = self.enter(request)?;
         let path = parse_path(&path)?;
         if !parents {
             or_refuse(self.engine().make_directory(&path).await)?;
@@ -318,46 +371,46 @@ impl Leasehold for Calls {
     }
 
     async fn rename(&self, request: Request<proto::RenameRequest>) -> Answer<proto::RenameResponse> {
-        let (_, extensions, message) = request.into_parts();
-        let breaker = peer::caller(&extensions, message.caller);
+        let (caller, message) = self.enter(request)?;
+        let breaker = caller.identity(message.caller);
         let (from, to) = (parse_path(&message.from)?, parse_path(&message.to)?);
         or_refuse(self.engine().rename(&from, &to, breaker).await)?;
         answer(proto::RenameResponse {})
     }
 
     async fn remove(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::RemoveResponse> {
-        let (_, extensions, message) = request.into_parts();
-        let breaker = peer::caller(&extensions, message.caller);
+        let (caller, message) = self.enter(request)?;
+        let breaker = caller.identity(message.caller);
         or_refuse(self.engine().unlink(&parse_path(&message.path)?, breaker).await)?;
         answer(proto::RemoveResponse {})
     }
 
     async fn truncate(&self, request: Request<proto::TruncateRequest>) -> Answer<proto::TruncateResponse> {
-        let (_, extensions, message) = request.into_parts();
-        let breaker = peer::caller(&extensions, message.caller);
+        let (caller, message) = self.enter(request)?;
+        let breaker = caller.identity(message.caller);
         or_refuse(self.engine().truncate(&parse_path(&message.path)?, message.size, breaker).await)?;
         answer(proto::TruncateResponse {})
     }
 
     async fn punch(&self, request: Request<proto::PunchRequest>) -> Answer<proto::PunchResponse> {
-        let (_, extensions, message) = request.into_parts();
-        let breaker = peer::caller(&extensions, message.caller);
+        let (caller, message) = self.enter(request)?;
+        let breaker = caller.identity(message.caller);
         let range = parse_range(message.range)?;
         or_refuse(self.engine().punch(&parse_path(&message.path)?, range, breaker).await)?;
         answer(proto::PunchResponse {})
     }
 
     async fn zero(&self, request: Request<proto::ZeroRequest>) -> Answer<proto::ZeroResponse> {
-        let (_, extensions, message) = request.into_parts();
-        let breaker = peer::caller(&extensions, message.caller);
+        let (caller, message) = self.enter(request)?;
+        let breaker = caller.identity(message.caller);
         let range = parse_range(message.range)?;
         or_refuse(self.engine().zero(&parse_path(&message.path)?, range, breaker).await)?;
         answer(proto::ZeroResponse {})
     }
 
     async fn collapse(&self, request: Request<proto::CollapseRequest>) -> Answer<proto::CollapseResponse> {
-        let (_, extensions, message) = request.into_parts();
-        let breaker = peer::caller(&extensions, message.caller);
+        let (caller, message) = self.enter(request)?;
+        let breaker = caller.identity(message.caller);
         let range = parse_range(message.range)?;
         or_refuse(self.engine().collapse(&parse_path(&message.path)?, range, breaker).await)?;
         answer(proto::CollapseResponse {})
@@ -367,8 +420,8 @@ impl Leasehold for Calls {
         &self,
         request: Request<proto::CloneFileRequest>,
     ) -> Answer<proto::CloneFileResponse> {
-        let (_, extensions, message) = request.into_parts();
-        let breaker = peer::caller(&extensions, message.caller);
+        let (caller, message) = self.enter(request)?;
+        let breaker = caller.identity(message.caller);
         let (from, to) = (parse_path(&message.from)?, parse_path(&message.to)?);
         let shares_blocks = self.engine().clone_file(&from, &to, message.replace, breaker).await;
         answer(proto::CloneFileResponse { shares_blocks: or_refuse(shares_blocks)? })
@@ -378,8 +431,8 @@ impl Leasehold for Calls {
         &self,
         request: Request<proto::CopyRangeRequest>,
     ) -> Answer<proto::CopyRangeResponse> {
-        let (_, extensions, message) = request.into_parts();
-        let breaker = peer::caller(&extensions, message.caller);
+        let (caller, message) = self.enter(request)?;
+        let breaker = caller.identity(message.caller);
         let range = parse_range(message.range)?;
         let (from, to) = (parse_path(&message.from)?, parse_path(&message.to)?);
         let copied = self.engine().copy_range(&from, range, &to, message.offset, breaker).await;
@@ -387,29 +440,31 @@ impl Leasehold for Calls {
     }
 
     async fn link(&self, request: Request<proto::LinkRequest>) -> Answer<proto::LinkResponse> {
-        let proto::LinkRequest { from, to } = request.get_ref();
-        or_refuse(self.engine().link(&parse_path(from)?, &parse_path(to)?).await)?;
+        let (_, proto::LinkRequest { from, to }) = self.enter(request)?;
+        or_refuse(self.engine().link(&parse_path(&from)?, &parse_path(&to)?).await)?;
         answer(proto::LinkResponse {})
     }
 
     async fn symlink(&self, request: Request<proto::SymlinkRequest>) -> Answer<proto::SymlinkResponse> {
-        let proto::SymlinkRequest { target, path } = request.get_ref();
-        or_refuse(self.engine().symlink(target, &parse_path(path)?).await)?;
+        let (_, proto::SymlinkRequest { target, path }) = self.enter(request)?;
+        or_refuse(self.engine().symlink(&target, &parse_path(&path)?).await)?;
         answer(proto::SymlinkResponse {})
     }
 
     async fn read_link(&self, request: Request<proto::ReadLinkRequest>) -> Answer<proto::ReadLinkResponse> {
-        let target = or_refuse(self.engine().read_link(&parse_path(&request.get_ref().path)?).await)?;
+        let (_, message) = self.enter(request)?;
+        let target = or_refuse(self.engine().read_link(&parse_path(&message.path)?).await)?;
         answer(proto::ReadLinkResponse { target })
     }
 
     async fn evict(&self, request: Request<proto::EvictRequest>) -> Answer<proto::EvictResponse> {
-        let bytes = or_refuse(self.engine().evict(&parse_path(&request.get_ref().path)?).await)?;
+        let (_, message) = self.enter(request)?;
+        let bytes = or_refuse(self.engine().evict(&parse_path(&message.path)?).await)?;
         answer(proto::EvictResponse { bytes })
     }
 
     async fn sync(&self, request: Request<proto::SyncRequest>) -> Answer<proto::SyncResponse> {
-        let proto::SyncRequest { path, lease, session, paths } = request.into_inner();
+        let (_, proto::SyncRequest { path, lease, session, paths }) = self.enter(request)?;
         if !session.is_empty() {
             self.session(&session)?;
         }
@@ -426,7 +481,7 @@ impl Leasehold for Calls {
     }
 
     async fn block_map(&self, request: Request<proto::BlockMapRequest>) -> Answer<proto::BlockMapResponse> {
-        let proto::BlockMapRequest { path, range } = request.into_inner();
+        let (_, proto::BlockMapRequest { path, range }) = self.enter(request)?;
         let range = range.map_or(Ok(ByteRange::ALL), |range| parse_range(Some(range)))?;
         answer(rows::block_map(or_refuse(self.engine().block_map(&parse_path(&path)?, range).await)?))
     }
@@ -435,7 +490,8 @@ impl Leasehold for Calls {
         &self,
         request: Request<proto::AttributesRequest>,
     ) -> Answer<proto::AttributesResponse> {
-        let path = parse_path(&request.get_ref().path)?;
+        let (_, message) = self.enter(request)?;
+        let path = parse_path(&message.path)?;
         let attributes = rows::attributes(or_refuse(self.engine().attributes(&path).await)?);
         answer(proto::AttributesResponse { attributes: Some(attributes) })
     }
@@ -444,23 +500,26 @@ impl Leasehold for Calls {
         &self,
         request: Request<proto::SetAttributesRequest>,
     ) -> Answer<proto::SetAttributesResponse> {
-        let proto::SetAttributesRequest { path, attributes } = request.into_inner();
+        let (_, proto::SetAttributesRequest { path, attributes }) = self.enter(request)?;
         let attributes = rows::attributes_in(attributes.unwrap_or_default());
         or_refuse(self.engine().set_attributes(&parse_path(&path)?, attributes).await)?;
         answer(proto::SetAttributesResponse {})
     }
 
     async fn leases(&self, request: Request<proto::LeasesRequest>) -> Answer<proto::LeasesResponse> {
-        let path = parse_some_path(&request.get_ref().path)?;
+        let (caller, message) = self.enter(request)?;
+        let path = parse_some_path(&message.path)?;
         if let Some(path) = &path {
             or_refuse(self.engine().stat(path).await)?;
         }
         let leases = self.engine().leases(path.as_ref()).await;
-        answer(proto::LeasesResponse { leases: leases.iter().map(rows::lease).collect() })
+        let seen = leases.iter().filter(|lease| caller.sees(&lease.path));
+        answer(proto::LeasesResponse { leases: seen.map(rows::lease).collect() })
     }
 
     async fn breaks(&self, request: Request<proto::BreaksRequest>) -> Answer<proto::BreaksResponse> {
-        let limit = match request.get_ref().limit {
+        let (caller, message) = self.enter(request)?;
+        let limit = match message.limit {
             0 => BREAKS_DEFAULT,
             limit => limit as usize,
         };
@@ -468,28 +527,31 @@ impl Leasehold for Calls {
         let breaks = breaks.map_err(|error| {
             status(super::refusal::system(&error), format!("cannot read the break log: {error}"))
         })?;
-        answer(proto::BreaksResponse { breaks: breaks.iter().map(rows::broken).collect() })
+        let seen = breaks.iter().filter(|row| caller.sees(&row.path));
+        answer(proto::BreaksResponse { breaks: seen.map(rows::broken).collect() })
     }
 
     async fn why(&self, request: Request<proto::WhyRequest>) -> Answer<proto::WhyResponse> {
-        let path = parse_path(&request.get_ref().path)?;
+        let (_, message) = self.enter(request)?;
+        let path = parse_path(&message.path)?;
         let waits = or_refuse(self.engine().why(&path).await)?;
         answer(proto::WhyResponse { waits: waits.iter().map(rows::wait).collect() })
     }
 
     type WatchStream = Answers<proto::Event>;
 
-    async fn watch(&self, _: Request<proto::WatchRequest>) -> Answer<Self::WatchStream> {
-        answer(Box::pin(streams::watch(self.engine().watch(), self.0.stopping.clone())))
+    async fn watch(&self, request: Request<proto::WatchRequest>) -> Answer<Self::WatchStream> {
+        let (caller, _) = self.enter(request)?;
+        answer(Box::pin(streams::watch(caller, self.engine().watch(), self.0.stopping.clone())))
     }
 
     type ScrubStream = Answers<proto::ScrubResponse>;
 
     async fn scrub(&self, request: Request<proto::ScrubRequest>) -> Answer<Self::ScrubStream> {
-        let (_, extensions, message) = request.into_parts();
+        let (caller, message) = self.enter(request)?;
         let path = parse_some_path(&message.path)?.unwrap_or(StorePath::ROOT);
         let options = ScrubOptions {
-            adopt: message.adopt.then(|| peer::caller(&extensions, message.caller)),
+            adopt: message.adopt.then(|| caller.identity(message.caller)),
             bytes_per_second: NonZeroU64::new(message.bytes_per_second),
         };
         let found = or_refuse(self.engine().scrub(&path, options).await)?;
@@ -499,21 +561,23 @@ impl Leasehold for Calls {
     type MountStream = Answers<proto::MountResponse>;
 
     async fn mount(&self, request: Request<Streaming<proto::MountRequest>>) -> Answer<Self::MountStream> {
-        let (_, extensions, mut requests) = request.into_parts();
+        let (caller, mut requests) = self.enter_stream(request)?;
         let missing = || refuse(&Malformed::Missing("header"));
         let Some(What::Header(header)) = requests.next().await.ok_or_else(missing)??.what else {
             return Err(missing());
         };
+        self.admit(&caller, &header)?;
         let root = parse_path(&header.path)?;
         if or_refuse(self.engine().stat(&root).await)?.kind != Kind::Directory {
             return Err(refuse(&NamespaceError::NotADirectory { path: root }));
         }
-        let host = peer::host(&extensions, &header.caller.unwrap_or_default());
+        let host = caller.host(&header.caller.unwrap_or_default());
         tracing::info!("{host} mounts {root}");
-        let (remote, replies) = Remote::start(self.engine().clone(), root, host).map_err(|error| {
-            tracing::error!("a mount on another machine was refused: {error}");
-            status(super::refusal::system(&error), format!("the server cannot serve a mount: {error}"))
-        })?;
+        let (remote, replies) = Remote::start(self.engine().clone(), root, (host, caller.evidence()))
+            .map_err(|error| {
+                tracing::error!("a mount on another machine was refused: {error}");
+                status(super::refusal::system(&error), format!("the server cannot serve a mount: {error}"))
+            })?;
         answer(Box::pin(mounts::replies(remote, replies, requests, self.0.stopping.clone())))
     }
 }

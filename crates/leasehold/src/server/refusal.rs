@@ -60,6 +60,7 @@ fn code(reason: Reason) -> Code {
         Reason::Limit | Reason::NoSpace => Code::ResourceExhausted,
         Reason::Mismatch => Code::DataLoss,
         Reason::Denied => Code::PermissionDenied,
+        Reason::Unauthenticated => Code::Unauthenticated,
         Reason::Stopping => Code::Unavailable,
         _ => Code::Internal,
     }

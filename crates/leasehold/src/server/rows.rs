@@ -18,6 +18,7 @@ fn who(who: &Who) -> proto::Identity {
         uid: who.uid,
         program: who.program.clone(),
         verified: who.verified,
+        authenticated: who.authenticated,
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Sessions {
 
 struct Entry {
     id: SessionId,
+    /// The tenant that opened it; `None` for the operator.
+    tenant: Option<String>,
     /// Until the client asks for its events.
     events: Option<mpsc::Receiver<Event>>,
     heard: Instant,
@@ -41,6 +43,7 @@ impl Sessions {
     pub(crate) fn insert(
         &self,
         id: SessionId,
+        tenant: Option<String>,
         events: mpsc::Receiver<Event>,
     ) -> Result<Secret, getrandom::Error> {
         let mut secret = Secret::default();
@@ -48,7 +51,7 @@ impl Sessions {
         let now = Instant::now();
         let mut table = self.table();
         table.retain(|_, entry| now.duration_since(entry.heard) <= self.silence_max);
-        table.insert(secret, Entry { id, events: Some(events), heard: now });
+        table.insert(secret, Entry { id, tenant, events: Some(events), heard: now });
         Ok(secret)
     }
 
@@ -63,6 +66,11 @@ impl Sessions {
         let entry = table.get_mut(secret)?;
         entry.heard = Instant::now();
         Some(entry.id)
+    }
+
+    /// Whether there is such a session, and it was opened by this tenant (`None`: by the operator).
+    pub(crate) fn belongs(&self, secret: &Secret, tenant: Option<&str>) -> bool {
+        self.table().get(secret).is_some_and(|entry| entry.tenant.as_deref() == tenant)
     }
 
     /// The session's events; the second time, `Some` with nothing in it.
@@ -85,9 +93,11 @@ mod tests {
     #[test]
     fn a_session_is_known_by_its_secret_until_it_is_removed_and_gives_its_events_once() {
         let sessions = Sessions::new(Duration::from_secs(60));
-        let secret = sessions.insert(SessionId(7), mpsc::channel(1).1).unwrap();
+        let secret = sessions.insert(SessionId(7), Some("train".to_owned()), mpsc::channel(1).1).unwrap();
         assert_eq!(sessions.get(&secret), Some(SessionId(7)));
         assert_eq!(sessions.get(&[0; 16]), None);
+        assert!(sessions.belongs(&secret, Some("train")));
+        assert!(!sessions.belongs(&secret, Some("other")) && !sessions.belongs(&secret, None));
         assert!(matches!(sessions.events(&secret), Some((SessionId(7), Some(_)))));
         assert!(matches!(sessions.events(&secret), Some((SessionId(7), None))));
         assert_eq!(sessions.remove(&secret), Some(SessionId(7)));
@@ -97,9 +107,9 @@ mod tests {
     #[test]
     fn the_secrets_of_silent_sessions_are_dropped() {
         let sessions = Sessions::new(Duration::ZERO);
-        let first = sessions.insert(SessionId(1), mpsc::channel(1).1).unwrap();
+        let first = sessions.insert(SessionId(1), None, mpsc::channel(1).1).unwrap();
         while sessions.table()[&first].heard.elapsed().is_zero() {}
-        let second = sessions.insert(SessionId(2), mpsc::channel(1).1).unwrap();
+        let second = sessions.insert(SessionId(2), None, mpsc::channel(1).1).unwrap();
         assert_eq!((sessions.get(&first), sessions.get(&second)), (None, Some(SessionId(2))));
     }
 }

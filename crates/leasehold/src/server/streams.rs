@@ -1,5 +1,6 @@
 //! The answers that come in many pieces.
 
+use crate::server::peer::Caller;
 use crate::server::refusal::refuse;
 use crate::server::rows;
 use leasehold_client::proto;
@@ -56,8 +57,9 @@ impl Drop for Events {
     }
 }
 
-/// Everything that happens, until the server stops.
+/// Everything that happens where the caller can see it, until the server stops.
 pub(crate) fn watch(
+    caller: Caller,
     mut events: broadcast::Receiver<Event>,
     mut stopping: watch::Receiver<bool>,
 ) -> ReceiverStream<Result<proto::Event, Status>> {
@@ -66,7 +68,8 @@ pub(crate) fn watch(
         loop {
             let event = tokio::select! {
                 event = events.recv() => match event {
-                    Ok(event) => rows::event(event),
+                    Ok(event) if caller.hears(&event) => rows::event(event),
+                    Ok(_) => continue,
                     Err(broadcast::error::RecvError::Lagged(missed)) => rows::missed(missed),
                     Err(broadcast::error::RecvError::Closed) => return,
                 },

@@ -33,7 +33,7 @@ pub enum TlsError {
     },
 }
 
-/// TLS by the files in `directory`, for clients with a certificate that `ca.pem` signed.
+/// TLS by the files in `directory`. A client shows a certificate that `ca.pem` signed, or none: then a token with each call.
 pub(crate) fn load(directory: &Path) -> Result<ServerTlsConfig, TlsError> {
     let read = |name: &str| {
         let path = directory.join(name);
@@ -43,5 +43,6 @@ pub(crate) fn load(directory: &Path) -> Result<ServerTlsConfig, TlsError> {
     Ok(ServerTlsConfig::new()
         .identity(Identity::from_pem(certificate, key))
         .client_ca_root(Certificate::from_pem(ca))
+        .client_auth_optional(true)
         .timeout(HANDSHAKE))
 }
