@@ -55,7 +55,10 @@ impl Core {
         if let Err(error) = self.admit(id, session, &wants, on_conflict) {
             return self.reply(id, Reply::Acquire(Err(error)), out);
         }
-        self.sessions.get_mut(&session).expect("admitted").requests.insert(id);
+        let owner = self.sessions.get_mut(&session).expect("admitted");
+        owner.requests.insert(id);
+        let tenant = owner.tenant;
+        self.charge(tenant, wants.len(), blocks(&wants));
         let acquire =
             Acquire { session, wants, on_conflict, deadline, waits: false, blocker: None, group: None };
         self.insert_request(id, Kind::Acquire(acquire));
@@ -106,6 +109,9 @@ impl Core {
         }
         if wanted > u64::from(self.config.frames) {
             return Err(AcquireError::ArenaTooSmall { wanted, frames: u64::from(self.config.frames) });
+        }
+        if let Err((limit, max)) = self.fits(session, wants.len(), wanted) {
+            return Err(AcquireError::Limit { limit, max });
         }
         disjoint(wants)?;
         if on_conflict == OnConflict::Refuse
@@ -344,6 +350,10 @@ impl Core {
         let Kind::Acquire(acquire) = self.remove_request(id).kind else { return None };
         if let Some(session) = self.sessions.get_mut(&acquire.session) {
             session.requests.remove(&id);
+            let tenant = session.tenant;
+            if acquire.group.is_none() {
+                self.refund(tenant, acquire.wants.len(), blocks(&acquire.wants));
+            }
         }
         acquire.group
     }
@@ -389,6 +399,11 @@ impl Core {
         };
         self.refuse_acquire(id, error, Outcome::Released, out);
     }
+}
+
+/// How many frames they take.
+pub(crate) fn blocks(wants: &[Want]) -> u64 {
+    wants.iter().map(|want| want.range.blocks().len()).sum()
 }
 
 /// Whether no byte is wanted twice.

@@ -65,6 +65,8 @@ impl Core {
         let owner = self.sessions.get_mut(&session).expect("a live lease has its session");
         owner.leases_wanted += 1;
         owner.requests.insert(id);
+        let tenant = owner.tenant;
+        self.charge(tenant, 1, range.blocks().len());
         let capture = Capture { session, of, range, deadline, blocker: None };
         self.insert_request(id, Kind::Capture(capture));
         self.timers.insert((deadline, Timer::Request(id)));
@@ -93,6 +95,9 @@ impl Core {
         }
         if self.leases.len() + self.leases_wanted >= limits.leases_max {
             return full("leases_max", limits.leases_max as u64);
+        }
+        if let Err((limit, max)) = self.fits(lease.session, 1, range.blocks().len()) {
+            return Err(CommitError::Limit { limit, max });
         }
         // As long as the lease lives, it never gets more.
         if range.blocks().len() > u64::from(self.config.frames - lease.run.frames) {
@@ -135,11 +140,13 @@ impl Core {
         // The lease's frames were loaded from the file.
         self.frames.mix_bytes(run);
         let lease = &self.leases[of];
-        let (session, file) = (lease.session, lease.file);
+        let (session, file, tenant) = (lease.session, lease.file, lease.tenant);
         let mut capture =
             Lease::new(session, lease.identity.clone(), file, range, lease.access, run, self.now);
         capture.state = State::Queued { request };
         capture.of = Some(of);
+        capture.tenant = tenant;
+        self.charge(tenant, 1, range.blocks().len());
         self.file_mut(file).leases.insert(range, capture.access.writes(), id);
         self.sessions.get_mut(&session).expect("a live lease has its session").leases.insert(id, ());
         self.leases.insert(id, Box::new(capture));
@@ -217,6 +224,8 @@ impl Core {
         if let Some(session) = self.sessions.get_mut(&capture.session) {
             session.leases_wanted -= 1;
             session.requests.remove(&id);
+            let tenant = session.tenant;
+            self.refund(tenant, 1, capture.range.blocks().len());
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::file::File;
 use crate::frame::FrameTable;
 use crate::holder::Ask;
-use crate::ids::{BreakId, FileId, FrameId, LeaseId, RequestId, SessionId, Tick, WriteId};
+use crate::ids::{BreakId, FileId, FrameId, LeaseId, RequestId, SessionId, TenantId, Tick, WriteId};
 use crate::input::Input;
 use crate::lease::Lease;
 use crate::output::Output;
@@ -16,6 +16,7 @@ use crate::request::Request;
 use crate::schemes;
 use crate::session::Session;
 use crate::sparse::SparseTable;
+use crate::tenant::Tenant;
 use crate::writeback::Writeback;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -59,6 +60,7 @@ pub struct Core {
     /// Of everything else.
     pub(crate) last_id: Last,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
+    pub(crate) tenants: BTreeMap<TenantId, Tenant>,
     pub(crate) files: BTreeMap<FileId, File>,
     pub(crate) leases: SparseTable<LeaseId, Box<Lease>>,
     /// Captures that are leases by now, by the lease that they capture, as they came.
@@ -141,6 +143,7 @@ impl Core {
             last_lease: Last(0),
             last_id: Last(0),
             sessions: BTreeMap::from([(SessionId::LOCAL, Session::local())]),
+            tenants: BTreeMap::new(),
             files: BTreeMap::new(),
             leases: SparseTable::default(),
             captures: BTreeMap::new(),
@@ -201,6 +204,7 @@ impl Core {
         match input {
             Input::Tick => {}
             Input::SessionOpened { session, identity } => self.open_session(session, identity, out),
+            Input::SessionShares { session, tenant, share } => self.session_shares(session, tenant, share),
             Input::SessionEnded { session } => self.end_session(session, None, out),
             Input::Poisoned { session } => self.poison_session(session, out),
             Input::EndpointGone { session } => self.work.frames |= self.frames.end_quarantine(session),

@@ -24,6 +24,10 @@ id!(
     SessionId(u64), "s"
 );
 id!(
+    /// Whose a session is: the sessions of one tenant share what it may have.
+    TenantId(u32), "t"
+);
+id!(
     /// An open file. The engine keeps the relation to names; hard links share one id.
     FileId(u64), "f"
 );

@@ -1,10 +1,19 @@
 //! What can happen.
 
 use crate::identity::Identity;
-use crate::ids::{FileId, LeaseId, RequestId, SessionId, Tick, WriteId};
+use crate::ids::{FileId, LeaseId, RequestId, SessionId, TenantId, Tick, WriteId};
 use crate::range::ByteRange;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+
+/// How much the sessions of a tenant may have at once, all together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Share {
+    /// Leases, granted or wanted.
+    pub leases_max: usize,
+    /// Frames of these.
+    pub frames_max: u32,
+}
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -15,6 +24,8 @@ pub enum Input {
     /// A client has come. One too many is answered by `Output::Disconnect`. Opening `LOCAL`, which is always there, only
     /// says who it is.
     SessionOpened { session: SessionId, identity: Arc<Identity> },
+    /// The session, which has nothing yet, is of this tenant, whose sessions have at most this share from now on, all together.
+    SessionShares { session: SessionId, tenant: TenantId, share: Share },
     /// A client has gone, or must go. Its leases end, its keys are fenced, its acquires are refused, and it is
     /// disconnected. Commits that it had sent take effect.
     SessionEnded { session: SessionId },

@@ -13,7 +13,7 @@ use crate::breaks::Outcome;
 use crate::core::{Core, Timer};
 use crate::frame::Owner;
 use crate::identity::Identity;
-use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick};
+use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, TenantId, Tick};
 use crate::input::{Access, Fault, Want};
 use crate::output::{CommitError, Loader, NoSuchLease, Notice, Output, Reply, RevokeReason};
 use crate::phase::{PhaseId, PhaseOwner};
@@ -28,6 +28,8 @@ use alloc::vec::Vec;
 pub(crate) struct Lease {
     pub session: SessionId,
     pub identity: Arc<Identity>,
+    /// To whose share it counts.
+    pub tenant: Option<TenantId>,
     pub file: FileId,
     pub range: ByteRange,
     pub access: Access,
@@ -122,6 +124,7 @@ impl Lease {
         Lease {
             session,
             identity,
+            tenant: None,
             file,
             range,
             access,
@@ -198,7 +201,7 @@ impl Core {
         owner.leases.insert(id, ());
         let Want { file, range, access } = want;
         let mut lease = Lease::new(session, owner.identity.clone(), file, range, access, run, self.now);
-        lease.request = Some(request);
+        (lease.request, lease.tenant) = (Some(request), owner.tenant);
         self.leases.insert(id, Box::new(lease));
         self.file_mut(file).leases.insert(range, access.writes(), id);
         self.break_for_those_who_wait(id, out);
@@ -447,6 +450,7 @@ impl Core {
         if let Some(session) = self.sessions.get_mut(&lease.session) {
             session.leases.remove(id);
         }
+        self.refund(lease.tenant, 1, lease.range.blocks().len());
         for broken in lease.breaks {
             self.end_break(broken, outcome, out);
         }

@@ -57,6 +57,7 @@ pub mod schemes;
 mod session;
 mod sparse;
 mod sync;
+mod tenant;
 #[allow(missing_docs, reason = "the fields of a variant are named for their types and for its comment")]
 pub mod view;
 #[allow(missing_docs, reason = "the fields of a variant are named for their types and for its comment")]

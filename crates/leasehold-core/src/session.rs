@@ -6,7 +6,7 @@
 use crate::breaks::Outcome;
 use crate::core::Core;
 use crate::identity::{Evidence, Identity};
-use crate::ids::{LeaseId, RequestId, SessionId};
+use crate::ids::{LeaseId, RequestId, SessionId, TenantId};
 use crate::input::Access;
 use crate::lease::{Ending, State};
 use crate::output::{AcquireError, CommitError, NoSuchLease, Output, RevokeReason};
@@ -21,6 +21,8 @@ use alloc::vec::Vec;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Session {
     pub identity: Arc<Identity>,
+    /// With whose other sessions it shares what one may have.
+    pub tenant: Option<TenantId>,
     /// Its leases in any state.
     pub leases: SparseTable<LeaseId, ()>,
     /// Leases that these will need.
@@ -36,6 +38,7 @@ impl Session {
     fn new(identity: Arc<Identity>) -> Session {
         Session {
             identity,
+            tenant: None,
             leases: SparseTable::default(),
             leases_wanted: 0,
             requests: BTreeSet::new(),
@@ -92,12 +95,12 @@ impl Core {
                 self.revoke(lease, RevokeReason::SessionEnded, out);
             }
         }
-        if let Some(session) = self.sessions.remove(&id)
-            && id == SessionId::LOCAL
-        {
+        let Some(session) = self.sessions.remove(&id) else { return };
+        if id == SessionId::LOCAL {
             let left = Session { leases: session.leases, ..Session::new(identity) };
             self.sessions.insert(id, left);
         }
+        self.session_shares_no_more(session.tenant);
     }
 
     /// The session's data stream has failed a checksum: whatever it wrote and has not committed cannot be trusted.

@@ -1,8 +1,9 @@
 //! Promises that a state can break, and does under some schemes.
 
+use crate::acquire::blocks;
 use crate::core::{Core, Timer};
 use crate::frame::Owner;
-use crate::ids::{LeaseId, RequestId, Tick};
+use crate::ids::{LeaseId, RequestId, SessionId, TenantId, Tick};
 use crate::lease::{Ending, State, Step};
 use crate::range::Run;
 use crate::read::{Read, ReadStage};
@@ -117,6 +118,22 @@ impl Core {
         Ok(())
     }
 
+    /// The leases and frames of a tenant, and of its requests that have none yet.
+    fn counted(&self, tenant: TenantId) -> (usize, u64) {
+        let leases = self.leases.iter().filter(|(_, lease)| lease.tenant == Some(tenant));
+        let leases = leases.map(|(_, lease)| (1, lease.range.blocks().len()));
+        let is_its =
+            |session: &SessionId| self.sessions.get(session).is_some_and(|it| it.tenant == Some(tenant));
+        let requests = self.requests.values().filter_map(|request| match &request.kind {
+            Kind::Acquire(acquire) if acquire.group.is_none() && is_its(&acquire.session) => {
+                Some((acquire.wants.len(), blocks(&acquire.wants)))
+            }
+            Kind::Capture(capture) if is_its(&capture.session) => Some((1, capture.range.blocks().len())),
+            _ => None,
+        });
+        leases.chain(requests).fold((0, 0), |sum, more| (sum.0 + more.0, sum.1 + more.1))
+    }
+
     /// Tables that mirror each other agree.
     fn check_tables(&self) -> Result<(), String> {
         let sound = |sound: bool, what: &str| if sound { Ok(()) } else { Err(String::from(what)) };
@@ -164,6 +181,10 @@ impl Core {
         let captures: usize = self.captures.values().map(VecDeque::len).sum();
         let leases = self.leases.iter().filter(|(_, lease)| lease.of.is_some()).count();
         sound(captures == leases, "a capture is in no line")?;
+        for (id, tenant) in &self.tenants {
+            let (leases, frames) = self.counted(*id);
+            sound((leases, frames) == (tenant.leases, tenant.frames), "what a tenant has is miscounted")?;
+        }
         for id in &self.frame_queue {
             sound(self.requests.contains_key(id), "a request that is gone is in line for frames")?;
         }

@@ -3,8 +3,8 @@
 mod world;
 
 use leasehold_core::breaks::Outcome;
-use leasehold_core::ids::{FileId, LeaseId, SessionId};
-use leasehold_core::input::{Access, Change, Fault, Input, OnConflict};
+use leasehold_core::ids::{FileId, LeaseId, SessionId, TenantId};
+use leasehold_core::input::{Access, Change, Fault, Input, OnConflict, Share};
 use leasehold_core::output::{
     AcquireError, ChangeError, CommitError, NoSuchLease, Notice, Operation, Output, ReadError, Reply,
     RevokeReason, SyncError,
@@ -1725,4 +1725,54 @@ fn a_crowd_that_wants_the_same_byte_is_served_one_by_one_without_looking_at_all_
     }
     assert!(started.elapsed().as_secs() < 20, "a crowd of {crowd} took {:?}", started.elapsed());
     assert_eq!(core.stats().leases, 0);
+}
+
+#[test]
+fn a_tenant_that_has_its_share_is_refused_at_once_and_nobody_else_is() {
+    let mut world = world();
+    for (session, tenant) in [(11, 7), (12, 7), (13, 8)] {
+        let share = Share { leases_max: 3, frames_max: 8 };
+        world.step(Input::SessionOpened { session: SessionId(session), identity: who("tenant") });
+        world.step(Input::SessionShares { session: SessionId(session), tenant: TenantId(tenant), share });
+    }
+    let limit = |world: &World, request| match world.acquire_error(request) {
+        Some(AcquireError::Limit { limit, max }) => (limit, max),
+        other => panic!("{other:?}"),
+    };
+    let (leases, frames) =
+        (("the tenant's leases_max", 3), ("the tenant's arena_max, in frames of 4 KiB,", 8));
+
+    let first = world.lease(11, 1, kib(0, 16), Update);
+    let refused = world.ask_acquire(12, &[want(1, kib(100, 120), Overwrite)], Wait, 1000);
+    assert_eq!(limit(&world, refused), frames, "both sessions are of one tenant");
+    let waiting = world.ask_acquire(12, &[want(1, kib(0, 4), Overwrite)], Wait, 1000);
+    let refused = world.ask_acquire(11, &[want(1, kib(100, 116), Overwrite)], Wait, 1000);
+    assert_eq!(limit(&world, refused), frames, "what it waits for counts");
+    let capture = world.ask_capture(11, first, kib(0, 4), 1000);
+    let refused = world.ask_capture(11, first, kib(4, 8), 1000);
+    let (name, max) = leases;
+    assert_eq!(world.capture_reply(refused), Some(Err(CommitError::Limit { limit: name, max })));
+    let refused = world.ask_acquire(11, &[want(1, kib(100, 101), Overwrite)], Wait, 1000);
+    assert_eq!(limit(&world, refused), leases);
+    // Another tenant, and one of the server's clients that is nobody's, have what they want.
+    world.lease(13, 2, kib(0, 32), Overwrite);
+    world.lease(3, 2, kib(32, 64), Overwrite);
+
+    // What is given up, committed, or ends with its session is there again.
+    world.cancel(waiting);
+    world.run();
+    assert!(matches!(world.capture_reply(capture), Some(Ok(_))));
+    world.ask_commit(11, first);
+    world.run();
+    let all = world.lease(12, 1, kib(100, 132), Overwrite);
+    world.step(Input::SessionEnded { session: SessionId(12) });
+    let refused = world.ask_acquire(11, &[want(1, kib(0, 4), Overwrite)], Wait, 1000);
+    assert_eq!(limit(&world, refused), frames, "until {all} is fenced");
+    world.run();
+    world.lease(11, 1, kib(0, 32), Overwrite);
+    for session in [11, 13] {
+        world.step(Input::SessionEnded { session: SessionId(session) });
+    }
+    world.run();
+    world.wind_down();
 }

@@ -12,6 +12,7 @@ use crate::metrics::Counters;
 use crate::open_files::{OpenFiles, Opening, Pinned};
 use crate::pages::{Keeper, WriteBack};
 use crate::path::StorePath;
+pub use crate::session::Tenant;
 use crate::session::{LINGERING_MAX, Sessions, TokenGate};
 use crate::storage::{Detail, Mismatch, NamespaceError, OpenError, Opened, Storage, StorageConfig};
 use crate::sync::{self, Mutex, blocking};
@@ -189,10 +190,10 @@ pub enum OpenSessionError {
     #[error("the server is stopping; connect to it again once it is back")]
     Stopping,
     /// A limit.
-    #[error(
-        "limit reached: sessions_max is {max}; close sessions, or raise it in the server's configuration"
-    )]
+    #[error("limit reached: {limit} is {max}; close sessions, or raise it in the server's configuration")]
     Limit {
+        /// Which.
+        limit: &'static str,
         /// The limit.
         max: usize,
     },
@@ -455,7 +456,7 @@ impl Engine {
         Ok(blocking(move || storage.stop()).await?)
     }
 
-    /// Opens a session. `peer` is where its data connection will come from; `events` hears of its leases, and of its
+    /// Opens a session, of a tenant if it is one's. `peer` is where its data connection will come from; `events` hears of its leases, and of its
     /// end last.
     ///
     /// # Errors
@@ -463,6 +464,7 @@ impl Engine {
     pub async fn open_session(
         &self,
         identity: Identity,
+        tenant: Option<Tenant>,
         peer: IpAddr,
         events: mpsc::Sender<Event>,
     ) -> Result<OpenSession, OpenSessionError> {
@@ -470,10 +472,15 @@ impl Engine {
             return Err(OpenSessionError::Stopping);
         }
         let max = self.0.config.limits.sessions_max;
-        let session = self.0.sessions.open(events, max).ok_or(OpenSessionError::Limit { max })?;
+        let session = self.0.sessions.open(events, max, tenant.as_ref());
+        let session = session.map_err(|(limit, max)| OpenSessionError::Limit { limit, max })?;
         let token = self.0.sessions.token(session.id, peer).map_err(OpenSessionError::Random)?;
         let identity = Arc::new(identity);
         self.0.driver.send(Work::Input(Input::SessionOpened { session: session.id, identity }));
+        if let Some(Tenant { id, share, .. }) = tenant {
+            let session = session.id;
+            self.0.driver.send(Work::Input(Input::SessionShares { session, tenant: id, share }));
+        }
         Ok(OpenSession { session: session.id, token })
     }
 

@@ -9,8 +9,8 @@ use crate::event::Event;
 use crate::storage::Detail;
 use crate::sync::{self, Mutex, MutexGuard};
 use bytes::Bytes;
-use leasehold_core::ids::{LeaseId, RequestId, SessionId};
-use leasehold_core::input::{Access, Input};
+use leasehold_core::ids::{LeaseId, RequestId, SessionId, TenantId};
+use leasehold_core::input::{Access, Input, Share};
 use leasehold_core::range::ByteRange;
 use leasehold_fabric::message::{Captured, Committed, Fetched, Message, Status};
 use leasehold_fabric::{Admitted, CloseReason, Endpoint, Gate, Handler, OperationError, Remote, Source, Tag};
@@ -31,6 +31,17 @@ const NO_LEASE: &str = "no such lease of this session: it was never granted, or 
 
 /// What a peer shows when it connects to the data port.
 pub type Token = [u8; 16];
+
+/// Whose sessions share what one may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    /// The tenant.
+    pub id: TenantId,
+    /// How many sessions it may have.
+    pub sessions_max: usize,
+    /// What these may have at once, all together.
+    pub share: Share,
+}
 
 /// All sessions, and the tokens that wait for their connection.
 pub(crate) struct Sessions {
@@ -55,6 +66,7 @@ struct Ticket {
 /// One session, as the threads of the engine share it.
 pub(crate) struct Session {
     pub(crate) id: SessionId,
+    tenant: Option<TenantId>,
     events: mpsc::Sender<Event>,
     /// Requests of its data stream that are not answered.
     in_flight: AtomicUsize,
@@ -86,11 +98,22 @@ impl Sessions {
         Sessions { table: Mutex::new(Table { next: 1, ..Table::default() }), ttl, token_ttl }
     }
 
-    /// A new session, not heard of by the core yet; `None` if there are `max`.
-    pub(crate) fn open(&self, events: mpsc::Sender<Event>, max: usize) -> Option<Arc<Session>> {
+    /// A new session, not heard of by the core yet. `Err` if there are `max`, or so many of its tenant: the limit.
+    pub(crate) fn open(
+        &self,
+        events: mpsc::Sender<Event>,
+        max: usize,
+        tenant: Option<&Tenant>,
+    ) -> Result<Arc<Session>, (&'static str, usize)> {
         let mut table = self.lock();
         if table.sessions.len() >= max {
-            return None;
+            return Err(("sessions_max", max));
+        }
+        if let Some(Tenant { id, sessions_max, .. }) = tenant {
+            let theirs = table.sessions.values().filter(|session| session.tenant == Some(*id)).count();
+            if theirs >= *sessions_max {
+                return Err(("the tenant's sessions_max", *sessions_max));
+            }
         }
         let id = SessionId(table.next);
         table.next += 1;
@@ -100,10 +123,15 @@ impl Sessions {
             keys: HashMap::new(),
             lingering: VecDeque::new(),
         };
-        let session =
-            Arc::new(Session { id, events, in_flight: AtomicUsize::new(0), state: Mutex::new(state) });
+        let session = Arc::new(Session {
+            id,
+            tenant: tenant.map(|tenant| tenant.id),
+            events,
+            in_flight: AtomicUsize::new(0),
+            state: Mutex::new(state),
+        });
         table.sessions.insert(id, session.clone());
-        Some(session)
+        Ok(session)
     }
 
     /// An id for a session of the server's own, which has no entry here: it fills its frames itself.

@@ -8,6 +8,7 @@
 mod asks;
 mod bind;
 mod calls;
+mod door;
 mod metrics;
 mod mounts;
 pub(crate) mod peer;
@@ -29,12 +30,10 @@ use settings::{Insecure, Settings};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
 
 pub use bind::BindError;
 pub use tenants::TenantsError;
@@ -115,7 +114,7 @@ impl Server {
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
-        let calls = Calls::new(engine.clone(), Tenants::load(directory)?, stop_streams);
+        let calls = Calls::new(engine.clone(), Tenants::load(directory, engine.config())?, stop_streams);
         let calls = LeaseholdServer::new(calls).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let routes = Routes::new(calls).add_service(health_service).add_service(reflection);
 
@@ -125,7 +124,7 @@ impl Server {
         if let Some(Port { listener, .. }) = control {
             let over_tcp = by_tcp
                 .add_routes(routes.clone())
-                .serve_with_incoming_shutdown(incoming(listener), told(close.clone()));
+                .serve_with_incoming_shutdown(door::guests(listener, settings.door()), told(close.clone()));
             serving.spawn(async move { log_end("control plane", over_tcp.await) });
         }
         let over_unix = builder()
@@ -221,12 +220,6 @@ fn builder() -> tonic::transport::Server {
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
 }
 
-/// Connections whose small messages go out at once: an answer behind an event would otherwise wait 40 ms for the peer's
-/// acknowledgement. The router's own setting is for listeners that it makes itself.
-fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
-}
-
 /// Returns once it is told, or nobody is left to tell.
 async fn told(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|told| *told).await;
@@ -242,21 +235,4 @@ fn log_end<E: std::fmt::Display>(what: &str, ended: Result<(), E>) {
 #[must_use]
 pub fn default_socket(directory: &Path) -> PathBuf {
     directory.join(".leasehold/control.sock")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_util::StreamExt as _;
-
-    /// An acquire over TCP once took 40 ms: its answer waited behind the event that tells of the grant.
-    #[tokio::test]
-    async fn what_is_sent_on_a_control_connection_does_not_wait_for_what_was_sent_before() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut incoming = incoming(listener);
-        let (connected, accepted) = tokio::join!(tokio::net::TcpStream::connect(address), incoming.next());
-        assert!(accepted.unwrap().unwrap().nodelay().unwrap());
-        drop(connected.unwrap());
-    }
 }

@@ -339,3 +339,43 @@ async fn who_is_no_tenant_or_not_any_more_is_refused_and_told_why() {
     let hashes = std::fs::read_to_string(store.directory.path().join(".leasehold/tenants.toml")).unwrap();
     assert_eq!(hashes, "");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_has_its_share_is_told_which_and_nobody_else_notices() {
+    let authority = Authority::with_a_server();
+    let store = authority.serve().await;
+    let here = server("localhost", &store);
+    let few = ["train", "--sessions-max", "2", "--leases-max", "3", "--arena-max", "64K"];
+    authority.tenant(&store, &["add"], &few);
+    authority.tenant(&store, &["add"], &["other"]);
+    let train = connect(&here, &authority.client("train")).await.unwrap();
+    let other = connect(&here, &authority.client("other")).await.unwrap();
+    train.create("/a").await.unwrap();
+
+    let (one, two) = (Session::open(&train).await.unwrap(), Session::open(&train).await.unwrap());
+    let says = Session::open(&train).await.unwrap_err().to_string();
+    assert!(says.contains("the tenant's sessions_max is 2"), "{says}");
+    let theirs = Session::open(&other).await.unwrap();
+
+    let want =
+        |start: u64, kib: u64| [harness::want("/a", start << 10, (start + kib) << 10, Access::Overwrite)];
+    let held = one.acquire(&want(0, 60), harness::or_refuse()).await.unwrap();
+    let full = two.acquire(&want(100, 8), harness::or_wait(10_000)).await.unwrap_err();
+    assert_eq!(full.reason, Reason::Limit);
+    assert!(full.message.contains("the tenant's arena_max"), "{full}");
+    let mut more = two.acquire(&want(100, 4), harness::or_refuse()).await.unwrap();
+    drop(held);
+    // What is dropped is let go in the background.
+    until(async || {
+        let next = two.acquire(&want(200 + 10 * more.len() as u64, 4), harness::or_refuse()).await;
+        more.extend(next.unwrap_or_default());
+        more.len() == 3
+    })
+    .await;
+    let full = two.acquire(&want(300, 4), harness::or_refuse()).await.unwrap_err();
+    assert!(full.message.contains("the tenant's leases_max is 3"), "{full}");
+    drop(theirs.acquire(&want(1000, 10_000), harness::or_refuse()).await.unwrap());
+
+    one.close().await;
+    until(async || Session::open(&train).await.is_ok()).await;
+}

@@ -9,8 +9,8 @@
 
 use leasehold_core::breaks::{Break, Outcome};
 use leasehold_core::identity::{Evidence, Identity};
-use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, Tick};
-use leasehold_core::input::{Access, Change, Fault, Input, OnConflict, Want};
+use leasehold_core::ids::{FileId, LeaseId, RequestId, SessionId, TenantId, Tick};
+use leasehold_core::input::{Access, Change, Fault, Input, OnConflict, Share, Want};
 use leasehold_core::output::{
     AcquireError, ChangeError, CommitError, Committed, Loader, Notice, Output, ReadError, ReadReady, Reply,
     RevokeReason, SyncError,
@@ -214,6 +214,7 @@ impl World {
         for session in 1..=3 {
             let identity = who(&format!("client{session}"));
             world.step(Input::SessionOpened { session: SessionId(session), identity });
+            world.share(session);
         }
         for file in 1..=2 {
             world.open(file, 0);
@@ -228,6 +229,15 @@ impl World {
             self.sessions[at] = self.last_session;
             let identity = who(&format!("client{}", self.last_session));
             self.step(Input::SessionOpened { session: SessionId(self.last_session), identity });
+            self.share(self.last_session);
+        }
+    }
+
+    /// Two of three are of one tenant, which can have all: so that what it has is counted whatever happens.
+    fn share(&mut self, session: u64) {
+        if !session.is_multiple_of(3) {
+            let share = Share { leases_max: usize::MAX, frames_max: u32::MAX };
+            self.step(Input::SessionShares { session: SessionId(session), tenant: TenantId(1), share });
         }
     }
 

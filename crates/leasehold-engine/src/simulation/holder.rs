@@ -27,8 +27,12 @@ pub(super) fn hold(life: &Life, number: u64) {
             return;
         }
         let (send, events) = tokio::sync::mpsc::channel(256);
-        let opened =
-            block_on(life.engine.open_session(who(&format!("holder {number}")), [127, 0, 0, 1].into(), send));
+        let opened = block_on(life.engine.open_session(
+            who(&format!("holder {number}")),
+            None,
+            [127, 0, 0, 1].into(),
+            send,
+        ));
         let Ok(opened) = opened else { return };
         let (send, heard) = mpsc::channel();
         let ear = Box::new(Ear(send));

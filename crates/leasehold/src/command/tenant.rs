@@ -5,11 +5,11 @@ use crate::command::cert::{name_in_a_certificate, public, secret};
 use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::show;
 use crate::server::tenants::{self, Access, Entries, Entry};
+use crate::size::Size;
 use anyhow::Context as _;
 use clap::ValueEnum as _;
 use leasehold_engine::path::StorePath;
 use serde_json::json;
-use std::collections::btree_map;
 use std::path::{Path, PathBuf};
 
 /// Say who may do what in a store
@@ -24,7 +24,7 @@ pub(crate) struct Tenant {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Add a tenant, or change what it may do
+    /// Add a tenant, or change what it may do (what is not given has its default again; its tokens stay)
     Add {
         #[command(flatten)]
         store: Store,
@@ -37,6 +37,15 @@ enum What {
         /// What it may do there
         #[arg(long, value_name = "WHAT", default_value = "write")]
         access: Access,
+        /// How many sessions it may have [default: a quarter of the server's]
+        #[arg(long, value_name = "N")]
+        sessions_max: Option<usize>,
+        /// How many leases these may have at once [default: a quarter of the server's]
+        #[arg(long, value_name = "N")]
+        leases_max: Option<usize>,
+        /// How much of the arena under these [default: half of it]
+        #[arg(long, value_name = "SIZE")]
+        arena_max: Option<Size>,
     },
     /// Make a token for it: one more, or the only one
     Token {
@@ -112,18 +121,14 @@ fn unknown(name: &str) -> Failure {
 impl Tenant {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
         match self.what {
-            What::Add { store, name, path, access } => store.change(|entries| {
-                match entries.entry(name) {
-                    btree_map::Entry::Occupied(mut old) => {
-                        let old = old.get_mut();
-                        (old.path, old.access) = (path, access);
-                    }
-                    btree_map::Entry::Vacant(new) => {
-                        new.insert(Entry { path, access, tokens: Vec::new() });
-                    }
-                }
-                Ok(())
-            }),
+            What::Add { store, name, path, access, sessions_max, leases_max, arena_max } => {
+                store.change(|entries| {
+                    let new = Entry { path, access, sessions_max, leases_max, arena_max, tokens: Vec::new() };
+                    let tokens = entries.remove(&name).map(|old| old.tokens).unwrap_or_default();
+                    entries.insert(name, Entry { tokens, ..new });
+                    Ok(())
+                })
+            }
             What::Token { store, name, ca, output, replace } => {
                 let ca =
                     std::fs::read_to_string(&ca).with_context(|| format!("cannot read {}", ca.display()))?;

@@ -179,7 +179,7 @@ impl Leasehold for Calls {
         let identity = caller.identity(message.caller);
         let known_as = Some((&identity).into());
         let (send, events) = mpsc::channel(EVENTS_MAX);
-        let opened = engine.open_session(identity, caller.data_peer(data), send).await;
+        let opened = engine.open_session(identity, caller.shares(), caller.data_peer(data), send).await;
         let opened = or_refuse(opened)?;
         let secret = self.0.sessions.insert(opened.session, caller.name(), events).map_err(|error| {
             engine.close_session(opened.session, "the server has no random numbers");

@@ -4,6 +4,7 @@ use crate::server::refusal::status;
 use crate::server::tenants::{Tenant, Tenants};
 use leasehold_client::{Reason, proto};
 use leasehold_core::identity::{Evidence, Identity};
+use leasehold_engine::engine;
 use leasehold_engine::event::Event;
 use leasehold_engine::path::StorePath;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -48,6 +49,11 @@ impl Caller {
     /// The tenant, unless it is the operator.
     pub(crate) fn tenant(&self) -> Option<&Tenant> {
         self.tenant.as_deref()
+    }
+
+    /// What its sessions may have, all together.
+    pub(crate) fn shares(&self) -> Option<engine::Tenant> {
+        self.tenant().map(|tenant| tenant.shares)
     }
 
     pub(crate) fn name(&self) -> Option<String> {

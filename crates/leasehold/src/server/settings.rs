@@ -1,5 +1,6 @@
 //! What the operator decides: a TOML file, the environment, flags; each overrides the ones before.
 
+use crate::server::door;
 use crate::size::Size;
 use config::{Config, ConfigError, Environment, File, FileFormat, Map, Value};
 use leasehold_core::{Limits, OnExpiry};
@@ -100,7 +101,7 @@ pub enum Expiry {
 /// The table `limits`; the names are those that errors show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "documented at leasehold_core::Limits")]
+#[expect(missing_docs, reason = "the others are documented at leasehold_core::Limits")]
 pub struct LimitSettings {
     pub sessions_max: usize,
     pub files_max: usize,
@@ -112,6 +113,12 @@ pub struct LimitSettings {
     pub breaks_per_lease_max: usize,
     pub captures_per_lease_max: usize,
     pub remembered_per_session_max: usize,
+    /// Control connections over TCP.
+    pub connections_max: usize,
+    /// The same, from one address.
+    pub connections_per_address_max: usize,
+    /// How many of them may come in a second, from one address, for longer than a few.
+    pub connections_per_second_max: u32,
 }
 
 impl Default for Settings {
@@ -159,6 +166,9 @@ impl Default for Settings {
                 breaks_per_lease_max,
                 captures_per_lease_max,
                 remembered_per_session_max,
+                connections_max: 4096,
+                connections_per_address_max: 1024,
+                connections_per_second_max: 256,
             },
         }
     }
@@ -243,12 +253,24 @@ impl Settings {
             ("limits.requests_max", limits.requests_max as u64, 1),
             ("limits.acquire_ranges_max", limits.acquire_ranges_max as u64, 1),
             ("limits.lease_bytes_max", limits.lease_bytes_max.0, 4096),
+            ("limits.connections_max", limits.connections_max as u64, 1),
+            ("limits.connections_per_address_max", limits.connections_per_address_max as u64, 1),
+            ("limits.connections_per_second_max", limits.connections_per_second_max.into(), 1),
         ] {
             if value < least {
                 return Err(SettingsError::TooSmall { setting, value, least });
             }
         }
         Ok(())
+    }
+
+    /// The control port's part.
+    pub(crate) fn door(&self) -> door::Limits {
+        door::Limits {
+            connections_max: self.limits.connections_max,
+            connections_per_address_max: self.limits.connections_per_address_max,
+            connections_per_second_max: self.limits.connections_per_second_max,
+        }
     }
 
     /// The engine's part.

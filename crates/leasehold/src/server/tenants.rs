@@ -4,6 +4,9 @@
 //! [train]
 //! path = "/train"                # all that it can see, and below
 //! access = "write"               # or "read", or "admin": everything, everywhere
+//! sessions_max = 16              # what it may have at once; left out, a quarter of what the server can have,
+//! leases_max = 10000
+//! arena_max = "128MiB"           # and half of the arena
 //! tokens = ["<SHA-256, in hex>"] # of the tokens by which it can come in; a certificate with its name does, too
 //! ```
 //! A tenant that is not in the file may do nothing: there is no default to forget about.
@@ -13,7 +16,12 @@
 
 use crate::server::asks::Ask;
 use crate::server::refusal::{refuse, status};
+use crate::size::Size;
 use leasehold_client::Reason;
+use leasehold_core::ids::TenantId;
+use leasehold_core::input::Share;
+use leasehold_core::range::BLOCK_BYTES;
+use leasehold_engine::engine;
 use leasehold_engine::path::StorePath;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -41,6 +49,15 @@ pub(crate) struct Entry {
     pub(crate) path: String,
     /// What it may do there.
     pub(crate) access: Access,
+    /// How many sessions it may have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sessions_max: Option<usize>,
+    /// How many leases these may have, granted or wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) leases_max: Option<usize>,
+    /// How much of the arena under these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) arena_max: Option<Size>,
     /// The hashes of its tokens.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) tokens: Vec<String>,
@@ -68,6 +85,8 @@ pub(crate) struct Tenant {
     pub(crate) name: String,
     pub(crate) path: StorePath,
     pub(crate) access: Access,
+    /// What it may have at once.
+    pub(crate) shares: engine::Tenant,
 }
 
 /// Why the file cannot be used.
@@ -130,10 +149,21 @@ fn hex(bytes: &[u8]) -> String {
 /// All tenants, as the file has them now.
 pub(crate) struct Tenants {
     path: PathBuf,
+    /// What each may have, unless the file says otherwise.
+    defaults: Defaults,
     state: Mutex<State>,
 }
 
+#[derive(Clone, Copy)]
+struct Defaults {
+    sessions_max: usize,
+    leases_max: usize,
+    arena_bytes: u64,
+}
+
 struct State {
+    /// Each name has one number, whoever else comes and goes: leases may outlive their tenant's place in the file.
+    numbers: HashMap<String, TenantId>,
     known: Arc<Known>,
     /// Of which file that is what.
     stamp: Option<Stamp>,
@@ -151,11 +181,17 @@ struct Known {
 
 impl Tenants {
     /// Those of the store in `directory`.
-    pub(crate) fn load(directory: &Path) -> Result<Tenants, TenantsError> {
-        let path = file(directory);
+    pub(crate) fn load(directory: &Path, config: &engine::Config) -> Result<Tenants, TenantsError> {
+        let defaults = Defaults {
+            sessions_max: config.limits.sessions_max.div_ceil(4),
+            leases_max: config.limits.leases_max.div_ceil(4),
+            arena_bytes: config.arena_bytes / 2,
+        };
+        let (path, mut numbers) = (file(directory), HashMap::new());
         let stamp = stamp(&path);
-        let known = Arc::new(known(&path)?);
-        Ok(Tenants { path, state: Mutex::new(State { known, stamp, looked: Instant::now() }) })
+        let known = Arc::new(known(&path, defaults, &mut numbers)?);
+        let state = State { numbers, known, stamp, looked: Instant::now() };
+        Ok(Tenants { path, defaults, state: Mutex::new(state) })
     }
 
     /// The tenant of that name.
@@ -183,7 +219,7 @@ impl Tenants {
             let stamp = stamp(&self.path);
             if stamp != state.stamp {
                 state.stamp = stamp;
-                match known(&self.path) {
+                match known(&self.path, self.defaults, &mut state.numbers) {
                     Ok(known) => state.known = Arc::new(known),
                     Err(error) => tracing::error!("{error}; the tenants are those from before"),
                 }
@@ -198,14 +234,29 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((file.ino(), file.mtime(), file.mtime_nsec(), file.len()))
 }
 
-fn known(path: &Path) -> Result<Known, TenantsError> {
+fn known(
+    path: &Path,
+    defaults: Defaults,
+    numbers: &mut HashMap<String, TenantId>,
+) -> Result<Known, TenantsError> {
     let mut known = Known::default();
-    for (name, Entry { path: place, access, tokens }) in entries(path)? {
+    for (name, entry) in entries(path)? {
+        let Entry { path: place, access, sessions_max, leases_max, arena_max, tokens } = entry;
+        let next = u32::try_from(numbers.len()).expect("no file has so many tenants");
+        let arena = arena_max.map_or(defaults.arena_bytes, |size| size.0);
+        let shares = engine::Tenant {
+            id: *numbers.entry(name.clone()).or_insert(TenantId(next)),
+            sessions_max: sessions_max.unwrap_or(defaults.sessions_max),
+            share: Share {
+                leases_max: leases_max.unwrap_or(defaults.leases_max),
+                frames_max: u32::try_from(arena / BLOCK_BYTES).unwrap_or(u32::MAX),
+            },
+        };
         let place = StorePath::parse(&place).map_err(|error| TenantsError::Malformed {
             path: path.to_owned(),
             why: format!("of {name}: {error}"),
         })?;
-        let tenant = Arc::new(Tenant { name: name.clone(), path: place, access });
+        let tenant = Arc::new(Tenant { name: name.clone(), path: place, access, shares });
         known.by_token.extend(tokens.into_iter().map(|hash| (hash, tenant.clone())));
         known.by_name.insert(name, tenant);
     }
@@ -229,7 +280,7 @@ impl Tenant {
         if self.sees(&path) && self.access >= needs {
             return Ok(());
         }
-        let Tenant { name, path: place, access } = self;
+        let Tenant { name, path: place, access, .. } = self;
         let may = if *access == Access::Read { "read" } else { "read and change" };
         Err(status(
             Reason::Denied,
@@ -245,7 +296,9 @@ mod tests {
     use super::*;
 
     fn tenant(path: &str, access: Access) -> Tenant {
-        Tenant { name: "train".to_owned(), path: StorePath::parse(path).unwrap(), access }
+        let share = Share { leases_max: 1, frames_max: 1 };
+        let shares = engine::Tenant { id: TenantId(0), sessions_max: 1, share };
+        Tenant { name: "train".to_owned(), path: StorePath::parse(path).unwrap(), access, shares }
     }
 
     #[test]
@@ -287,7 +340,7 @@ mod tests {
         assert_ne!(new_token().unwrap().0, token);
         let text = format!("[train]\npath = '/train'\naccess = 'write'\ntokens = ['{hash}']\n");
         std::fs::write(file(directory.path()), text).unwrap();
-        let tenants = Tenants::load(directory.path()).unwrap();
+        let tenants = Tenants::load(directory.path(), &engine::Config::new("")).unwrap();
         assert_eq!(tenants.with_token(&token).unwrap().name, "train");
         assert_eq!(tenants.with_token(&hash), None, "who reads the file has no token");
         assert_eq!(tenants.named("train").unwrap().path.to_string(), "/train");
@@ -300,13 +353,16 @@ mod tests {
         std::fs::create_dir(directory.path().join(".leasehold")).unwrap();
         let path = file(directory.path());
         std::fs::write(&path, "[train]\naccess = 'read'\n").unwrap();
-        let tenants = Tenants::load(directory.path()).unwrap();
+        let tenants = Tenants::load(directory.path(), &engine::Config::new("")).unwrap();
         let look_now = || tenants.state.lock().unwrap().looked -= LOOK;
         for wrong in ["[train]\naccess = 'all'\n", "[train]\n", "[train]\naccess = 'read'\npath = '/../x'\n"]
         {
             std::fs::write(&path, wrong).unwrap();
             assert!(
-                matches!(Tenants::load(directory.path()), Err(TenantsError::Malformed { .. })),
+                matches!(
+                    Tenants::load(directory.path(), &engine::Config::new("")),
+                    Err(TenantsError::Malformed { .. })
+                ),
                 "{wrong}"
             );
             look_now();

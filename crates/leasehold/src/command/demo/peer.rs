@@ -57,7 +57,7 @@ impl Peer {
         let engine = store.engine();
         let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let (tell, events) = mpsc::channel(64);
-        let opened = engine.open_session(this_process(), here, tell).await?;
+        let opened = engine.open_session(this_process(), None, here, tell).await?;
         let (send, answers) = mpsc::unbounded_channel();
         let address = engine.started().data_address;
         let connect = move || {
