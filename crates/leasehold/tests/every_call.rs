@@ -3,16 +3,19 @@
 mod harness;
 
 use bytes::{Buf as _, Bytes};
-use harness::{Store, settings};
+use harness::{Control, Store, content, fill, lease, mismatches, pattern, settings};
 use leasehold::server::settings::{Insecure, Settings};
-use leasehold_client::proto;
+use leasehold_client::{LeaseState, proto};
+use leasehold_fabric::iwarp::{self, Iwarp};
+use leasehold_fabric::{CloseReason, Endpoint, Fabric as _, Handler};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 use tonic::{Code, Request, Status};
 
 /// Messages as they are on the wire.
@@ -74,6 +77,11 @@ async fn call(channel: &Channel, token: &str, method: &str, message: Bytes) -> R
 
 /// Each call once, about this path, and in the name of this session. What it needs beside is not there.
 fn calls(path: &str, session: &[u8]) -> Vec<(&'static str, Bytes)> {
+    calls_about(path, session, 1)
+}
+
+/// The same, about this lease.
+fn calls_about(path: &str, session: &[u8], lease: u64) -> Vec<(&'static str, Bytes)> {
     let (path, session) = (path.to_owned(), Bytes::copy_from_slice(session));
     let range = Some(proto::Range { start: 0, end: 4096 });
     let mut calls = Vec::new();
@@ -96,8 +104,8 @@ fn calls(path: &str, session: &[u8]) -> Vec<(&'static str, Bytes)> {
         CloseSession CloseSessionRequest { session: session.clone() }
         Events EventsRequest { session: session.clone() }
         Acquire AcquireRequest { session: session.clone(), wants: vec![want] }
-        Release ReleaseRequest { session: session.clone(), lease: 1 }
-        Commit CommitRequest { session: session.clone(), lease: 1 }
+        Release ReleaseRequest { session: session.clone(), lease: lease }
+        Commit CommitRequest { session: session.clone(), lease: lease }
         Read ReadRequest { path: path.clone() }
         Write WriteRequest { header: Some(write), data: Bytes::from_static(b"x") }
         Create CreateRequest { path: path.clone() }
@@ -165,7 +173,7 @@ impl Guarded {
         let port = store.server.control_address().expect("it listens").port();
         let tls =
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(std::fs::read(&ca).expect("a file")));
-        let endpoint = Endpoint::from_shared(format!("https://localhost:{port}")).expect("an address");
+        let endpoint = Channel::from_shared(format!("https://localhost:{port}")).expect("an address");
         let channel = endpoint.tls_config(tls).expect("a certificate").connect().await.expect("a connection");
         Guarded { store, channel, train, other }
     }
@@ -236,4 +244,187 @@ async fn no_call_of_a_tenant_reaches_the_path_or_the_session_of_another() {
         .await
         .expect("it lives");
     assert!(root.stat("/train/a").await.is_ok());
+}
+
+/// A server that asks nobody, and somebody on it who works, and must not notice what others do.
+struct Open {
+    store: Store,
+    channel: Channel,
+    bystander: leasehold_client::Session,
+    held: leasehold_client::Lease,
+}
+
+impl Open {
+    async fn start() -> Open {
+        let store = Store::start_with(&Settings { grace_ms: 50, ..settings() }).await;
+        let address = format!("http://{}", store.server.control_address().expect("it listens"));
+        let channel =
+            Channel::from_shared(address).expect("an address").connect().await.expect("a connection");
+        let bystander = store.session().await;
+        bystander.client().make_directory("/safe", false).await.expect("a directory");
+        fill(&bystander, "/safe/a", pattern(1, 100_000)).await;
+        let held = lease(&bystander, "/safe/a", 0, 4096).await;
+        Open { store, channel, bystander, held }
+    }
+
+    /// Whatever the answer is, it comes, and it is one of the server's own words.
+    async fn provoke(&self, method: &str, message: Bytes) {
+        let answer = call(&self.channel, "", method, message);
+        let answer = tokio::time::timeout(Duration::from_secs(20), answer).await;
+        let answer = answer.unwrap_or_else(|_| panic!("{method} has no answer"));
+        if let Err(refused) = answer {
+            let foreign =
+                [Code::Unknown, Code::Internal, Code::Unavailable, Code::Cancelled, Code::Unimplemented];
+            assert!(!foreign.contains(&refused.code()), "{method}: {refused:?}");
+            assert!(!refused.message().is_empty(), "{method}: {refused:?}");
+        }
+    }
+
+    /// The bystander has noticed nothing, and what it holds is its own.
+    async fn is_well(self) {
+        assert_eq!(self.held.state(), LeaseState::Live);
+        self.held.write(0, pattern(2, 4096)).await.expect("written");
+        self.held.commit().await.expect("committed");
+        let mut expected = pattern(1, 100_000).to_vec();
+        expected[..4096].copy_from_slice(&pattern(2, 4096));
+        let client = self.bystander.client();
+        client.sync("/safe/a").await.expect("durable");
+        assert_eq!(content(client, "/safe/a").await, expected);
+        assert_eq!(mismatches(client).await, 0);
+        let give_up = std::time::Instant::now() + Duration::from_secs(20);
+        while !client.leases(None).await.expect("a list").is_empty() {
+            assert!(std::time::Instant::now() < give_up, "leases of the others are left");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.store.server.stop().await.expect("it drains");
+    }
+}
+
+/// The far end of a data connection that nobody uses.
+struct Deaf;
+
+impl Handler for Deaf {
+    fn connected(&mut self, _endpoint: std::sync::Arc<dyn Endpoint>) {}
+    fn message(&mut self, _message: &[u8]) {}
+    fn poisoned(&mut self) {}
+    fn closed(&mut self, _why: &CloseReason) {}
+}
+
+/// A call that shows nothing of its own, and does not end.
+fn is_endless(method: &str) -> bool {
+    matches!(method, "Watch" | "Events")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_call_in_every_wrong_state_has_an_answer_and_harms_nobody() {
+    let open = Open::start().await;
+    let client = open.bystander.client().clone();
+    // What may be in the way of a call: its session, its lease, its file.
+    let mut control = Control::open(&open.store).await;
+    let fabric = Iwarp::new(iwarp::Config::default()).unwrap();
+    let (data, patience) = (open.store.server.data_address(), Duration::from_secs(10));
+    let _connected = fabric.connect(data, &control.token, Box::new(Deaf), patience).unwrap();
+    client.create("/x").await.unwrap();
+    let (released, _) = control.acquire("/x", 0, 4096).await;
+    let (revoked, _) = control.acquire("/x", 4096, 8192).await;
+    let release = proto::ReleaseRequest { session: control.session.clone(), lease: released, leases: vec![] };
+    control.calls.release(release).await.unwrap();
+    client.truncate("/x", 0).await.unwrap(); // breaks the other, which is revoked
+    let closed = Control::open(&open.store).await;
+    let close = proto::CloseSessionRequest { session: closed.session.clone() };
+    closed.calls.clone().close_session(close).await.unwrap();
+
+    let mine = control.session.clone();
+    let none = [vec![], vec![0; 15], vec![0; 16]].map(Bytes::from);
+    for session in none.iter().chain([&closed.session, &mine]) {
+        for lease in [0, released, revoked, 4_000_000_000, u64::MAX] {
+            for path in [
+                "",
+                "/",
+                "/missing",
+                "/missing/x",
+                "/x/below",
+                "/x",
+                "/d",
+                "//",
+                "/..",
+                "/\0",
+                "/.leasehold/log",
+            ] {
+                client.make_directory("/d", true).await.unwrap();
+                client.create("/x").await.unwrap();
+                let wanted = |method: &&(&str, Bytes)| {
+                    // The table is large; each call has each path with one lease, and each lease with one path.
+                    let about_lease = matches!(method.0, "Release" | "Commit");
+                    !is_endless(method.0) && if about_lease { path == "/x" } else { lease == 0 }
+                };
+                for (method, message) in calls_about(path, session, lease).iter().filter(wanted) {
+                    // All the store: also what the bystander has.
+                    let all = matches!(path, "/" | "") && matches!(*method, "Scrub");
+                    if !all {
+                        open.provoke(method, message.clone()).await;
+                    }
+                }
+            }
+        }
+    }
+    // It is closed by one of the calls, or now.
+    let _ = control.calls.close_session(proto::CloseSessionRequest { session: mine }).await;
+    open.is_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_message_at_all_is_refused() {
+    let open = Open::start().await;
+    for method in methods().iter().filter(|method| !is_endless(method)) {
+        for seed in 0..20 {
+            let answer = call(&open.channel, "", method, pattern(seed, 1 + (seed as usize * 37) % 400)).await;
+            if let Err(refused) = answer {
+                let foreign = [Code::Unknown, Code::Unavailable, Code::Cancelled];
+                assert!(!foreign.contains(&refused.code()), "{method}: {refused:?}");
+            }
+        }
+        let too_long =
+            call(&open.channel, "", method, Bytes::from(vec![0; 9 << 20])).await.expect_err(method);
+        assert_eq!(too_long.code(), Code::OutOfRange, "{method}: {too_long}");
+    }
+    open.is_well().await;
+}
+
+/// The same few files, sessions and leases, by many at once, in an order that a seed decides; each call once more, as a
+/// replay.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_replayed_and_interleaved_harm_nobody() {
+    const CALLERS: u64 = 8;
+    const CALLS: usize = 150;
+    let open = std::sync::Arc::new(Open::start().await);
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        sessions.push(Control::open(&open.store).await.session);
+    }
+    let callers = (0..CALLERS).map(|seed| {
+        let (open, sessions) = (open.clone(), sessions.clone());
+        tokio::spawn(async move {
+            let dice = pattern(seed + 1, CALLS * 4);
+            for four in dice.chunks_exact(4) {
+                let path = ["/w", "/w/a", "/w/b", "/w/c"][usize::from(four[0] % 4)];
+                let session = &sessions[usize::from(four[1]) % sessions.len()];
+                let calls = calls_about(path, session, u64::from(four[2] % 64));
+                let (method, message) = &calls[usize::from(four[3]) % calls.len()];
+                if !is_endless(method) {
+                    open.provoke(method, message.clone()).await;
+                    open.provoke(method, message.clone()).await;
+                }
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await.unwrap();
+    }
+    for session in sessions {
+        // Some of them have been closed on the way.
+        let message = proto::CloseSessionRequest { session }.encode_to_vec();
+        let _ = call(&open.channel, "", "CloseSession", message.into()).await;
+    }
+    std::sync::Arc::into_inner(open).expect("all callers have ended").is_well().await;
 }
