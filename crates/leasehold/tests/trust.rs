@@ -166,6 +166,43 @@ async fn with_credentials_the_command_works_over_tls_from_end_to_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_mounts_its_path_by_a_line_of_fstab_and_holders_hear_its_name() {
+    if !harness::can_mount() {
+        return;
+    }
+    let authority = Authority::with_a_server();
+    let store = authority.serve().await;
+    store.client().await.make_directory("/train", false).await.unwrap();
+    authority.tenant(&store, &["add"], &["train", "--path", "/train"]);
+    let credentials = authority.client("train");
+    let at = directory();
+    let url = |path: &str| {
+        format!("leasehold://localhost:{}{path}", store.server.control_address().unwrap().port())
+    };
+    let mount = |path: &str| {
+        let options = format!("_netdev,credentials={}", credentials.display());
+        leasehold().args(["mount", "--daemon", "-o", &options, &url(path)]).arg(at.path()).output().unwrap()
+    };
+    let refused = String::from_utf8(mount("/").stderr).unwrap();
+    assert!(refused.contains("the tenant train may not change /"), "{refused}");
+
+    let session = store.session().await;
+    harness::fill(&session, "/train/a", pattern(1, 10_000)).await;
+    let held = harness::lease(&session, "/train/a", 0, 4096).await;
+    let mounted = mount("/train");
+    assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+    let file = at.path().join("a");
+    let truncated =
+        tokio::task::spawn_blocking(move || std::fs::File::options().write(true).open(file)?.set_len(0));
+    let by = held.revoked().await.by.unwrap();
+    truncated.await.unwrap().unwrap();
+    assert_eq!(by.evidence, Evidence::Authenticated);
+    assert!(by.host.starts_with("train/"), "{by:?}");
+    let unmounted = std::process::Command::new("umount").arg(at.path()).status().unwrap();
+    assert!(unmounted.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_certificates_a_server_is_reached_by_its_socket_only_unless_it_is_told_otherwise() {
     let store = Store::start_with(&Settings { insecure: Insecure::No, ..settings() }).await;
     assert_eq!(store.server.control_address(), None);

@@ -34,7 +34,7 @@ pub(crate) struct Mount {
     /// Go to the background once it is mounted
     #[arg(long)]
     daemon: bool,
-    /// Options as in fstab, between commas: ro, noexec, noatime, ..
+    /// Options as in fstab, between commas: ro, noexec, noatime, credentials=FILE, ..
     #[arg(short, long, value_name = "OPTIONS")]
     options: Vec<String>,
     /// Started by --daemon, which waits for a word on standard output
@@ -50,6 +50,9 @@ pub(crate) struct Mount {
 
 impl Mount {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
+        // Of a line of fstab, the options are all that there is room for.
+        let credentials = common.credentials.clone().or_else(|| self.credentials());
+        let common = &Common { credentials, ..common.clone() };
         let options = Options::parse(self.options.iter().map(String::as_str), self.sloppy);
         let options = options.map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
         if self.daemon {
@@ -81,6 +84,12 @@ impl Mount {
             background::log(&exit::text(error));
         }
         ended
+    }
+
+    /// The last `credentials=FILE` of the options.
+    fn credentials(&self) -> Option<PathBuf> {
+        let words = self.options.iter().flat_map(|words| words.split(','));
+        words.filter_map(|word| word.strip_prefix("credentials=")).next_back().map(PathBuf::from)
     }
 
     /// What `mount` shows as the device: as it was given, since fstab is compared with it.

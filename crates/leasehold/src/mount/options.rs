@@ -65,8 +65,23 @@ fn flag(word: &str) -> Option<(MountFlags, bool)> {
 fn is_for_others(word: &str) -> bool {
     let name = word.split_once('=').map_or(word, |(name, _)| name);
     let known = [
-        "", "defaults", "auto", "noauto", "user", "users", "nouser", "owner", "group", "nofail", "_netdev",
-        "comment", "nosuid", "nodev", "silent", "loud",
+        "",
+        "defaults",
+        "auto",
+        "noauto",
+        "user",
+        "users",
+        "nouser",
+        "owner",
+        "group",
+        "nofail",
+        "_netdev",
+        "comment",
+        "credentials",
+        "nosuid",
+        "nodev",
+        "silent",
+        "loud",
     ];
     known.contains(&name) || name.starts_with("x-") || name.starts_with("X-")
 }
