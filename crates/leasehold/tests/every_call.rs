@@ -281,7 +281,7 @@ impl Open {
     }
 
     /// The bystander has noticed nothing, and what it holds is its own.
-    async fn is_well(self) {
+    async fn ends_well(self) {
         assert_eq!(self.held.state(), LeaseState::Live);
         self.held.write(0, pattern(2, 4096)).await.expect("written");
         self.held.commit().await.expect("committed");
@@ -370,7 +370,7 @@ async fn every_call_in_every_wrong_state_has_an_answer_and_harms_nobody() {
     }
     // It is closed by one of the calls, or now.
     let _ = control.calls.close_session(proto::CloseSessionRequest { session: mine }).await;
-    open.is_well().await;
+    open.ends_well().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -388,7 +388,7 @@ async fn what_is_no_message_at_all_is_refused() {
             call(&open.channel, "", method, Bytes::from(vec![0; 9 << 20])).await.expect_err(method);
         assert_eq!(too_long.code(), Code::OutOfRange, "{method}: {too_long}");
     }
-    open.is_well().await;
+    open.ends_well().await;
 }
 
 /// The same few files, sessions and leases, by many at once, in an order that a seed decides; each call once more, as a
@@ -426,5 +426,5 @@ async fn calls_that_are_replayed_and_interleaved_harm_nobody() {
         let message = proto::CloseSessionRequest { session }.encode_to_vec();
         let _ = call(&open.channel, "", "CloseSession", message.into()).await;
     }
-    std::sync::Arc::into_inner(open).expect("all callers have ended").is_well().await;
+    std::sync::Arc::into_inner(open).expect("all callers have ended").ends_well().await;
 }
