@@ -13,7 +13,7 @@ use crate::input::{Fault, OnConflict, Want};
 use crate::output::{AcquireError, Operation, Output, Reply, RevokeReason};
 use crate::range::Run;
 use crate::request::{Blocker, Kind};
-use crate::scheme::Admission;
+use crate::scheme::{Admission, DataPath};
 use alloc::vec::Vec;
 
 /// An acquire that is owed an answer.
@@ -105,7 +105,7 @@ impl Core {
             if want.range.len() > limits.lease_bytes_max {
                 return Err(AcquireError::Limit { limit: "lease_bytes_max", max: limits.lease_bytes_max });
             }
-            wanted = wanted.saturating_add(want.range.blocks().len());
+            wanted = wanted.saturating_add(self.frames_wanted(want));
         }
         if wanted > u64::from(self.config.frames) {
             return Err(AcquireError::ArenaTooSmall { wanted, frames: u64::from(self.config.frames) });
@@ -197,7 +197,7 @@ impl Core {
             let leases: Vec<LeaseId> = conflicting.filter(is_lease).collect();
             let operation = Operation::Acquire { range: want.range, access: want.access };
             for lease in leases {
-                self.begin_break(lease, &breaker, operation, out);
+                self.begin_break(lease, id, &breaker, operation, out);
             }
         }
     }
@@ -287,7 +287,7 @@ impl Core {
         for &want in &acquire.wants {
             let lease = LeaseId(self.last_lease.next());
             let frames =
-                u32::try_from(want.range.blocks().len()).expect("admitted, so no larger than the arena");
+                u32::try_from(self.frames_wanted(&want)).expect("admitted, so no larger than the arena");
             let Some(run) = self.frames.allocate(frames, Owner::Lease(lease)) else {
                 for (lease, _, run) in runs {
                     self.frames.release(run, Owner::Lease(lease));
@@ -297,6 +297,14 @@ impl Core {
             runs.push((lease, want, run));
         }
         Some(runs)
+    }
+
+    /// How many frames a lease has.
+    fn frames_wanted(&self, want: &Want) -> u64 {
+        match self.config.scheme.data_path {
+            DataPath::Elsewhere => 0,
+            _ => want.range.blocks().len(),
+        }
     }
 
     /// Turns the claims into leases.

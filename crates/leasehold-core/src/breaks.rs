@@ -8,10 +8,11 @@ use crate::config::OnExpiry;
 use crate::core::{Core, Timer};
 use crate::identity::Identity;
 use crate::ids::{BreakId, FileId, LeaseId, RequestId, SessionId, Tick};
-use crate::output::{AcquireError, Notice, Operation, Output, RevokeReason};
+use crate::output::{AcquireError, ChangeError, Notice, Operation, Output, RevokeReason};
 use crate::range::ByteRange;
 use crate::request::Kind;
 use crate::scheme::LayoutRule;
+use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -30,6 +31,8 @@ pub struct Break {
     pub file: FileId,
     /// On which range.
     pub range: ByteRange,
+    /// What was asked for: the change, or the acquire.
+    pub request: RequestId,
     /// Who broke it.
     pub breaker: Arc<Identity>,
     /// What for.
@@ -55,6 +58,10 @@ pub enum Outcome {
     Quarantined,
     /// Its session ended first.
     SessionEnded,
+    /// It did not answer, and kept the lease: the breaker was refused.
+    Refused,
+    /// The breaker gave up before it did.
+    Withdrawn,
 }
 
 impl Core {
@@ -65,6 +72,7 @@ impl Core {
     pub(crate) fn begin_break(
         &mut self,
         id: LeaseId,
+        request: RequestId,
         breaker: &Arc<Identity>,
         operation: Operation,
         out: &mut Vec<Output>,
@@ -89,6 +97,7 @@ impl Core {
             holder: lease.identity.clone(),
             file: lease.file,
             range: lease.range,
+            request,
             breaker: breaker.clone(),
             operation,
             started: now,
@@ -119,7 +128,7 @@ impl Core {
             let breaker = self.sessions.get(&acquire.session).map(|session| session.identity.clone());
             if let (Some(want), Some(breaker)) = (want, breaker) {
                 let operation = Operation::Acquire { range: want.range, access: want.access };
-                self.begin_break(id, &breaker, operation, out);
+                self.begin_break(id, request, &breaker, operation, out);
             }
         }
     }
@@ -140,6 +149,9 @@ impl Core {
             let error = AcquireError::Conflict { file, range, holder: None };
             return self.refuse_acquire(request, error, Outcome::Fenced, out);
         }
+        if self.config.on_expiry == OnExpiry::RefuseBreaker {
+            return self.refuse_breakers(id, out);
+        }
         let kills = self.config.on_expiry == OnExpiry::EndSession
             || self.config.scheme.layout == LayoutRule::BreakThenKill;
         if kills && session != SessionId::LOCAL {
@@ -149,6 +161,57 @@ impl Core {
         }
         // Nothing if the session's end has seen to it.
         self.revoke(id, RevokeReason::GraceOver, out);
+    }
+
+    /// The breakers whose time is over are refused, and the lease goes on.
+    fn refuse_breakers(&mut self, id: LeaseId, out: &mut Vec<Output>) {
+        let holder = self.leases[id].identity.clone();
+        for request in self.end_breaks(id, Outcome::Refused, |this, broken| broken.deadline <= this.now, out)
+        {
+            self.refuse_change(request, ChangeError::Busy { lease: id, holder: holder.clone() }, out);
+        }
+    }
+
+    /// Whoever asked has gone, and what it asked for breaks nothing any more: holders keep what they have not let go.
+    pub(crate) fn withdraw(&mut self, request: RequestId, out: &mut Vec<Output>) {
+        let leases: BTreeSet<LeaseId> = self
+            .breaks
+            .values()
+            .filter(|broken| broken.request == request)
+            .map(|broken| broken.lease)
+            .collect();
+        for lease in leases {
+            if self.leases.get(lease).is_some_and(|lease| !lease.is_ending()) {
+                self.end_breaks(lease, Outcome::Withdrawn, |_, broken| broken.request == request, out);
+            }
+        }
+        self.cancel(request, out);
+    }
+
+    /// Ends some breaks of a lease that goes on, and says what was asked for. The deadline is that of the next.
+    fn end_breaks(
+        &mut self,
+        id: LeaseId,
+        outcome: Outcome,
+        ends: impl Fn(&Core, &Break) -> bool,
+        out: &mut Vec<Output>,
+    ) -> Vec<RequestId> {
+        self.stop_grace(id);
+        let all = core::mem::take(&mut self.lease_mut(id).breaks);
+        let (over, left): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|broken| ends(self, &self.breaks[broken]));
+        let next = left.first().map(|broken| &self.breaks[broken]);
+        let (by, deadline) = (next.map(|next| next.breaker.clone()), next.map(|next| next.deadline));
+        if let Some(deadline) = deadline {
+            self.timers.insert((deadline, Timer::Grace(id)));
+        }
+        let lease = self.lease_mut(id);
+        (lease.breaks, lease.by, lease.deadline) = (left, by, deadline);
+        let requests = over.iter().map(|broken| self.breaks[broken].request).collect();
+        for broken in over {
+            self.end_break(broken, outcome, out);
+        }
+        requests
     }
 
     /// The key is live again. Its grace period may have ended while it was on its way.

@@ -111,7 +111,7 @@ impl Core {
                     LayoutRule::Ignore | LayoutRule::Wait | LayoutRule::Refuse => {}
                     LayoutRule::Fence => self.take_key(lease, out),
                     LayoutRule::Break | LayoutRule::BreakThenKill => {
-                        self.begin_break(lease, &breaker, operation, out);
+                        self.begin_break(lease, id, &breaker, operation, out);
                     }
                 }
             }
@@ -229,6 +229,15 @@ impl Core {
             state.changes.remove(takes, id);
         }
         Some(request)
+    }
+
+    /// The change is not made, unless it is being made already.
+    pub(crate) fn refuse_change(&mut self, id: RequestId, error: ChangeError, out: &mut Vec<Output>) {
+        if let Some(Kind::Change(request)) = self.requests.get(&id).map(|request| &request.kind)
+            && request.phase.is_none()
+        {
+            self.finish_change(id, Err(error), out);
+        }
     }
 
     fn finish_change(&mut self, id: RequestId, result: Result<(), ChangeError>, out: &mut Vec<Output>) {

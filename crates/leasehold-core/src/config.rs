@@ -50,6 +50,11 @@ pub enum OnExpiry {
     ///
     /// [`SessionId::LOCAL`]: crate::ids::SessionId::LOCAL
     EndSession,
+    /// The holder keeps its lease, and the breaker is refused with [`ChangeError::Busy`]. An acquire that breaks goes on
+    /// waiting, until its own deadline.
+    ///
+    /// [`ChangeError::Busy`]: crate::output::ChangeError::Busy
+    RefuseBreaker,
 }
 
 /// How much of everything there may be. Full is an ordinary answer: see the `Limit` variants in [`crate::output`],

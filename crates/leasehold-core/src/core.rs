@@ -231,6 +231,7 @@ impl Core {
             Input::Writeback { file } => self.write_pages(file, ByteRange::ALL.blocks(), None, out),
             Input::Reclaim { file } => self.reclaim(file),
             Input::DeviceFault { lease } => self.device_fault(lease, out),
+            Input::Withdraw { request } => self.withdraw(request, out),
             Input::Cancel { request } => self.cancel(request, out),
             Input::LeaseLoaded { lease, result } => self.lease_loaded(lease, result, out),
             Input::ReadLoaded { request, result } => self.read_loaded(request, result, out),

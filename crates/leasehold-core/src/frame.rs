@@ -76,6 +76,9 @@ impl FrameTable {
 
     /// The smallest free run that holds `frames` (at least 1), now `owner`'s; `None` if there is none.
     pub fn allocate(&mut self, frames: u32, owner: Owner) -> Option<Run> {
+        if frames == 0 {
+            return Some(Run { first: FrameId(0), frames });
+        }
         let &(length, first) = self.free_by_length.range((frames, 0)..).next()?;
         self.remove_free(first, length);
         if length > frames {
@@ -89,6 +92,9 @@ impl FrameTable {
 
     /// Nobody owns the run any more.
     pub fn release(&mut self, run: Run, owner: Owner) {
+        if run.frames == 0 {
+            return;
+        }
         self.disown(run, owner);
         self.stats.free += run.frames;
         let (mut first, mut frames) = (run.first.0, run.frames);
@@ -109,6 +115,9 @@ impl FrameTable {
 
     /// The run changes hands.
     pub fn hand_over(&mut self, run: Run, from: Owner, to: Owner) {
+        if run.frames == 0 {
+            return;
+        }
         self.disown(run, from);
         self.owned.insert(run.first.0.into(), (run.frames, to));
         *self.count(to) += run.frames;

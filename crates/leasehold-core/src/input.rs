@@ -77,6 +77,9 @@ pub enum Input {
     /// due, and answered, in this very step. A commit or release always goes on; so does a change being performed, and a
     /// capture that has its frames.
     Cancel { request: RequestId },
+    /// A breaker has gone before it got what it wanted: as `Cancel`, and the breaks that it began are over, so that no
+    /// holder loses anything for it.
+    Withdraw { request: RequestId },
 
     /// `Output::Load` for a lease is done: its frames hold the file's bytes (or zeros).
     LeaseLoaded { lease: LeaseId, result: Result<(), Fault> },

@@ -339,7 +339,7 @@ impl Core {
         out.push(Output::Fence { lease: id, session: lease.session });
     }
 
-    fn stop_grace(&mut self, id: LeaseId) {
+    pub(crate) fn stop_grace(&mut self, id: LeaseId) {
         if let Some(deadline) = self.lease_mut(id).deadline.take() {
             self.stop_timer(deadline, Timer::Grace(id));
         }

@@ -122,7 +122,7 @@ impl BlockRange {
 pub struct Run {
     /// The first frame.
     pub first: FrameId,
-    /// How many; at least 1.
+    /// How many; at least 1, but for leases of memory that is elsewhere.
     pub frames: u32,
 }
 

@@ -115,6 +115,8 @@ pub enum DataPath {
     Copied,
     /// In private frames, swapped in at commit.
     PrivateFrames,
+    /// In memory of which the core keeps no frames: a process's own mapping. Nothing is ever committed from there.
+    Elsewhere,
 }
 
 /// When a block counts as dirty. More than one may hold. What the CPU stores is dirty at once under every scheme.

@@ -168,6 +168,10 @@ pub const LEASEHOLD: Scheme = Scheme {
     fsync: FsyncRule::CommittedBytes,
 };
 
+/// What `leasehold guard` does for a process that exists already: its files are under leases, and a break has no key to
+/// take away. The fence is that it lets go, or dies. Its leases are for overwriting: there is nothing to load. It is no proposal for a filesystem, so [`ALL`] is without it.
+pub const GUARD: Scheme = Scheme { name: "guard", data_path: DataPath::Elsewhere, ..LEASEHOLD };
+
 const CHANGES_IN_FLIGHT: (Verdict, &str) = (
     Broken,
     "DMA goes on while the filesystem writes the page: corrupted data, incorrect checksums (Lameter, 2018-05-18)",

@@ -10,7 +10,7 @@ use leasehold_core::output::{
     RevokeReason, SyncError,
 };
 use leasehold_core::range::ByteRange;
-use leasehold_core::schemes::{BREAK_LAYOUTS, NAIVE};
+use leasehold_core::schemes::{BREAK_LAYOUTS, GUARD, NAIVE};
 use leasehold_core::view::{LeaseState, WaitKind, WaitOn};
 use leasehold_core::{Config, Limits, OnExpiry};
 use world::{SECTOR, World, kib, want, who};
@@ -582,6 +582,71 @@ fn ending_the_session_is_the_other_answer_to_silence() {
     let refused = world.ask_acquire(1, &[want(1, kib(0, 1), Read)], Wait, 1000);
     assert_eq!(world.acquire_error(refused), Some(AcquireError::NoSession));
     world.wind_down();
+}
+
+fn guard(on_expiry: OnExpiry) -> World {
+    let limits = Limits { lease_bytes_max: u64::MAX, ..Limits::default() };
+    World::new(Config { scheme: GUARD, on_expiry, frames: 1, limits, ..config() })
+}
+
+#[test]
+fn a_guarded_file_of_any_length_takes_no_frames_and_a_change_waits_until_it_is_let_go() {
+    let mut world = guard(OnExpiry::RefuseBreaker);
+    let lease = world.lease(1, 1, kib(0, 1 << 30), Overwrite);
+    let change = world.ask_change(1, Change::Zero { range: kib(0, 4) });
+    world.run();
+    assert_eq!(world.change_reply(change), None);
+    assert_eq!(breaks_told(&world, lease), 1);
+    world.ask_release(1, lease);
+    world.run();
+    assert_eq!(world.change_reply(change), Some(Ok(())));
+    assert_eq!(world.outcomes(), [Outcome::Released]);
+}
+
+#[test]
+fn each_breaker_is_refused_after_its_own_grace_and_the_lease_goes_on() {
+    let mut world = guard(OnExpiry::RefuseBreaker);
+    let lease = world.lease(1, 1, kib(0, 8), Overwrite);
+    let first = world.ask_change(1, Change::Zero { range: kib(0, 4) });
+    world.pass(GRACE_MS / 2);
+    let second = world.ask_change(1, Change::Zero { range: kib(4, 8) });
+    world.pass(GRACE_MS / 2);
+    world.run();
+    assert!(
+        matches!(world.change_reply(first), Some(Err(ChangeError::Busy { lease: at, .. })) if at == lease)
+    );
+    assert_eq!(world.change_reply(second), None, "it has had half of its time");
+    world.pass(GRACE_MS / 2);
+    world.run();
+    assert!(matches!(world.change_reply(second), Some(Err(ChangeError::Busy { .. }))));
+    assert_eq!(world.outcomes(), [Outcome::Refused, Outcome::Refused]);
+    assert_eq!(world.core.lease(lease).map(|view| view.state), Some(LeaseState::Live));
+    let third = world.ask_change(1, Change::Zero { range: kib(0, 4) });
+    assert_eq!(
+        world.change_reply(third),
+        None,
+        "a refusal is no end of the lease: the next breaker waits, too"
+    );
+    assert_eq!(breaks_told(&world, lease), 3);
+}
+
+#[test]
+fn nobody_is_fenced_for_a_breaker_that_has_gone() {
+    let mut world = guard(OnExpiry::EndSession);
+    let lease = world.lease(1, 1, kib(0, 8), Overwrite);
+    let first = world.ask_change(1, Change::Zero { range: kib(0, 4) });
+    world.pass(GRACE_MS / 2);
+    let second = world.ask_change(1, Change::Zero { range: kib(4, 8) });
+    world.withdraw(first);
+    world.pass(GRACE_MS / 2);
+    world.run();
+    assert_eq!(world.core.lease(lease).map(|view| view.state), Some(LeaseState::Live));
+    assert_eq!(world.outcomes(), [Outcome::Withdrawn]);
+    world.pass(GRACE_MS / 2);
+    world.run();
+    assert_eq!(world.change_reply(second), Some(Ok(())), "the other one still counts");
+    assert_eq!(world.revokes(), [(lease, RevokeReason::SessionEnded)]);
+    assert_eq!(world.core.lease(lease), None);
 }
 
 #[test]

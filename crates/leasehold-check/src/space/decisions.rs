@@ -75,6 +75,7 @@ pub(super) fn path_in_words(path: DataPath) -> &'static str {
         DataPath::FileFrames => "the file's own frames",
         DataPath::Copied => "other frames, copied",
         DataPath::PrivateFrames => "private frames, swapped in",
+        DataPath::Elsewhere => "memory of its own",
     }
 }
 

@@ -64,7 +64,7 @@ pub fn seen(scheme: &Scheme, host: Host, sight: Sight) -> (Scheme, Host) {
         kind.scheme.fsync = FsyncRule::Acknowledge;
     }
     match (scheme.data_path, host.backing) {
-        (DataPath::Copied | DataPath::PrivateFrames, _) => kind.is_outside_the_file(),
+        (DataPath::Copied | DataPath::PrivateFrames | DataPath::Elsewhere, _) => kind.is_outside_the_file(),
         (DataPath::FileFrames, Backing::Dax) => kind.is_on_dax(),
         (DataPath::FileFrames, Backing::PageCache) => kind.is_in_the_page_cache(),
     }

@@ -779,6 +779,14 @@ impl World {
         }
     }
 
+    /// The breaker has gone.
+    pub fn withdraw(&mut self, request: RequestId) {
+        self.step(Input::Withdraw { request });
+        if !self.replies.contains_key(&request) {
+            self.cancelled.insert(request);
+        }
+    }
+
     /// A file of `kib` KiB of `value`, durable.
     pub fn fill(&mut self, file: u64, range: ByteRange, value: u8) {
         let lease = self.lease(1, file, range, Access::Overwrite);

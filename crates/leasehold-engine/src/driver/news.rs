@@ -111,5 +111,7 @@ fn outcome_name(outcome: Outcome) -> &'static str {
         Outcome::Fenced => "fenced",
         Outcome::Quarantined => "quarantined",
         Outcome::SessionEnded => "session ended",
+        Outcome::Refused => "breaker refused",
+        Outcome::Withdrawn => "breaker gone",
     }
 }
