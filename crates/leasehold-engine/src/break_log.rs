@@ -93,7 +93,7 @@ impl From<&Who> for Identity {
 }
 
 /// The open log.
-pub(crate) struct BreakLog {
+pub struct BreakLog {
     path: PathBuf,
     file: File,
     bytes: u64,
@@ -101,7 +101,10 @@ pub(crate) struct BreakLog {
 
 impl BreakLog {
     /// Opens or creates the log.
-    pub(crate) fn open(path: PathBuf) -> io::Result<BreakLog> {
+    ///
+    /// # Errors
+    /// Those of opening and reading the file.
+    pub fn open(path: PathBuf) -> io::Result<BreakLog> {
         let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
         let bytes = file.seek(SeekFrom::End(0))?;
         let mut last = [b'\n'];
@@ -115,7 +118,10 @@ impl BreakLog {
     }
 
     /// Appends one row.
-    pub(crate) fn append(&mut self, row: &BreakRow) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Those of writing the file, and of renaming it when it is full.
+    pub fn append(&mut self, row: &BreakRow) -> io::Result<()> {
         if self.bytes >= BYTES_MAX {
             std::fs::rename(&self.path, old_name(&self.path))?;
             *self = BreakLog::open(self.path.clone())?;
@@ -182,8 +188,11 @@ impl BreakLogger {
     }
 }
 
-/// The last `limit` rows of the log at `path`, newest last.
-pub(crate) fn read(path: &Path, limit: usize) -> io::Result<Vec<BreakRow>> {
+/// The last `limit` rows of the log at `path`, newest last; none, if there is no log.
+///
+/// # Errors
+/// Those of reading the file.
+pub fn read(path: &Path, limit: usize) -> io::Result<Vec<BreakRow>> {
     let mut rows = std::collections::VecDeque::new();
     for part in [old_name(path), path.to_owned()] {
         let file = match File::open(part) {

@@ -57,12 +57,13 @@ pub use processes::DmaDevice;
 pub use rdma::Device;
 pub use report::{DOCUMENT_VERSION, Facts, Report};
 
+use crate::guard;
 use dma::Dma;
 use mounts::Mounts;
 use processes::Processes;
 use services::Services;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -142,6 +143,7 @@ pub fn audit(host: Host, options: &Options) -> Result<Report, AuditError> {
     if !host.is_live() {
         unseen.push("this is a copy of a host: what has changed since is not in it".to_owned());
     }
+    let guards = if host.is_live() { guards(&mut unseen) } else { Vec::new() };
     Ok(Report {
         findings,
         accepted_and_gone: Vec::new(),
@@ -154,10 +156,35 @@ pub fn audit(host: Host, options: &Options) -> Result<Report, AuditError> {
             dma_processes: dma.list(),
             kernel,
             leases,
+            guards,
             capabilities,
         },
         not_seen: unseen,
     })
+}
+
+/// The guards that live. Of one that was killed, and of what no guard sees, there is a word.
+fn guards(unseen: &mut Vec<String>) -> Vec<guard::Entry> {
+    let mut live = Vec::new();
+    match guard::guards(Path::new(guard::REGISTRY)) {
+        Ok(all) => {
+            for (entry, lives) in all {
+                let (pid, command, files) = (entry.guard, &entry.command, entry.files.len());
+                unseen.push(match lives {
+                    true => format!(
+                        "unlink, rename and stores through mappings: the guard of {command:?} (pid {pid}, {files} files) \
+                         does not see them"
+                    ),
+                    false => format!("the guard of {command:?} (pid {pid}) was killed: nobody holds its {files} files"),
+                });
+                if lives {
+                    live.push(entry);
+                }
+            }
+        }
+        Err(error) => unseen.push(format!("guards: {}: {error}", guard::REGISTRY)),
+    }
+    live
 }
 
 /// What is started by itself; on a thread, as a unit may be a link to a filesystem that hangs.

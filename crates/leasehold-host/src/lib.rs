@@ -3,7 +3,9 @@
 //! ```text
 //! audit   is this host safe? Reads and judges, changes nothing
 //! probe   tries it, in a scratch directory
+//! guard   holds the files that a program does DMA into
 //! ```
 
 pub mod audit;
+pub mod guard;
 pub mod probe;

@@ -19,6 +19,7 @@
 
 mod disk;
 mod flight;
+pub mod flyer;
 mod freeze;
 mod hazards;
 mod mapping;

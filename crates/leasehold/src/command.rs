@@ -14,6 +14,7 @@ mod exit;
 mod failures;
 mod files;
 mod get;
+mod guard;
 mod hold;
 mod layout;
 mod line;
@@ -135,6 +136,8 @@ enum Action {
     Check(check::Check),
     /// Judge whether this host is safe for DMA into files
     Audit(audit::Audit),
+    /// Hold the files that a program does DMA into
+    Guard(guard::Guard),
     /// Try what DMA into files does in a directory: is this host safe?
     Probe(probe::Probe),
     /// Measure this machine: Leasehold against the best one could do without it
@@ -145,6 +148,8 @@ enum Action {
     AuditLook(audit::Look),
     #[command(hide = true)]
     ProbeWorker(probe::worker::Worker),
+    #[command(hide = true)]
+    ProbeFlyer(probe::flyer::Flyer),
 }
 
 /// Runs the command that the process was given, by its arguments or by its name.
@@ -213,10 +218,12 @@ async fn perform(command: Command) -> Outcome {
         Action::Check(action) => action.run(&common).await,
         Action::Bench(action) => action.run(&common).await,
         Action::Audit(action) => action.run(&common).await,
+        Action::Guard(action) => action.run(&common).await,
         Action::Probe(action) => action.run(&common).await,
         Action::BenchPeer(action) => action.run().await,
         Action::AuditLook(action) => action.run().await,
         Action::ProbeWorker(action) => action.run().await,
+        Action::ProbeFlyer(action) => action.run(),
     }
 }
 

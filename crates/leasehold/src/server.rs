@@ -13,7 +13,7 @@ mod metrics;
 mod mounts;
 pub(crate) mod peer;
 pub(crate) mod refusal;
-mod rows;
+pub(crate) mod rows;
 mod sessions;
 pub mod settings;
 mod streams;

@@ -3,6 +3,7 @@
 
 mod harness;
 
+use harness::disk::{Disk, run};
 use harness::{Nobody, leasehold, wait_for};
 use rustix::mount::UnmountFlags;
 use serde_json::Value;
@@ -14,74 +15,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-
-/// A filesystem of its own, on a loop device. Unmounted when dropped, and the device goes with it.
-struct Disk {
-    at: PathBuf,
-    _directory: TempDir,
-}
-
-impl Disk {
-    /// `None`, and a word to the reader, where that cannot be had.
-    fn make(test: &str, filesystem: &str) -> Option<Disk> {
-        let skip = |why: &str| eprintln!("SKIPPED {test} on {filesystem}: {why}");
-        if !rustix::process::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
-            skip("needs root and loop devices");
-            return None;
-        }
-        let directory = TempDir::new().expect("a directory");
-        let (image, at) = (directory.path().join("image"), directory.path().join("mount"));
-        fs::create_dir(&at).expect("a directory of ours");
-        fs::File::create(&image).and_then(|file| file.set_len(1 << 30)).expect("a sparse file");
-        let options: &[&str] = match filesystem {
-            "ext4" => &["-F", "-q"],
-            "xfs" => &["-f", "-q", "-m", "reflink=1"],
-            "btrfs" => &["-f", "-q", "-m", "single", "-d", "single"],
-            other => panic!("no options for mkfs.{other}"),
-        };
-        if let Err(why) = run(Command::new(format!("mkfs.{filesystem}")).args(options).arg(&image)) {
-            skip(&why);
-            return None;
-        }
-        let device =
-            match run(Command::new("losetup").args(["--direct-io=on", "--find", "--show"]).arg(&image)) {
-                Ok(device) => device.trim().to_owned(),
-                Err(why) => {
-                    skip(&why);
-                    return None;
-                }
-            };
-        let mounted = run(Command::new("mount").args(["-t", filesystem, &device]).arg(&at));
-        // Now it is detached with its last user, whatever happens to us.
-        run(Command::new("losetup").args(["--detach", &device])).expect("a loop device of ours");
-        if let Err(why) = mounted {
-            skip(&why);
-            return None;
-        }
-        Some(Disk { at, _directory: directory })
-    }
-
-    fn is_empty(&self) -> bool {
-        is_empty(&self.at)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if let Err(why) = run(Command::new("umount").arg(&self.at)) {
-            eprintln!("cannot unmount {:?}: {why}", self.at);
-            let _ = run(Command::new("umount").arg("--lazy").arg(&self.at));
-        }
-    }
-}
-
-fn run(command: &mut Command) -> Result<String, String> {
-    let output = command.output().map_err(|error| format!("cannot start {command:?}: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim()));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
 
 fn is_empty(directory: &Path) -> bool {
     let mut entries = fs::read_dir(directory).expect("a directory of ours").flatten();
@@ -159,7 +92,7 @@ fn sees_what_was_measured(test: &str, filesystem: &str, expected: &[(&str, &str,
         return;
     }
     let (rows, code) = probe(&disk.at, &["--compare", "--freeze"]);
-    assert!(disk.is_empty(), "the scratch directory is left");
+    assert!(is_empty(&disk.at), "the scratch directory is left");
     for (group, id, expected) in expected {
         assert_row(&rows, group, id, *expected);
     }

@@ -46,6 +46,8 @@ pub struct Facts {
     pub dma_processes: Vec<DmaProcess>,
     /// The kernel's leases.
     pub leases: Leases,
+    /// Files that `leasehold guard` holds.
+    pub guards: Vec<crate::guard::Entry>,
     /// What guards could use.
     pub capabilities: Capabilities,
 }

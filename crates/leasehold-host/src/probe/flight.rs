@@ -75,3 +75,26 @@ pub(super) fn during(
         Ok(Landed { waited })
     })
 }
+
+/// The same, but the operation ends when it likes, and lands the bytes by that.
+pub(super) fn beside(
+    source: &Source,
+    mapping: &Mapping,
+    mark: Mark,
+    operation: impl FnOnce() -> io::Result<()>,
+) -> Result<(), FlightError> {
+    source.close_gate();
+    thread::scope(|scope| {
+        let read = scope.spawn(|| mapping.fill(0, BYTES, source.file(), 0));
+        let held = source.held(ASK);
+        let result = if held == Some(BYTES) { operation() } else { Ok(()) };
+        source.land(mark);
+        let read = read.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+        match (held, read) {
+            (_, Err(error)) => Err(FlightError::Refused(error)),
+            (Some(BYTES), Ok(BYTES)) => result.map_err(FlightError::Operation),
+            (None, Ok(_)) => Err(FlightError::NotAsked),
+            (Some(bytes), Ok(_)) => Err(FlightError::Split(bytes)),
+        }
+    })
+}

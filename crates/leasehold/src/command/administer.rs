@@ -2,11 +2,16 @@
 
 use crate::command::Common;
 use crate::command::exit::Outcome;
+use crate::command::guard;
 use crate::command::place;
 use crate::command::show::{self, CLAIMED_LEGEND};
+use crate::server::rows;
 use crate::size::rough;
+use anyhow::Context as _;
 use leasehold_client::{Client, convert, proto};
+use leasehold_engine::break_log;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 /// Show who holds what, since when
@@ -21,6 +26,9 @@ pub(crate) struct Leases {
 pub(crate) struct Breaks {
     /// The server: leasehold://HOST[:PORT] [default: this machine's]
     server: Option<String>,
+    /// Of `leasehold guard`, not of a server: its log
+    #[arg(long, value_name = "LOG", num_args = 0..=1, require_equals = true, default_missing_value = guard::LOG, conflicts_with = "server")]
+    guard: Option<PathBuf>,
     /// Show so many of the newest
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
@@ -121,8 +129,14 @@ fn lease_json(lease: &proto::Lease) -> Value {
 
 impl Breaks {
     pub(crate) async fn run(self, common: &Common) -> Outcome {
-        let client = connect(common, self.server.as_deref()).await?;
-        let breaks = client.breaks(self.limit).await?;
+        let breaks = match &self.guard {
+            Some(log) => {
+                let rows = break_log::read(log, self.limit as usize);
+                let rows = rows.with_context(|| format!("cannot read {}", log.display()))?;
+                rows.iter().map(rows::broken).collect()
+            }
+            None => connect(common, self.server.as_deref()).await?.breaks(self.limit).await?,
+        };
         if common.json {
             return Ok(show::json_document(&breaks.iter().map(break_json).collect())?);
         }

@@ -1,6 +1,7 @@
 //! `leasehold probe`: what does DMA into files do here? Tried in a process of its own, which a filesystem may hang.
 
 mod compare;
+pub(crate) mod flyer;
 mod text;
 pub(crate) mod worker;
 

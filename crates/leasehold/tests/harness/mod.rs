@@ -1,6 +1,7 @@
 //! A server on a throw-away store, in this process or in one of its own, and clients of it.
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
+pub mod disk;
 pub mod shell;
 
 use bytes::Bytes;
