@@ -48,9 +48,8 @@ pub fn run(path: &Path) -> io::Result<()> {
         let mut id = None;
         let operation = || {
             say("flying")?;
-            match words.next().transpose()?.as_deref() {
-                Some("release") => id = Some(next_break(&mut notices)?),
-                _ => {}
+            if words.next().transpose()?.as_deref() == Some("release") {
+                id = Some(next_break(&mut notices)?);
             }
             Ok(())
         };
