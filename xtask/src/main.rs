@@ -1,9 +1,10 @@
-//! The project's own tasks, each one command: `cargo xtask demo`, `test`, `soak`, `bench`.
+//! The project's own tasks, each one command: `cargo xtask demo`, `test`, `soak`, `bench`, `lab`.
 //!
 //! Each installs what it needs: Rust components and cargo tools by cargo, others by apt where that is possible. Tests
 //! that need what a machine lacks say so by name and are skipped.
 #![forbid(unsafe_code)]
 
+mod lab;
 mod mount;
 mod step;
 
@@ -24,8 +25,10 @@ Usage: cargo xtask TASK [ARGUMENTS]
           every parser under a fuzzer, the mount under public suites for hours (some hours in all);
           `soak --minutes N`: only the clients, breakers and kills, for so long
   bench   the figures, as ratios against baselines measured in the same run
+  lab     boots Debian's kernels 6.1 and 6.12 in QEMU with soft-RoCE and prints what they have
+          (x86-64 Debian; packages are unpacked under target/lab, not installed)
 
-ARGUMENTS are passed on (demo, bench), or name the only parts to run (test, soak).
+ARGUMENTS are passed on (demo, bench), are `--kernel VERSION` (lab), or name the only parts to run (test, soak).
 ";
 
 fn main() -> Result<()> {
@@ -42,6 +45,7 @@ fn main() -> Result<()> {
             _ => run_parts(SOAK, &rest),
         },
         "bench" => bench(&rest),
+        "lab" => lab::run(&rest),
         "" | "help" | "-h" | "--help" => {
             print!("{USAGE}");
             Ok(())
