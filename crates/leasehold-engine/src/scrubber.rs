@@ -172,7 +172,7 @@ impl Scrubber {
             match self.engine.read_file(&pinned, path, range).await {
                 Ok(bytes) if bytes.is_empty() => break,
                 Ok(bytes) => scrubbed.blocks += (bytes.len() as u64).div_ceil(BLOCK_BYTES),
-                Err(FileError::Read { .. }) => {
+                Err(FileError::Read { source: ReadError::Fault(_), .. }) => {
                     // Look at its blocks one by one, so that the good ones count, and the bad ones are named.
                     scrubbed.blocks += self.scrub_blocks(&pinned, path, range, &mut scrubbed.error).await;
                 }
@@ -225,9 +225,14 @@ impl Scrubber {
                 Ok(_) => read += 1,
                 // The block itself is announced.
                 Err(FileError::Read { source: ReadError::Fault(Fault::Checksum), .. }) => read += 1,
-                Err(why) => {
+                Err(why @ FileError::Read { source: ReadError::Fault(_), .. }) => {
                     read += 1;
                     error.get_or_insert_with(|| why.to_string());
+                }
+                // No other block can be read either: the file was removed, say.
+                Err(why) => {
+                    error.get_or_insert_with(|| why.to_string());
+                    break;
                 }
             }
         }

@@ -271,7 +271,14 @@ impl Open {
     async fn provoke(&self, method: &str, message: Bytes) {
         let answer = call(&self.channel, "", method, message);
         let answer = tokio::time::timeout(Duration::from_secs(20), answer).await;
-        let answer = answer.unwrap_or_else(|_| panic!("{method} has no answer"));
+        let Ok(answer) = answer else {
+            let engine = self.store.server.engine();
+            let mut waits = Vec::new();
+            for path in ["/w", "/w/a", "/w/b", "/w/c"] {
+                waits.push((path, engine.why(&path.parse().expect("a path")).await));
+            }
+            panic!("{method} has no answer; who waits for what: {waits:?}; {:?}", engine.stats().await);
+        };
         if let Err(refused) = answer {
             let foreign =
                 [Code::Unknown, Code::Internal, Code::Unavailable, Code::Cancelled, Code::Unimplemented];

@@ -4,7 +4,9 @@ mod harness;
 
 use harness::{Store, content, fill, pattern};
 use leasehold_client::{Client, Reason, ScrubOptions, proto};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 use tokio_stream::StreamExt as _;
 
 async fn scrub(client: &Client) -> (Vec<proto::ScrubFile>, proto::ScrubTotals) {
@@ -138,4 +140,22 @@ async fn a_scrub_with_a_rate_takes_its_time_and_finds_the_same() {
     let took = began.elapsed().as_secs_f64();
     assert_eq!((totals.blocks, totals.mismatched), (768, 1));
     assert!(took >= 0.55, "3 MiB at 4 MiB a second, less 100 ms of credit, took {took} s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_of_a_file_that_is_removed_meanwhile_ends_and_says_so() {
+    let store = Store::start().await;
+    let session = store.session().await;
+    fill(&session, "/a", pattern(1, 1 << 20)).await;
+    // Seconds for the whole file, a piece every tenth of one.
+    let slowly = ScrubOptions { bytes_per_second: NonZeroU64::new(100 << 10), ..ScrubOptions::default() };
+    let scrubbing = scrub_with(session.client(), Some("/a"), slowly);
+    let removing = async {
+        tokio::time::sleep(Duration::from_millis(300)).await; // arbitrary: any moment before its end will do
+        session.client().remove("/a").await.expect("removed");
+    };
+    let both = async { tokio::join!(scrubbing, removing) };
+    let ((files, _), ()) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("it ends");
+    assert!(!files[0].error.is_empty(), "{files:?}");
+    assert!(files[0].blocks < 256, "{files:?}");
 }
