@@ -417,3 +417,102 @@ fn a_range_is_held_and_the_rest_of_the_file_is_not() {
     let wanted: Vec<Value> = program.breaks().iter().map(|row| row["operation"].clone()).collect();
     assert_eq!(wanted, ["truncate to 4096", "write 0..4096"]);
 }
+
+fn truncates(size: &str, file: &Path) -> bool {
+    ended(&mut breaker("truncate", &["-s", size, "FILE"], file)).success()
+}
+
+#[test]
+fn thousands_of_files_are_guarded_at_once() {
+    let Some((disk, _)) = on("ext4", "thousands_of_files") else { return };
+    let all: Vec<PathBuf> = (0..3000).map(|number| disk.at.join(format!("file{number}"))).collect();
+    all.iter().for_each(|file| fs::write(file, [7; 100]).unwrap());
+    let files = directory();
+    let mut command = guard(&files);
+    command.args(["--grace", "30ms"]);
+    all.iter().for_each(|file| drop(command.arg("--file").arg(file)));
+    command.args(["--", "sh", "-c", "echo ready; read line || true"]);
+    let mut program = Program::start(command, files);
+    assert_eq!(program.hear(), "ready");
+    for file in [&all[0], &all[1500], &all[2999]] {
+        assert!(!truncates("0", file), "{} is held", file.display());
+        assert_eq!(fs::read(file).unwrap(), [7; 100]);
+    }
+    let (status, says) = program.end();
+    assert!(status.success(), "{says}");
+    assert_eq!(program.breaks().len(), 3);
+    assert!(truncates("0", &all[0]), "a guard that is over holds nobody");
+}
+
+#[test]
+fn a_process_that_runs_already_is_guarded_and_goes_on_after_the_guard() {
+    let Some((_disk, file)) = on("xfs", "a_process_that_runs_already") else { return };
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec 3<>\"$0\"; echo ready; read line || true"]).arg(&file);
+    let mut program = Program::start(command, directory());
+    assert_eq!(program.hear(), "ready");
+    let files = directory();
+    let mut command = guard(&files);
+    command.args(["--grace", "30ms", "--pid", &program.pid().to_string(), "--file"]).arg(&file);
+    let mut guarding = Program::start(command, files);
+    let size = fs::metadata(&file).unwrap().len().to_string();
+    // Until the guard has begun, it passes, and changes nothing.
+    wait_for(|| !truncates(&size, &file));
+    assert!(!truncates("0", &file));
+    let pid = rustix::process::Pid::from_child(&guarding.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    guarding.end();
+    assert!(program.child.try_wait().unwrap().is_none(), "the program goes on");
+    assert!(truncates("0", &file));
+    assert!(program.end().0.success());
+}
+
+#[test]
+fn what_was_let_go_is_held_again_once_the_program_asks_for_it() {
+    let Some((_disk, file)) = on("ext4", "what_was_let_go") else { return };
+    // It answers each break by letting go, and each end of one by asking for the file again, until the second.
+    let script = r#"
+        while read -r -u "$LEASEHOLD_BREAK_FD" line; do
+            case "$line" in
+            *'"event":"break"'*)
+                echo break
+                id=${line#*'"id":'}
+                echo "release ${id%%,*}" >&"$LEASEHOLD_BREAK_FD" ;;
+            *'"event":"ended"'*)
+                echo ended
+                [ -n "$again" ] && exit 0
+                again=1
+                echo "hold $0" >&"$LEASEHOLD_BREAK_FD" ;;
+            *'"event":"held"'*) echo held ;;
+            *) echo "$line" ;;
+            esac
+        done"#;
+    let name = file.to_str().unwrap();
+    let mut program = Program::command(&file, &["--grace", "20s"], &["bash", "-c", script, name]);
+    for size in ["100", "0"] {
+        assert_eq!(program.hear(), "held");
+        let mut truncate = breaker("truncate", &["-s", size, "FILE"], &file);
+        assert_eq!(program.hear(), "break");
+        assert!(ended(&mut truncate).success());
+        assert_eq!(program.hear(), "ended");
+        assert_eq!(fs::metadata(&file).unwrap().len().to_string(), size);
+    }
+    let (status, says) = program.end();
+    assert!(status.success(), "{says}");
+    let outcomes: Vec<Value> = program.breaks().iter().map(|row| row["outcome"].clone()).collect();
+    assert_eq!(outcomes, ["released", "released"]);
+}
+
+#[test]
+fn a_program_that_asked_for_a_signal_gets_it() {
+    let Some((_disk, file)) = on("ext4", "a_program_that_asked_for_a_signal") else { return };
+    let script = "trap 'kill $!; echo told; exit 0' USR1; sleep 60 & echo ready; wait";
+    let mut program = Program::command(&file, &["--grace", "5s", "--signal", "USR1"], &["sh", "-c", script]);
+    assert_eq!(program.hear(), "ready");
+    let mut truncate = breaker("truncate", &["-s", "0", "FILE"], &file);
+    assert_eq!(program.hear(), "told");
+    assert!(ended(&mut truncate).success(), "the program has ended, and holds nothing any more");
+    let (status, says) = program.end();
+    assert!(status.success(), "{says}");
+    assert_eq!(program.breaks()[0]["outcome"], "ended by itself");
+}

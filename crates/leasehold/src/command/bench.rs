@@ -8,6 +8,7 @@ mod core;
 mod figure;
 mod get;
 mod growth;
+mod guard;
 mod latency;
 mod machine;
 mod mount;
@@ -138,6 +139,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("metadata", |context| Box::pin(core::metadata(context))),
     ("mtu-1500", |context| Box::pin(namespaces::mtu_1500(context))),
     ("mount", |context| Box::pin(mount::against_plain_fuse(context))),
+    ("guard", |context| Box::pin(guard::opens(context))),
 ];
 
 type Grow = for<'a> fn(&'a Context) -> BoxFuture<'a, anyhow::Result<Series>>;

@@ -149,15 +149,35 @@ impl Peer {
     pub(super) async fn start(arguments: &[&str], namespace: Option<&str>) -> anyhow::Result<Peer> {
         let mut command = program(namespace)?;
         command.arg("bench-peer").args(arguments);
-        let mut process = Process::start(command, []).await?;
+        Ok(Peer::of(Process::start(command, []).await?))
+    }
+
+    fn of(mut process: Process) -> Peer {
         let address = std::mem::take(&mut process.announced);
-        Ok(Peer { process, address })
+        Peer { process, address }
     }
 
     /// It ends with its standard input.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         drop(self.process.child.stdin.take());
         self.process.wait().await
+    }
+}
+
+/// A guard of a file, and the program that it guards, which does nothing.
+pub(super) struct Guarding(Peer);
+
+impl Guarding {
+    pub(super) async fn start(file: &Path, scratch: &Path) -> anyhow::Result<Guarding> {
+        let mut command = program(None)?;
+        command.arg("guard").arg("--file").arg(file).arg("--log").arg(scratch.join("guard.jsonl"));
+        command.arg("--registry").arg(scratch.join("guards"));
+        command.args(["--", "sh", "-c", "echo ready; read line || true"]).stderr(Stdio::null());
+        Ok(Guarding(Peer::of(Process::start(command, []).await?)))
+    }
+
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
+        self.0.stop().await
     }
 }
 
