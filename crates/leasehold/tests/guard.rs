@@ -430,7 +430,9 @@ fn thousands_of_files_are_guarded_at_once() {
     let files = directory();
     let mut command = guard(&files);
     command.args(["--grace", "30ms"]);
-    all.iter().for_each(|file| drop(command.arg("--file").arg(file)));
+    for file in &all {
+        command.arg("--file").arg(file);
+    }
     command.args(["--", "sh", "-c", "echo ready; read line || true"]);
     let mut program = Program::start(command, files);
     assert_eq!(program.hear(), "ready");
