@@ -162,7 +162,9 @@ fn a_filesystem_whose_daemon_never_answers_is_a_finding_and_holds_up_nothing() {
     assert!(stdout(&asked).contains("LH-MOUNT-HUNG"), "{}", stdout(&asked));
     assert!(took_asked < Duration::from_secs(8), "{took_asked:?}");
     // Nobody asked for it, so nobody touches it.
-    assert!(stdout(&all).contains("not touched, it might not answer"), "{}", stdout(&all));
+    // Where the line is broken depends on how long the path is.
+    let words = stdout(&all).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("not touched, it might not answer"), "{}", stdout(&all));
     assert!(!stdout(&all).contains("LH-MOUNT-HUNG"), "{}", stdout(&all));
     assert!(took_all < Duration::from_secs(8), "{took_all:?}");
 }

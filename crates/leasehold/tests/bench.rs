@@ -54,6 +54,8 @@ fn every_row_runs_and_is_there_and_nothing_is_left_behind() {
         "mount-stat-warm",
         "mount-rename",
         "mount-unlink",
+        "guard",
+        "guard-open",
     ];
     assert_eq!(names, all);
     for row in rows {
