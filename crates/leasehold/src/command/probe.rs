@@ -31,6 +31,8 @@ const STEP: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(10);
 /// How long a killed process may take to be gone, and what it left to be removed.
 const KILL: Duration = Duration::from_secs(3);
+/// How often we look whether the process was killed: its output may stay open then.
+const GLANCE: Duration = Duration::from_secs(1);
 
 /// Try what DMA into files does in a directory: is this host safe?
 ///
@@ -103,6 +105,8 @@ impl Probe {
         let mut worker = Worker::start(&self.what)?;
         let mut stopping = false;
         let mut deadline = Instant::now() + LOOK;
+        let mut glance = tokio::time::interval(GLANCE);
+        let mut was_killed = false;
         let heard = loop {
             tokio::select! {
                 line = worker.lines.next_line() => match line.context("cannot hear what the probe says")? {
@@ -114,6 +118,14 @@ impl Probe {
                 },
                 _ = interrupt.recv() => stopping = true,
                 _ = terminate.recv() => stopping = true,
+                _ = glance.tick() => {
+                    // What it said before is heard by the second time.
+                    if was_killed {
+                        break Ok(());
+                    }
+                    was_killed = worker.was_killed();
+                    continue;
+                }
                 () = tokio::time::sleep_until(deadline) => break Err(()),
             }
             deadline = if stopping {
@@ -128,10 +140,11 @@ impl Probe {
         match heard {
             Ok(()) if report.done || report.failure.is_some() => worker.wait().await?,
             Ok(()) => {
+                // A thread that reads the FUSE file, which this process serves, ends when that is gone.
+                report.clean().await;
                 let ended = worker.child.wait().await.context("cannot wait for the probe")?;
                 let _ = timeout(KILL, &mut worker.complaints).await;
                 report.failure = Some(format!("the probe's process ended early ({ended})"));
-                report.clean().await;
             }
             Err(()) => {
                 let hung = self.hung(report);
@@ -183,7 +196,8 @@ impl Report {
             let mut left = Vec::new();
             for (path, mount) in made {
                 if mount {
-                    // Nobody answers there any more.
+                    // Nobody answers there any more: whoever waits for that gets an error.
+                    let _ = rustix::mount::unmount(&path, UnmountFlags::FORCE);
                     let _ = rustix::mount::unmount(&path, UnmountFlags::DETACH);
                     let _ = std::fs::remove_dir(&path);
                 } else {
@@ -254,6 +268,12 @@ impl Worker {
     /// Asks it to end; whether it was the first time.
     fn stop(&mut self) -> bool {
         self.life_line.take().is_some()
+    }
+
+    /// Whether it was killed, and some of its threads may not be able to end.
+    fn was_killed(&self) -> bool {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return false };
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
     }
 
     async fn wait(&mut self) -> Outcome {
