@@ -3,6 +3,8 @@
 //! Packages are downloaded and unpacked under `target/lab`, never installed. QEMU translates (TCG), since KVM may fail where virtual
 //! machines nest. The kernel is booted as the ELF file inside its image, which saves the guest the unpacking.
 
+mod siw;
+
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -28,19 +30,20 @@ const BOOT_MAX_S: &str = "120";
 
 /// `cargo xtask lab`.
 pub fn run(arguments: &[String]) -> Result<()> {
+    if let [only, part, rest @ ..] = arguments
+        && (&only[..], &part[..]) == ("--only", "siw")
+    {
+        let (lab, root) = prepare()?;
+        return siw::run(&lab, &root, rest);
+    }
     let kernels: Vec<&str> = match arguments {
         [] => KERNELS.to_vec(),
         [flag, version] if flag == "--kernel" => vec![version],
         _ => bail!(
-            "unknown arguments {arguments:?}; usage: cargo xtask lab [--kernel VERSION], as in --kernel 6.12"
+            "unknown arguments {arguments:?}; usage: cargo xtask lab [--only siw] [--kernel VERSION], as in --kernel 6.12"
         ),
     };
-    let lab = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/lab"));
-    std::fs::create_dir_all(lab.join("debs"))?;
-    let lab = lab.canonicalize()?;
-    let root = lab.join("root");
-    let packages: Vec<&str> = PACKAGES.split_whitespace().collect();
-    unpack(&lab, &packages, &root)?;
+    let (lab, root) = prepare()?;
     for version in kernels {
         let package = newest_kernel(version)?;
         let started = Instant::now();
@@ -58,6 +61,17 @@ pub fn run(arguments: &[String]) -> Result<()> {
         println!("{release}: soft-RoCE is up ({:.0} s with preparation)", started.elapsed().as_secs_f64());
     }
     Ok(())
+}
+
+/// Where the lab is, and the root of what it runs.
+fn prepare() -> Result<(PathBuf, PathBuf)> {
+    let lab = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/lab"));
+    std::fs::create_dir_all(lab.join("debs"))?;
+    let lab = lab.canonicalize()?;
+    let root = lab.join("root");
+    let packages: Vec<&str> = PACKAGES.split_whitespace().collect();
+    unpack(&lab, &packages, &root)?;
+    Ok((lab, root))
 }
 
 /// The newest package of a release line: the names change with the kernel's ABI.
@@ -158,8 +172,16 @@ fn initramfs(lab: &Path, root: &Path, tree: &Path, release: &str) -> Result<Path
 
 /// Boots the guest and waits for its end; its line of results.
 fn boot(root: &Path, vmlinux: &Path, initramfs: &Path) -> Result<String> {
+    let console = console(root, vmlinux, initramfs, BOOT_MAX_S)?;
+    let line =
+        console.lines().find_map(|line| line.split_once("LAB ").map(|(_, json)| json.trim().to_owned()));
+    line.with_context(|| format!("the guest ended without a result; its console:\n{console}"))
+}
+
+/// Boots a guest and waits for its end, for at most so many seconds; its console.
+fn console(root: &Path, vmlinux: &Path, initramfs: &Path, max_s: &str) -> Result<String> {
     let mut qemu = Command::new("timeout");
-    qemu.args(["--kill-after=5", BOOT_MAX_S]).arg(root.join("usr/bin/qemu-system-x86_64"));
+    qemu.args(["--kill-after=5", max_s]).arg(root.join("usr/bin/qemu-system-x86_64"));
     for folder in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
         qemu.arg("-L").arg(root.join(folder));
     }
@@ -168,10 +190,7 @@ fn boot(root: &Path, vmlinux: &Path, initramfs: &Path) -> Result<String> {
     );
     qemu.args("-display none -no-reboot -serial stdio".split(' ')).arg("-kernel").arg(vmlinux);
     qemu.arg("-initrd").arg(initramfs).args(["-append", "console=ttyS0 panic=-1 quiet"]);
-    let console = output(qemu.env("LD_LIBRARY_PATH", libraries(root)))?;
-    let line =
-        console.lines().find_map(|line| line.split_once("LAB ").map(|(_, json)| json.trim().to_owned()));
-    line.with_context(|| format!("the guest ended without a result; its console:\n{console}"))
+    output(qemu.env("LD_LIBRARY_PATH", libraries(root)))
 }
 
 /// Where the unpacked programs find their libraries.
