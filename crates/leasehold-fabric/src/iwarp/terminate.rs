@@ -12,6 +12,8 @@ use bytes::BufMut;
 const HAS_LENGTH: u8 = 0x80;
 const HAS_DDP: u8 = 0x40;
 const HAS_RDMAP: u8 = 0x20;
+/// The three flags as they come from a sender that builds the field in little-endian host order.
+const HOST_ORDER_FLAGS: u8 = 0x07;
 
 /// How a peer can break the protocol, or what it can ask in vain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -173,14 +175,21 @@ pub(crate) fn put(code: Code, offender: Option<&Offender>, out: &mut impl BufMut
     }
 }
 
-/// Reads what a peer's Terminate says. Linux' soft-iWARP builds its bit-fields in host order, so that layer and type
-/// come swapped from little-endian machines: of the two readings the one that the standards define is taken. `None`:
-/// it is too short.
+/// Reads what a peer's Terminate says. Linux' soft-iWARP builds its bit-fields in host order, so that from little-endian
+/// machines layer and type come swapped, and M, D and R from the other end of their byte. The flags tell the two orders
+/// apart: the bits where the other order has them are reserved, and zero. Without flags, of the two readings the one that
+/// the standards define is taken. `None`: it is too short.
 pub(crate) fn parse(bytes: &[u8]) -> Option<Code> {
     let &[first, code, ..] = bytes else { return None };
     let as_written = Code { layer: first >> 4, kind: first & 0xF, code };
     let swapped = Code { layer: first & 0xF, kind: first >> 4, code };
-    Some(if !is_defined(as_written) && is_defined(swapped) { swapped } else { as_written })
+    let flags = bytes.get(2).copied().unwrap_or(0);
+    let is_swapped = if flags & (HAS_LENGTH | HAS_DDP | HAS_RDMAP) != 0 {
+        false
+    } else {
+        flags & HOST_ORDER_FLAGS != 0 || (!is_defined(as_written) && is_defined(swapped))
+    };
+    Some(if is_swapped { swapped } else { as_written })
 }
 
 fn is_defined(code: Code) -> bool {
@@ -217,6 +226,26 @@ mod tests {
         let mut bytes = Vec::new();
         put(Violation::FrameLength.code(None), None, &mut bytes);
         assert_eq!(bytes, [0x20, 3, 0, 0]);
+    }
+
+    /// The first bytes of what siw of Linux 6.1 sent on x86-64. Read as written, the refused reads were local catastrophes
+    /// of DDP's.
+    #[test]
+    fn siws_terminates_are_read_by_the_order_of_their_flags() {
+        let ours = |violation: Violation, opcode| violation.code(Some(opcode));
+        let (write, read) = (rdmap::Opcode::Write, rdmap::Opcode::ReadRequest);
+        for (bytes, code) in [
+            ([0x11, 0, 0x03, 0, 0x03, 0xE9], ours(Violation::UnknownTag, write)),
+            ([0x11, 1, 0x03, 0, 0x03, 0xE9], ours(Violation::Bounds, write)),
+            ([0x10, 0, 0x07, 0, 0, 0], ours(Violation::UnknownTag, read)),
+            ([0x10, 1, 0x07, 0, 0, 0], ours(Violation::Bounds, read)),
+            ([0x02, 2, 0, 0, 0, 0], Violation::Crc.code(None)),
+        ] {
+            assert_eq!(parse(&bytes), Some(code), "{bytes:02x?}");
+        }
+        let catastrophe = Code { layer: 1, kind: 0, code: 0 };
+        assert_eq!(parse(&[0x10, 0, 0xC0, 0]), Some(catastrophe), "with the standard's flags it is one");
+        assert_eq!(parse(&[0x10, 0, 0, 0]), Some(catastrophe), "and without any");
     }
 
     #[test]
