@@ -27,6 +27,7 @@ mod pattern;
 mod pins;
 mod place;
 mod races;
+mod regions;
 mod report;
 mod scratch;
 mod source;
@@ -105,8 +106,8 @@ pub fn run(
     for row in pins::rows(directory) {
         tell(Event::Row(row));
     }
-    tell(Event::Row(verbs::row(directory)));
     stop.check()?;
+    regions::run(place, directory, options, stop, tell)?;
     let source = Source::mount(&mut |path| tell(Event::Made { path: path.to_owned(), mount: true }));
     hazards::run(place, directory, source.as_ref(), options.tries, stop, tell)?;
     if options.freeze {

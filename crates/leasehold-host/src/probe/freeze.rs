@@ -6,7 +6,6 @@
 
 use super::disk::{self, Tally};
 use super::flight::FlightError;
-use super::hazards;
 use super::pattern::{Mark, PAGE_BYTES};
 use super::place::Place;
 use super::report::{Group, Row, Verdict};
@@ -54,7 +53,7 @@ pub(super) fn row(place: &Place, directory: &Path, source: Result<&Source, &NoSo
             named(Verdict::counted(u64::from(changed.wrong() > 0), 1, "tries")).with(note)
         }
         Ok(Err(why)) => named(Verdict::not_applicable(why)),
-        Err(error) => named(hazards::refused(&error, place)),
+        Err(error) => named(error.verdict(place)),
     }
 }
 

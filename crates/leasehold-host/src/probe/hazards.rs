@@ -19,23 +19,23 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// One of them.
-struct Hazard {
-    id: &'static str,
-    what: &'static str,
-    operation: fn(&Scene) -> io::Result<()>,
-    promise: Promise,
+pub(super) struct Hazard {
+    pub(super) id: &'static str,
+    pub(super) what: &'static str,
+    pub(super) operation: fn(&Scene) -> io::Result<()>,
+    pub(super) promise: Promise,
 }
 
 /// What must be true afterwards.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Promise {
+pub(super) enum Promise {
     /// The bytes of the DMA are in the file.
     Kept,
     /// The copy is as it was right after the operation.
     CopyStays,
 }
 
-const HAZARDS: [Hazard; 9] = [
+pub(super) const HAZARDS: [Hazard; 9] = [
     Hazard {
         id: "write-after-clean",
         what: "fsync: later DMA is lost",
@@ -117,20 +117,20 @@ const HAZARDS: [Hazard; 9] = [
 ];
 
 /// The files of one try.
-struct Scene {
-    victim: Victim,
+pub(super) struct Scene {
+    pub(super) victim: Victim,
     /// Another file, with content of its own.
-    donor: File,
+    pub(super) donor: File,
     donor_path: PathBuf,
     /// Where a copy goes.
-    copy: PathBuf,
-    /// Who wrote the victim before, who writes by DMA, and who else writes.
-    dma: Mark,
-    other: Mark,
+    pub(super) copy: PathBuf,
+    /// Who writes by DMA, and who else writes.
+    pub(super) dma: Mark,
+    pub(super) other: Mark,
 }
 
 impl Scene {
-    fn set(directory: &Path, number: u32) -> io::Result<Scene> {
+    pub(super) fn set(directory: &Path, number: u32) -> io::Result<Scene> {
         let [old, dma, other] = [1, 2, 3].map(|who| Mark(number * 4 + who));
         let victim = Victim::make(directory, old)?;
         let (donor_path, copy) = (directory.join("donor"), directory.join("copy"));
@@ -138,7 +138,7 @@ impl Scene {
         Ok(Scene { victim, donor, donor_path, copy, dma, other })
     }
 
-    fn fallocate(&self, flags: FallocateFlags, bytes: usize) -> io::Result<()> {
+    pub(super) fn fallocate(&self, flags: FallocateFlags, bytes: usize) -> io::Result<()> {
         Ok(fallocate(&self.victim.file, flags, 0, bytes as u64)?)
     }
 }
@@ -201,7 +201,7 @@ impl Hazard {
                     waited |= one.waited;
                     tally.add(&one.tally);
                 }
-                Err(error) => return self.named(refused(&error, place)),
+                Err(error) => return self.named(error.verdict(place)),
             }
         }
         let mut note = if seen > 0 { tally.to_string() } else { String::new() };
@@ -240,14 +240,20 @@ impl Hazard {
     }
 }
 
+impl FlightError {
+    pub(super) fn verdict(&self, place: &Place) -> Verdict {
+        match self {
+            FlightError::Operation(error) => refused(error, place),
+            _ => Verdict::CouldNot { why: self.to_string() },
+        }
+    }
+}
+
 /// An operation that the filesystem does not have is no failure of the probe.
-pub(super) fn refused(error: &FlightError, place: &Place) -> Verdict {
-    let FlightError::Operation(cause) = error else {
-        return Verdict::CouldNot { why: error.to_string() };
-    };
-    match Errno::from_io_error(cause) {
+pub(super) fn refused(error: &io::Error, place: &Place) -> Verdict {
+    match Errno::from_io_error(error) {
         Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::INVAL | Errno::XDEV) => {
-            Verdict::not_applicable(format!("{} does not do that ({})", place.filesystem, name(cause)))
+            Verdict::not_applicable(format!("{} does not do that ({})", place.filesystem, name(error)))
         }
         _ => Verdict::CouldNot { why: error.to_string() },
     }

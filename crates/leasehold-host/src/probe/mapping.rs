@@ -1,5 +1,6 @@
 //! Memory that the kernel is told to write into, of whatever kind.
 
+use super::pattern::PAGE_BYTES;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
@@ -7,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::ptr;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A mapping. It can be read and written, but only the kernel does: nothing here makes a reference into it, since it
 /// changes under our hands, and a truncated file takes its pages away.
@@ -46,8 +48,16 @@ impl Mapping {
         Ok(Mapping { address, bytes })
     }
 
+    /// Of a file, shared, where only reading is allowed.
+    pub(super) fn read_only(file: &File, bytes: usize) -> io::Result<Mapping> {
+        Mapping::protected(file, bytes, MapFlags::SHARED, ProtFlags::READ)
+    }
+
     fn of(file: &File, bytes: usize, flags: MapFlags) -> io::Result<Mapping> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        Mapping::protected(file, bytes, flags, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    fn protected(file: &File, bytes: usize, flags: MapFlags, protection: ProtFlags) -> io::Result<Mapping> {
         // SAFETY: at an address that the kernel chooses, so nothing else is there.
         let address = unsafe { mmap(ptr::null_mut(), bytes, protection, flags, file, 0) }?;
         Ok(Mapping { address, bytes })
@@ -83,6 +93,39 @@ impl Mapping {
             // SAFETY: within the mapping, aligned; volatile, as a device or the kernel may read it meanwhile.
             unsafe { self.address.byte_add(at).cast::<u32>().write_volatile(word) };
         }
+    }
+
+    /// Writes bytes, as a program's own code does. The memory must be of no file, or of one that nobody cuts meanwhile.
+    pub(super) fn store(&self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.bytes, "a store past the end of the mapping");
+        // SAFETY: within the mapping, to which there are no references.
+        unsafe {
+            self.address.byte_add(at).cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+        };
+    }
+
+    /// Reads bytes, on the same condition.
+    pub(super) fn load(&self, at: usize, bytes: usize) -> Vec<u8> {
+        assert!(at + bytes <= self.bytes, "a load past the end of the mapping");
+        let mut copy = vec![0; bytes];
+        // SAFETY: as above.
+        unsafe { self.address.byte_add(at).cast::<u8>().copy_to_nonoverlapping(copy.as_mut_ptr(), bytes) };
+        copy
+    }
+
+    /// Makes every page dirty without a change of its content: an atomic addition of nothing, on the same condition.
+    pub(super) fn touch(&self) {
+        for at in (0..self.bytes).step_by(PAGE_BYTES) {
+            // SAFETY: within the mapping; atomic, as a device may write there meanwhile.
+            unsafe { AtomicU8::from_ptr(self.address.byte_add(at).cast()) }.fetch_add(0, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes every page present, and writable as if it had just been written: `MADV_POPULATE_WRITE`.
+    pub(super) fn populate(&self) -> io::Result<()> {
+        // SAFETY: the mapping, of which no content changes.
+        unsafe { rustix::mm::madvise(self.address, self.bytes, rustix::mm::Advice::LinuxPopulateWrite) }?;
+        Ok(())
     }
 
     /// Waits until what was written through the mapping is in the file: msync(2).

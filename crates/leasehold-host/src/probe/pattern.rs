@@ -60,6 +60,12 @@ pub fn bytes(mark: Mark, first: u32, pages: usize) -> Vec<u8> {
     (first..).take(pages).flat_map(|number| Page::of(mark, number).0).collect()
 }
 
+/// What each page of some memory holds.
+pub(super) fn contents(bytes: &[u8]) -> Vec<Content> {
+    let (pages, _) = bytes.as_chunks::<PAGE_BYTES>();
+    pages.iter().map(|page| Page(*page).content()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

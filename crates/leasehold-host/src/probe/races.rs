@@ -5,7 +5,6 @@
 
 use super::ProbeError;
 use super::disk::{self, Tally};
-use super::flight::FlightError;
 use super::hazards;
 use super::mapping::Mapping;
 use super::pattern::{self, Content, Mark, PAGE_BYTES};
@@ -109,7 +108,7 @@ impl<'p> Track<'p> {
             fadvise(&file, 0, None, Advice::DontNeed)?;
             Ok(file)
         };
-        let source = make().map_err(|error| hazards::refused(&FlightError::Operation(error), place))?;
+        let source = make().map_err(|error| hazards::refused(&error, place))?;
         Ok(Track { place, directory: directory.to_owned(), source })
     }
 
@@ -118,7 +117,7 @@ impl<'p> Track<'p> {
     }
 
     fn failed(&self, name: Name, error: io::Error) -> Row {
-        self.row(name, hazards::refused(&FlightError::Operation(error), self.place))
+        self.row(name, hazards::refused(&error, self.place))
     }
 
     /// DMA against msync, sync_file_range and fdatasync.

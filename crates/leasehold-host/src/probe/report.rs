@@ -46,7 +46,9 @@ pub enum Group {
     Pins,
     /// An operation while a read into the file's mapping is under way, and certain to be.
     Held,
-    /// The same against a real device, by chance.
+    /// An operation while a mapping of the file is registered with an RDMA device; then the device writes, or reads.
+    Regions,
+    /// The same as held, against a real device, by chance.
     Races,
     /// Leasehold's own store, in the same place.
     Store,
@@ -54,7 +56,7 @@ pub enum Group {
 
 impl Group {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Group; 4] = [Group::Pins, Group::Held, Group::Races, Group::Store];
+    pub const ALL: [Group; 5] = [Group::Pins, Group::Held, Group::Regions, Group::Races, Group::Store];
 }
 
 /// One hazard, and what became of it.

@@ -40,6 +40,10 @@ fn title(group: Group) -> &'static str {
             "DMA UNDER WAY: an O_DIRECT read into a shared mapping of the file, of 64 pages, \
              held until something was done to the file. The read then reports success."
         }
+        Group::Regions => {
+            "MEMORY REGIONS: something is done to the file while a mapping of it is memory of an RDMA \
+             device; then the device writes or reads all of it, and reports success."
+        }
         Group::Races => "RACES: the same reads from a real file, against whatever happens to meet them",
         Group::Store => {
             "LEASEHOLD'S STORE in the same place: a remote writer holds a lease and writes by \
@@ -100,7 +104,7 @@ fn meaning(rows: &[Row]) -> String {
             .collect::<Vec<_>>()
     };
     let mut text = String::from("What this means. ");
-    let here = seen(&[Group::Pins, Group::Held, Group::Races]);
+    let here = seen(&[Group::Pins, Group::Held, Group::Regions, Group::Races]);
     if here.contains(&"pin-shared") || here.contains(&"pin-rdma") {
         text += "This kernel lets memory of files be registered for long, and forgets what is written there after the \
                  first writeback: do not register mappings of files here. ";
