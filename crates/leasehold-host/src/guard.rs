@@ -139,7 +139,7 @@ pub enum GuardError {
     )]
     Fanotify(io::Error),
     /// One of the files.
-    #[error("cannot guard {path:?}: {source}")]
+    #[error("cannot guard {path:?}: {source}; give an existing regular file that this process may open")]
     File {
         /// Which.
         path: PathBuf,

@@ -383,6 +383,54 @@ fn a_second_guard_of_a_file_is_refused_and_after_a_crash_everybody_passes() {
 }
 
 #[test]
+fn on_tmpfs_opens_are_seen_and_each_event_is_a_line_of_json() {
+    if !can_guard("on_tmpfs_opens_are_seen") {
+        return;
+    }
+    let memory = tempfile::tempdir_in("/dev/shm").expect("a tmpfs");
+    let file = memory.path().join("victim");
+    make(&file);
+    let script = "exec 3<>\"$0\"; echo ready; read line";
+    let options = ["--json", "--grace", "50ms"];
+    let mut program = Program::command(&file, &options, &["sh", "-c", script, file.to_str().unwrap()]);
+    assert_eq!(program.hear(), "ready");
+    assert!(!ended(&mut breaker("truncate", &["-s", "0", "FILE"], &file)).success());
+    assert!(ended(&mut breaker("cat", &["FILE"], &file)).success());
+    assert_ne!(fs::metadata(&file).unwrap().len(), 0);
+    let (status, says) = program.end();
+    assert!(status.success(), "{says}");
+    let events: Vec<Value> = says.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let guarding = &events[0];
+    assert_eq!((&guarding["event"], &guarding["sees"]), (&"guarding".into(), &"opens".into()), "{says}");
+    assert!(
+        guarding["not_seen"].to_string().contains("truncate"),
+        "it says that a truncate by path passes: {says}"
+    );
+    assert_eq!(events[1]["event"], "break began", "{says}");
+    assert_eq!(events[2]["event"], "break ended", "{says}");
+    assert_eq!(events[2]["break"]["outcome"], "breaker refused", "{says}");
+}
+
+#[test]
+fn an_audit_shows_a_guard_that_lives() {
+    let Some((_disk, file)) = on("ext4", "an_audit_shows_a_guard") else { return };
+    let files = directory();
+    let mut command = leasehold();
+    command.arg("guard").arg("--log").arg(files.path().join("log"));
+    command.arg("--file").arg(&file).args(["--", "sh", "-c", "echo ready; read line"]);
+    let mut program = Program::start(command, files);
+    assert_eq!(program.hear(), "ready");
+    let seen = || {
+        let output = leasehold().args(["audit", "--json"]).output().expect("a process");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        report["guards"].to_string().contains(file.to_str().expect("text"))
+    };
+    assert!(seen());
+    assert!(program.end().0.success());
+    assert!(!seen());
+}
+
+#[test]
 fn a_kept_name_stays_until_the_program_is_over() {
     let Some((_disk, file)) = on("ext4", "a_kept_name_stays") else { return };
     let mut program = Program::guarded(&file, &["--keep-names"]);

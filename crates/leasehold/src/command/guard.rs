@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use leasehold_client::ByteRange;
 use leasehold_engine::break_log::{BreakLog, BreakRow, Who};
 use leasehold_host::guard::{self, Broken, Event, GuardError, Options, Sight, Whom};
+use serde_json::json;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,9 +95,10 @@ fn file(text: &OsString) -> Result<(PathBuf, ByteRange), Failure> {
 }
 
 impl Guard {
-    pub(crate) async fn run(self, _: &Common) -> Outcome {
+    pub(crate) async fn run(self, common: &Common) -> Outcome {
         let files = self.files.iter().map(file).collect::<Result<Vec<_>, _>>()?;
         let mut log = Log::open(&self.log)?;
+        let tell = if common.json { say_json } else { say };
         let whom = match self.pid {
             Some(pid) => Whom::Pid(pid),
             None => Whom::Command(self.command),
@@ -112,7 +114,10 @@ impl Guard {
             registry: self.registry,
         };
         let guarded = tokio::task::spawn_blocking(move || {
-            guard::run(&options, &passed_on, &mut |event| log.take(&event))
+            guard::run(&options, &passed_on, &mut |event| {
+                tell(&event);
+                log.take(&event);
+            })
         });
         match guarded.await? {
             // The program's own code, whatever it is.
@@ -144,7 +149,7 @@ fn pass_signals_on() -> anyhow::Result<Arc<AtomicI32>> {
     Ok(last)
 }
 
-/// Standard error, and the log of breaks.
+/// The log of breaks.
 struct Log(BreakLog);
 
 impl Log {
@@ -162,13 +167,32 @@ impl Log {
     }
 
     fn take(&mut self, event: &Event) {
-        say(event);
         if let Event::Ended(broken) = event
             && let Err(error) = self.0.append(&row(broken))
         {
             eprintln!("leasehold guard: cannot append to the log: {error}");
         }
     }
+}
+
+/// A line of JSON on standard error, since standard output is the program's.
+fn say_json(event: &Event) {
+    let value = match event {
+        Event::Guarding { path, sight, holes } => {
+            let sees = match sight {
+                Sight::Ranges => "ranges",
+                Sight::Opens => "opens",
+            };
+            json!({ "event": "guarding", "file": path, "sees": sees, "not_seen": holes })
+        }
+        Event::Killed(entry) => {
+            json!({ "event": "earlier guard killed", "pid": entry.guard, "command": entry.command })
+        }
+        Event::Began(broken) => json!({ "event": "break began", "break": row(broken) }),
+        Event::Ended(broken) => json!({ "event": "break ended", "break": row(broken) }),
+        Event::Note(note) => json!({ "event": "note", "text": note }),
+    };
+    eprintln!("{value}");
 }
 
 fn say(event: &Event) {
