@@ -13,10 +13,13 @@
 //! Each line but the Read and the Write is a message of 16 bytes, big-endian: offset 8, tag 4, length 4.
 //!
 //! `cargo run -p leasehold-fabric --example rping -- client|server ADDRESS:PORT [--size N] [--rounds N] [--no-crc]
-//! [--strict] [--revision-1] [--no-ready] [--mistake sink-tag|sink-bounds|sink-access|source-tag|source-bounds]`
+//! [--strict] [--revision-1] [--no-ready] [--fences N] [--mistake NAME]`
 //!
-//! With `--mistake`, the round after the last names the wrong place: a client gives it to its peer, a server uses it
-//! itself. Then the connection has to end with a Terminate, from the end whose memory it is.
+//! With `--fences`, a client fences the memory while the peer writes to it, in so many rounds more: the peer must not
+//! notice, and nothing may land once the fence has returned.
+//!
+//! With `--mistake`, something is wrong in the round after the last (see [`Mistake`]), and the connection has to end with
+//! a Terminate: from the end whose memory is in question, or that received what is broken.
 
 use bytes::{Buf, BufMut, Bytes};
 use leasehold_fabric::conformance::{
@@ -25,10 +28,15 @@ use leasehold_fabric::conformance::{
 use leasehold_fabric::iwarp::{Config, Iwarp};
 use leasehold_fabric::{Admitted, CloseReason, Endpoint, Fabric, Gate, OperationError, Remote, Source, Tag};
 use std::error::Error;
-use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What the memory holds that was fenced, once others use it.
+const NEXT_USE: u8 = 0xEE;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -38,24 +46,30 @@ fn main() -> Result<()> {
         return Err("client or server, and an address".into());
     };
     let options = Options::parse(options)?;
+    let mut address: SocketAddr = address.parse()?;
+    let breaks = Arc::new(AtomicBool::new(false));
+    if let Some(direction) = options.mistake.and_then(Mistake::direction) {
+        address = relay(address, direction, options.size, breaks.clone())?;
+    }
     let fabric = Iwarp::new(options.config.clone())?;
     let (endpoint, record, _listener) = match &role[..] {
         "client" => {
             let (recorder, record) = recorder();
-            let (endpoint, _) = fabric.connect(address.parse()?, b"", Box::new(recorder), PATIENCE)?;
+            let (endpoint, _) = fabric.connect(address, b"", Box::new(recorder), PATIENCE)?;
             (endpoint, record, None)
         }
         "server" => {
             let (records, peers) = channel();
-            let listener = fabric.listen(address.parse()?, Arc::new(Open(Mutex::new(records))))?;
+            let listener = fabric.listen(address, Arc::new(Open(Mutex::new(records))))?;
             let record: Record = peers.recv_timeout(PATIENCE).map_err(|_| "nobody connected")?;
             (record.endpoint(), record, Some(listener))
         }
         _ => return Err(format!("{role} is neither client nor server").into()),
     };
+    let is_client = role == "client";
     let talk = Talk { endpoint: &*endpoint, record, size: options.size };
     for round in 0..options.rounds {
-        let went = if role == "client" { talk.ask(round, None) } else { talk.serve(None) };
+        let went = if is_client { talk.ask(round, None) } else { talk.serve(None) };
         went.map_err(|error| format!("round {round}: {error}"))?;
     }
     let placed = fabric.counters().bytes_placed.load(Ordering::Relaxed);
@@ -64,29 +78,39 @@ fn main() -> Result<()> {
         return Err(format!("{placed} bytes were placed here in place of {bytes}").into());
     }
     println!("{role}: {} rounds of {} bytes: {bytes} read, {bytes} written", options.rounds, options.size);
-    let why = match options.mistake {
-        Some(mistake) => {
-            let round = options.rounds;
-            let went =
-                if role == "client" { talk.ask(round, Some(mistake)) } else { talk.serve(Some(mistake)) };
-            let why = talk.end(went.err().ok_or("the mistake had no consequence")?);
-            println!("{role}: {mistake:?}: {why}");
-            why
+    if options.fences > 0 {
+        for fence in 0..options.fences {
+            talk.fence(fence).map_err(|error| format!("fence {fence}: {error}"))?;
         }
-        None => {
-            if role == "client" {
-                endpoint.close();
-            }
-            talk.record.closed()
+        talk.ask(options.rounds, None)?;
+        let discarded = fabric.counters().bytes_discarded.load(Ordering::Relaxed);
+        if discarded == 0 {
+            return Err("no fence came before the bytes that it was for".into());
         }
-    };
-    let expected = match (&role[..], options.mistake.is_some()) {
-        ("client", true) => matches!(why, CloseReason::Violation(_)),
-        ("client", false) => why == CloseReason::Here,
-        (_, true) => matches!(why, CloseReason::Terminated(_)),
-        (_, false) => why == CloseReason::Peer,
-    };
-    if expected { Ok(()) } else { Err(format!("it ended otherwise than it should: {why}").into()) }
+        let sent = options.fences * options.size;
+        println!(
+            "{role}: {} fences: {discarded} of {sent} bytes dropped, and a good round after",
+            options.fences
+        );
+    }
+    if let Some(mistake) = options.mistake {
+        breaks.store(true, Ordering::Relaxed);
+        let went =
+            if is_client { talk.ask(options.rounds, Some(mistake)) } else { talk.serve(Some(mistake)) };
+        let why = talk.end(went.err().ok_or("the mistake had no consequence")?);
+        let noticed_here = is_client != (mistake == Mistake::BitSent);
+        return match why {
+            CloseReason::Violation(_) if noticed_here => Ok(println!("{role}: {mistake:?}: {why}")),
+            CloseReason::Terminated(_) if !noticed_here => Ok(println!("{role}: {mistake:?}: {why}")),
+            _ => Err(format!("{mistake:?}: it ended otherwise than it should: {why}").into()),
+        };
+    }
+    if is_client {
+        endpoint.close();
+    }
+    let why = talk.record.closed();
+    let expected = if is_client { CloseReason::Here } else { CloseReason::Peer };
+    if why == expected { Ok(()) } else { Err(format!("it ended otherwise than it should: {why}").into()) }
 }
 
 /// What can be chosen.
@@ -94,10 +118,11 @@ struct Options {
     config: Config,
     size: usize,
     rounds: usize,
+    fences: usize,
     mistake: Option<Mistake>,
 }
 
-/// A place that is named wrongly.
+/// What is wrong. A client gives the wrong place to its peer, a server uses it itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mistake {
     /// To be written to: a tag that does not exist.
@@ -110,32 +135,62 @@ enum Mistake {
     SourceTag,
     /// To be read: just past the end.
     SourceBounds,
+    /// A bit of what a client sends is flipped on its way.
+    BitSent,
+    /// A bit of what a client receives is flipped on its way.
+    BitReceived,
+}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, PartialEq)]
+enum Direction {
+    Sent,
+    Received,
+}
+
+impl Mistake {
+    fn parse(name: &str) -> Option<Mistake> {
+        Some(match name {
+            "sink-tag" => Mistake::SinkTag,
+            "sink-bounds" => Mistake::SinkBounds,
+            "sink-access" => Mistake::SinkAccess,
+            "source-tag" => Mistake::SourceTag,
+            "source-bounds" => Mistake::SourceBounds,
+            "bit-sent" => Mistake::BitSent,
+            "bit-received" => Mistake::BitReceived,
+            _ => return None,
+        })
+    }
+
+    /// Which way the bytes go that are broken on the way.
+    fn direction(self) -> Option<Direction> {
+        match self {
+            Mistake::BitSent => Some(Direction::Sent),
+            Mistake::BitReceived => Some(Direction::Received),
+            _ => None,
+        }
+    }
 }
 
 impl Options {
     fn parse(words: &[String]) -> Result<Options> {
-        // As many reads at once as rping asks for.
-        let config = Config { workers: 1, reads_max: 1, ..Config::default() };
-        let mut options = Options { config, size: 64, rounds: 10, mistake: None };
+        let mut options =
+            Options { config: Config::default(), size: 64, rounds: 10, fences: 0, mistake: None };
         let mut words = words.iter().map(String::as_str);
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or(format!("{word} lacks its value"));
             match word {
                 "--size" => options.size = value()?.parse()?,
                 "--rounds" => options.rounds = value()?.parse()?,
+                "--fences" => options.fences = value()?.parse()?,
                 "--no-crc" => options.config.crc = false,
                 "--strict" => options.config.strict = true,
                 "--revision-1" => options.config.enhanced = false,
                 "--no-ready" => options.config.peer_to_peer = false,
                 "--mistake" => {
-                    options.mistake = Some(match value()? {
-                        "sink-tag" => Mistake::SinkTag,
-                        "sink-bounds" => Mistake::SinkBounds,
-                        "sink-access" => Mistake::SinkAccess,
-                        "source-tag" => Mistake::SourceTag,
-                        "source-bounds" => Mistake::SourceBounds,
-                        other => return Err(format!("no such mistake: {other}").into()),
-                    });
+                    let name = value()?;
+                    let mistake = Mistake::parse(name).ok_or_else(|| format!("no such mistake: {name}"))?;
+                    options.mistake = Some(mistake);
                 }
                 _ => return Err(format!("no such option: {word}").into()),
             }
@@ -166,18 +221,9 @@ impl Talk<'_> {
     /// A round of the client's: the peer reads the data, and writes them back.
     fn ask(&self, round: usize, mistake: Option<Mistake>) -> Result<()> {
         let data = data(round, self.size);
-        let (source, sink) = (Memory::new(self.size, 0), Memory::new(self.size, 0));
-        for (at, byte) in data.iter().enumerate() {
-            source.fill(at, 1, *byte);
-        }
-        let source_tag = readable(self.endpoint, &source, 0, self.size);
+        let source_tag = self.offer(&data, mistake)?;
+        let sink = Memory::new(self.size, 0);
         let sink_tag = writable(self.endpoint, &sink, 0, self.size);
-        self.say(match mistake {
-            Some(Mistake::SourceTag) => (Tag(!source_tag.0), 0),
-            Some(Mistake::SourceBounds) => (source_tag, 1),
-            _ => (source_tag, 0),
-        })?;
-        self.message()?;
         self.say(match mistake {
             Some(Mistake::SinkTag) => (Tag(!sink_tag.0), 0),
             Some(Mistake::SinkBounds) => (sink_tag, 1),
@@ -190,6 +236,47 @@ impl Talk<'_> {
             self.endpoint.forget(tag);
         }
         if sink.snapshot(0, self.size) == data { Ok(()) } else { Err("other bytes came back".into()) }
+    }
+
+    /// A round of the client's whose sink is fenced: before the peer hears of it in the first, later and later after.
+    fn fence(&self, number: usize) -> Result<()> {
+        let source_tag = self.offer(&data(number, self.size), None)?;
+        let sink = Memory::new(self.size, 0);
+        let sink_tag = writable(self.endpoint, &sink, 0, self.size);
+        if number > 0 {
+            self.say((sink_tag, 0))?;
+            std::thread::sleep(Duration::from_micros(50 * number as u64));
+        }
+        self.endpoint.fence(sink_tag, PATIENCE)?;
+        sink.fill(0, self.size, NEXT_USE);
+        if number == 0 {
+            self.say((sink_tag, 0))?;
+        }
+        self.message()?;
+        if sink.snapshot(0, self.size) != vec![NEXT_USE; self.size] {
+            return Err("bytes landed after the fence".into());
+        }
+        for tag in [source_tag, sink_tag] {
+            self.endpoint.fence(tag, PATIENCE)?;
+            self.endpoint.forget(tag);
+        }
+        Ok(())
+    }
+
+    /// The client's data, until the peer has read them.
+    fn offer(&self, data: &[u8], mistake: Option<Mistake>) -> Result<Tag> {
+        let source = Memory::new(self.size, 0);
+        for (at, byte) in data.iter().enumerate() {
+            source.fill(at, 1, *byte);
+        }
+        let tag = readable(self.endpoint, &source, 0, self.size);
+        self.say(match mistake {
+            Some(Mistake::SourceTag) => (Tag(!tag.0), 0),
+            Some(Mistake::SourceBounds) => (tag, 1),
+            _ => (tag, 0),
+        })?;
+        self.message()?;
+        Ok(tag)
     }
 
     /// A round of the server's.
@@ -258,6 +345,43 @@ impl Talk<'_> {
     /// How the connection ends, after this error.
     fn end(&self, error: Box<dyn Error>) -> CloseReason {
         error.downcast().map_or_else(|_| self.record.closed(), |why| *why)
+    }
+}
+
+/// Stands between a client and its peer, and passes on what comes; once told, it flips a bit in the midst of so many
+/// bytes that go in this direction. Where to connect to it.
+fn relay(peer: SocketAddr, breaks: Direction, length: usize, told: Arc<AtomicBool>) -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || -> std::io::Result<()> {
+        let (near, far) = (listener.accept()?.0, TcpStream::connect(peer)?);
+        let (near_too, far_too, told_too) = (near.try_clone()?, far.try_clone()?, told.clone());
+        let back = std::thread::spawn(move || {
+            pass_on(&far_too, &near_too, length, (breaks == Direction::Received).then_some(&*told_too))
+        });
+        pass_on(&near, &far, length, (breaks == Direction::Sent).then_some(&*told))?;
+        back.join().expect("it does not panic")
+    });
+    Ok(address)
+}
+
+fn pass_on(
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    length: usize,
+    told: Option<&AtomicBool>,
+) -> std::io::Result<()> {
+    to.set_nodelay(true)?;
+    let mut bytes = vec![0; 1 << 16];
+    loop {
+        let got = from.read(&mut bytes)?;
+        if got == 0 {
+            return to.shutdown(Shutdown::Write);
+        }
+        if got >= length && told.is_some_and(|told| told.swap(false, Ordering::Relaxed)) {
+            bytes[got / 2] ^= 1;
+        }
+        to.write_all(&bytes[..got])?;
     }
 }
 

@@ -113,11 +113,16 @@ impl Mapping {
         copy
     }
 
-    /// Makes every page dirty without a change of its content: an atomic addition of nothing, on the same condition.
+    /// Makes every page dirty without a change of its content: a byte of each is replaced by itself, atomically, on the
+    /// same condition. An addition of nothing would not do: compilers make a fence and a load of it, and write nothing.
     pub(super) fn touch(&self) {
         for at in (0..self.bytes).step_by(PAGE_BYTES) {
             // SAFETY: within the mapping; atomic, as a device may write there meanwhile.
-            unsafe { AtomicU8::from_ptr(self.address.byte_add(at).cast()) }.fetch_add(0, Ordering::SeqCst);
+            let byte = unsafe { AtomicU8::from_ptr(self.address.byte_add(at).cast()) };
+            let mut now = byte.load(Ordering::Relaxed);
+            while let Err(other) = byte.compare_exchange(now, now, Ordering::SeqCst, Ordering::Relaxed) {
+                now = other;
+            }
         }
     }
 

@@ -94,11 +94,15 @@ struct Stirred {
     over: AtomicBool,
 }
 
+/// Whether there is anything that the file could be written back to.
+pub(super) fn needs_device(place: &Place) -> Result<(), Verdict> {
+    let why = || format!("{} has no device below it", place.filesystem);
+    if place.has_device() { Ok(()) } else { Err(Verdict::not_applicable(why())) }
+}
+
 impl<'p> Track<'p> {
     fn lay(place: &'p Place, directory: &Path) -> Result<Track<'p>, Verdict> {
-        if !place.has_device() {
-            return Err(Verdict::not_applicable(format!("{} has no device below it", place.filesystem)));
-        }
+        needs_device(place)?;
         let path = directory.join("source");
         let make = || {
             File::create(&path)?.write_all(&pattern::bytes(SOURCE, 0, PAGES))?;

@@ -9,6 +9,7 @@ use super::hazards::{self, HAZARDS, Hazard, Promise, Scene};
 use super::mapping::Mapping;
 use super::pattern::{self, Content, Mark, PAGE_BYTES, Page};
 use super::place::Place;
+use super::races;
 use super::report::{Event, Group, Row, Verdict};
 use super::stop::Stop;
 use super::verbs::{Access, Device, Loopback, Region};
@@ -172,7 +173,7 @@ const MENDS: [Mend; 6] = [
     },
     Mend {
         id: "then-touch",
-        what: "clean, DMA, an atomic add of 0",
+        what: "clean, DMA, a store of what is there",
         act: |victim| {
             victim.mapping.touch();
             Ok(())
@@ -387,6 +388,9 @@ impl Bench<'_> {
     /// Writes of the device while the file is written back, over and over: what do the disk's pages look like?
     fn torn(&self) -> Row {
         let named = |verdict| Row::new(Group::Regions, TORN.0, TORN.1, verdict);
+        if let Err(verdict) = races::needs_device(self.place) {
+            return named(verdict);
+        }
         let over = AtomicBool::new(false);
         let tried = self.linked(|link| {
             let victim = Victim::make(self.directory, Mark(1))?;
