@@ -194,11 +194,15 @@ impl Hazard {
                 break;
             }
             match self.attempt(directory, source, number) {
+                // What waits for the DMA comes after it: the file is as the operation left it, and nothing is lost.
+                Ok(one) if one.waited => {
+                    tried += 1;
+                    waited = true;
+                }
                 Ok(one) => {
                     tried += 1;
                     seen += u64::from(one.tally.wrong() > 0);
                     cached += one.cached;
-                    waited |= one.waited;
                     tally.add(&one.tally);
                 }
                 Err(error) => return self.named(error.verdict(place)),
