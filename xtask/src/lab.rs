@@ -3,9 +3,11 @@
 //! Packages are downloaded and unpacked under `target/lab`, never installed. QEMU translates (TCG), since KVM may fail where virtual
 //! machines nest. The kernel is booted as the ELF file inside its image, which saves the guest the unpacking.
 
+mod hazards;
 mod siw;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -28,38 +30,83 @@ const MODULES: [&str; 5] = ["crc32c_generic", "crc32_generic", "dummy", "rdma_rx
 /// The longest that a guest may run, in seconds: it takes some ten.
 const BOOT_MAX_S: &str = "120";
 
+/// How the lab is called.
+const USAGE: &str = "cargo xtask lab [--only PART] [--kernel VERSION] [--filesystem NAME] [--smoke], where PART is \
+    boot, siw, hazards or report, VERSION a release line such as 6.12, and NAME as in ext4-dax";
+
 /// `cargo xtask lab`.
 pub fn run(arguments: &[String]) -> Result<()> {
-    if let [only, part, rest @ ..] = arguments
-        && (&only[..], &part[..]) == ("--only", "siw")
-    {
-        let (lab, root) = prepare()?;
-        return siw::run(&lab, &root, rest);
+    let (mut versions, mut only, mut smoke) = (KERNELS.to_vec(), None, false);
+    let mut filesystems = hazards::FILESYSTEMS.to_vec();
+    let mut arguments = arguments.iter().map(String::as_str);
+    while let Some(argument) = arguments.next() {
+        match argument {
+            "--smoke" => (smoke, filesystems) = (true, vec![hazards::FILESYSTEMS[0]]),
+            "--filesystem" => filesystems = vec![arguments.next().context(USAGE)?],
+            "--kernel" => versions = vec![arguments.next().context(USAGE)?],
+            "--only" => only = Some(arguments.next().context(USAGE)?),
+            _ => bail!("unknown argument {argument:?}; usage: {USAGE}"),
+        }
     }
-    let kernels: Vec<&str> = match arguments {
-        [] => KERNELS.to_vec(),
-        [flag, version] if flag == "--kernel" => vec![version],
-        _ => bail!(
-            "unknown arguments {arguments:?}; usage: cargo xtask lab [--only siw] [--kernel VERSION], as in --kernel 6.12"
-        ),
-    };
+    let started = Instant::now();
+    let wanted = |part: &str| only.is_none_or(|only| only == part);
+    ensure!(["boot", "siw", "hazards", "report"].into_iter().any(wanted), "no part {only:?}; usage: {USAGE}");
     let (lab, root) = prepare()?;
-    for version in kernels {
+    let kernels =
+        versions.iter().map(|version| Kernel::get(&lab, &root, version)).collect::<Result<Vec<_>>>()?;
+    if wanted("boot") {
+        kernels.iter().try_for_each(|kernel| soft_roce(&lab, &root, kernel))?;
+    }
+    if wanted("siw") {
+        siw::run(&lab, &root, if smoke { &kernels[..1] } else { &kernels })?;
+    }
+    if wanted("hazards") {
+        hazards::run(&lab, &root, if smoke { &kernels[..1] } else { &kernels }, &filesystems)?;
+    }
+    let whole = versions == KERNELS && filesystems == hazards::FILESYSTEMS;
+    if wanted("report") && whole {
+        hazards::report(&lab, &kernels)?;
+    }
+    println!("the lab: passed in {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// A kernel of Debian's, unpacked.
+struct Kernel {
+    /// As in `6.12`.
+    version: String,
+    /// As `uname -r` has it.
+    release: String,
+    /// Where its modules are.
+    tree: PathBuf,
+    vmlinux: PathBuf,
+}
+
+impl Kernel {
+    /// The newest of a release line.
+    fn get(lab: &Path, root: &Path, version: &str) -> Result<Kernel> {
         let package = newest_kernel(version)?;
-        let started = Instant::now();
         let tree = lab.join(&package);
-        unpack(&lab, &[&package], &tree)?;
-        let release = package.trim_start_matches("linux-image-");
+        unpack(lab, &[&package], &tree)?;
+        let release = package.trim_start_matches("linux-image-").to_owned();
         let vmlinux = lab.join(format!("vmlinux-{release}"));
         if !vmlinux.exists() {
-            extract(&root, &tree.join(format!("boot/vmlinuz-{release}")), &vmlinux)?;
+            extract(root, &tree.join(format!("boot/vmlinuz-{release}")), &vmlinux)?;
         }
-        let initramfs = initramfs(&lab, &root, &tree, release)?;
-        let line = boot(&root, &vmlinux, &initramfs)?;
-        println!("{line}");
-        ensure!(line.contains("\"port\":\"ACTIVE\""), "{release}: soft-RoCE's port is not active: {line}");
-        println!("{release}: soft-RoCE is up ({:.0} s with preparation)", started.elapsed().as_secs_f64());
+        Ok(Kernel { version: version.to_owned(), release, tree, vmlinux })
     }
+}
+
+/// Boots one and sees whether soft-RoCE comes up.
+fn soft_roce(lab: &Path, root: &Path, kernel: &Kernel) -> Result<()> {
+    let release = &kernel.release;
+    let file = lab.join(format!("initramfs-{release}.gz"));
+    initramfs(root, kernel, &file, include_str!("lab/init.sh"), &MODULES)?;
+    let console = boot(root, kernel, &file, BOOT_MAX_S, "", &[])?;
+    let line = console.lines().find_map(|line| Some(line.split_once("LAB ")?.1.trim()));
+    let line = line.with_context(|| format!("the guest ended without a result; its console:\n{console}"))?;
+    println!("{line}");
+    ensure!(line.contains("\"port\":\"ACTIVE\""), "{release}: soft-RoCE's port is not active: {line}");
     Ok(())
 }
 
@@ -160,37 +207,35 @@ fn partial(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Packs what the guest runs: busybox, the tools with their libraries, the modules with what they need.
-fn initramfs(lab: &Path, root: &Path, tree: &Path, release: &str) -> Result<PathBuf> {
-    let file = lab.join(format!("initramfs-{release}.gz"));
+/// Packs what the guest runs: its first program, busybox, the tools with their libraries, the modules with what they need.
+fn initramfs(root: &Path, kernel: &Kernel, file: &Path, init: &str, modules: &[&str]) -> Result<()> {
     let mut shell = Command::new("sh");
-    shell.args(["-euc", include_str!("lab/initramfs.sh"), "sh", release]).args([root, tree, &file]);
-    shell.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/src/lab/init.sh")).args(MODULES);
+    shell.args(["-euc", include_str!("lab/initramfs.sh"), "sh", &kernel.release]);
+    shell.args([root, &kernel.tree, file]).arg(init).args(modules);
     output(shell.env("LD_LIBRARY_PATH", libraries(root)))?;
-    Ok(file)
+    Ok(())
 }
 
-/// Boots the guest and waits for its end; its line of results.
-fn boot(root: &Path, vmlinux: &Path, initramfs: &Path) -> Result<String> {
-    let console = console(root, vmlinux, initramfs, BOOT_MAX_S)?;
-    let line =
-        console.lines().find_map(|line| line.split_once("LAB ").map(|(_, json)| json.trim().to_owned()));
-    line.with_context(|| format!("the guest ended without a result; its console:\n{console}"))
-}
-
-/// Boots a guest and waits for its end, for at most so many seconds; its console.
-fn console(root: &Path, vmlinux: &Path, initramfs: &Path, max_s: &str) -> Result<String> {
+/// Boots a guest and waits for its end, for at most so many seconds; its console. It has `words` on its command line, and
+/// more devices if QEMU is told of them.
+fn boot(
+    root: &Path,
+    kernel: &Kernel,
+    initramfs: &Path,
+    max_s: &str,
+    words: &str,
+    devices: &[OsString],
+) -> Result<String> {
     let mut qemu = Command::new("timeout");
     qemu.args(["--kill-after=5", max_s]).arg(root.join("usr/bin/qemu-system-x86_64"));
     for folder in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
         qemu.arg("-L").arg(root.join(folder));
     }
-    qemu.args(
-        "-M q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1024 -nodefaults -no-user-config".split(' '),
-    );
-    qemu.args("-display none -no-reboot -serial stdio".split(' ')).arg("-kernel").arg(vmlinux);
-    qemu.arg("-initrd").arg(initramfs).args(["-append", "console=ttyS0 panic=-1 quiet"]);
-    output(qemu.env("LD_LIBRARY_PATH", libraries(root)))
+    let machine = "-M q35 -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -nodefaults \
+                   -no-user-config -display none -no-reboot -serial stdio";
+    qemu.args(machine.split_whitespace()).arg("-kernel").arg(&kernel.vmlinux);
+    qemu.arg("-initrd").arg(initramfs).args(["-append", &format!("console=ttyS0 panic=-1 quiet {words}")]);
+    output(qemu.args(devices).env("LD_LIBRARY_PATH", libraries(root)))
 }
 
 /// Where the unpacked programs find their libraries.

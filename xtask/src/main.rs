@@ -25,10 +25,11 @@ Usage: cargo xtask TASK [ARGUMENTS]
           every parser under a fuzzer, the mount under public suites for hours (some hours in all);
           `soak --minutes N`: only the clients, breakers and kills, for so long
   bench   the figures, as ratios against baselines measured in the same run
-  lab     boots Debian's kernels 6.1 and 6.12 in QEMU with soft-RoCE and prints what they have
-          (x86-64 Debian; packages are unpacked under target/lab, not installed)
+  lab     boots Debian's kernels 6.1 and 6.12 in QEMU: what they do to files that a device writes to,
+          and their iWARP against this project's (x86-64 Debian; packages are unpacked under
+          target/lab, not installed); `--smoke` for some minutes, `--only PART`, `--kernel VERSION`
 
-ARGUMENTS are passed on (demo, bench), are `--kernel VERSION` (lab), or name the only parts to run (test, soak).
+ARGUMENTS are passed on (demo, bench), or name the only parts to run (test, soak).
 ";
 
 fn main() -> Result<()> {

@@ -390,7 +390,7 @@ fn on_tmpfs_opens_are_seen_and_each_event_is_a_line_of_json() {
     let memory = tempfile::tempdir_in("/dev/shm").expect("a tmpfs");
     let file = memory.path().join("victim");
     make(&file);
-    let script = "exec 3<>\"$0\"; echo ready; read line";
+    let script = "exec 3<>\"$0\"; echo ready; cat";
     let options = ["--json", "--grace", "50ms"];
     let mut program = Program::command(&file, &options, &["sh", "-c", script, file.to_str().unwrap()]);
     assert_eq!(program.hear(), "ready");
@@ -417,7 +417,7 @@ fn an_audit_shows_a_guard_that_lives() {
     let files = directory();
     let mut command = leasehold();
     command.arg("guard").arg("--log").arg(files.path().join("log"));
-    command.arg("--file").arg(&file).args(["--", "sh", "-c", "echo ready; read line"]);
+    command.arg("--file").arg(&file).args(["--", "sh", "-c", "echo ready; cat"]);
     let mut program = Program::start(command, files);
     assert_eq!(program.hear(), "ready");
     let seen = || {

@@ -1,4 +1,4 @@
-# Packs the guest's first file system. Arguments: release, root, kernel's tree, output, init, modules ..
+# Packs the guest's first file system. Arguments: release, root, kernel's tree, output, init's text, modules ..
 release=$1 root=$2 tree=$3 file=$4 init=$5; shift 5
 stage=$(mktemp -d); trap 'rm -rf "$stage"' EXIT
 for folder in bin sbin lib lib64 dev proc sys tmp etc/libibverbs.d; do mkdir -p "$stage/$folder"; done
@@ -29,5 +29,5 @@ for module; do
 done
 cp "$tree/lib/modules/$release/"modules.order "$tree/lib/modules/$release/"modules.builtin* "$stage/lib/modules/$release/"
 "$tools/depmod" -b "$stage" "$release"
-cp "$init" "$stage/init"; chmod +x "$stage/init"
+printf '%s' "$init" > "$stage/init"; chmod +x "$stage/init"
 (cd "$stage" && find . -print0 | "$root/bin/cpio" --null -o -H newc -R 0:0 --quiet | gzip -1) > "$file"

@@ -4,9 +4,9 @@
 //! same version with its headers, all unpacked under `target/lab`. In the guest the unmodified `rping` of rdma-core runs
 //! on siw, and its peer is the fabric's example of that name, over TCP on the loopback.
 
-use super::{KERNELS, console, extract, libraries, newest_kernel, output, unpack};
+use super::{Kernel, boot, initramfs, libraries, output, unpack};
 use crate::step::cargo;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -15,15 +15,10 @@ use std::time::Instant;
 const MODULES: [&str; 5] = ["crc32c_generic", "libcrc32c", "dummy", "ib_uverbs", "rdma_ucm"];
 
 /// The longest that a guest may run, in seconds.
-const GUEST_MAX_S: &str = "400";
+const GUEST_MAX_S: &str = "600";
 
-/// Runs it in these kernels, or in all.
-pub fn run(lab: &Path, root: &Path, arguments: &[String]) -> Result<()> {
-    let kernels: Vec<&str> = match arguments {
-        [] => KERNELS.to_vec(),
-        [flag, version] if flag == "--kernel" => vec![version],
-        _ => bail!("unknown arguments {arguments:?}; usage: cargo xtask lab --only siw [--kernel VERSION]"),
-    };
+/// Runs it in these kernels.
+pub fn run(lab: &Path, root: &Path, kernels: &[Kernel]) -> Result<()> {
     let tools = lab.join("siw-tools");
     unpack(lab, &["rdmacm-utils"], &tools)?;
     let target = lab.parent().context("the lab lies in the folder for what is built")?;
@@ -31,19 +26,19 @@ pub fn run(lab: &Path, root: &Path, arguments: &[String]) -> Result<()> {
         .args(&[target.display().to_string()])
         .run()?;
     let ours = target.join("debug/examples/rping");
-    for version in kernels {
-        let package = newest_kernel(version)?;
+    for kernel in kernels {
         let started = Instant::now();
-        let tree = lab.join(&package);
-        unpack(lab, &[&package], &tree)?;
-        let release = package.trim_start_matches("linux-image-");
-        let vmlinux = lab.join(format!("vmlinux-{release}"));
-        if !vmlinux.exists() {
-            extract(root, &tree.join(format!("boot/vmlinuz-{release}")), &vmlinux)?;
-        }
-        let module = module(lab, root, version, release)?;
-        let initramfs = initramfs(lab, root, &tree, release, &[&module, &ours, &tools])?;
-        let console = console(root, &vmlinux, &initramfs, GUEST_MAX_S)?;
+        let release = &kernel.release;
+        let module = module(lab, root, kernel)?;
+        let file = lab.join(format!("initramfs-siw-{release}.gz"));
+        initramfs(root, kernel, &file, include_str!("siw/init.sh"), &MODULES)?;
+        // The kernel unpacks archives that follow one another.
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-euc", include_str!("siw/initramfs.sh"), "sh"])
+            .args([root, &file, &module, &ours, &tools]);
+        output(shell.env("LD_LIBRARY_PATH", libraries(root)))?;
+        let console = boot(root, kernel, &file, GUEST_MAX_S, "", &[])?;
         let lines = console.lines().filter_map(|line| line.split_once("SIW ").map(|(_, said)| said.trim()));
         let mut whole = false;
         for line in lines {
@@ -58,7 +53,8 @@ pub fn run(lab: &Path, root: &Path, arguments: &[String]) -> Result<()> {
 }
 
 /// Builds siw for this kernel, once.
-fn module(lab: &Path, root: &Path, version: &str, release: &str) -> Result<PathBuf> {
+fn module(lab: &Path, root: &Path, kernel: &Kernel) -> Result<PathBuf> {
+    let Kernel { version, release, .. } = kernel;
     let folder = lab.join(format!("siw-{release}"));
     let module = folder.join("siw.ko");
     if module.exists() {
@@ -109,18 +105,4 @@ fn downloaded(lab: &Path, package: &str) -> Result<String> {
     let version =
         |name: String| Some(name.strip_prefix(package)?.strip_prefix('_')?.split('_').next()?.to_owned());
     files.into_iter().find_map(version).with_context(|| format!("{package} was not downloaded"))
-}
-
-/// Packs the guest as the other lab's, with another first program, and puts what only this one needs behind it: the
-/// kernel unpacks archives that follow one another.
-fn initramfs(lab: &Path, root: &Path, tree: &Path, release: &str, more: &[&Path; 3]) -> Result<PathBuf> {
-    let file = lab.join(format!("initramfs-siw-{release}.gz"));
-    let mut shell = Command::new("sh");
-    shell.args(["-euc", include_str!("initramfs.sh"), "sh", release]).args([root, tree, &file]);
-    shell.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/src/lab/siw-init.sh")).args(MODULES);
-    output(shell.env("LD_LIBRARY_PATH", libraries(root)))?;
-    let mut shell = Command::new("sh");
-    shell.args(["-euc", include_str!("siw-initramfs.sh"), "sh"]).args([root, file.as_path()]).args(more);
-    output(shell.env("LD_LIBRARY_PATH", libraries(root)))?;
-    Ok(file)
 }

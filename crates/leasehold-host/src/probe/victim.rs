@@ -30,9 +30,13 @@ impl Victim {
     }
 
     /// What a read through the page cache has to show for a DMA of `mark`, and what is on disk after an fsync.
+    ///
+    /// # Errors
+    /// Also of the fsync, which says so: a filesystem may refuse to write back pages that DMA has made dirty.
     pub(super) fn landed(&self, mark: Mark) -> io::Result<(Tally, Tally)> {
         let cached = tally(&disk::contents_cached(&self.path, PAGES)?, mark);
-        self.file.sync_all()?;
+        let failed = |error| io::Error::other(format!("after the DMA, fsync fails: {error}"));
+        self.file.sync_all().map_err(failed)?;
         fadvise(&self.file, 0, None, Advice::DontNeed)?;
         Ok((cached, tally(&disk::contents(&self.path, PAGES)?, mark)))
     }

@@ -24,6 +24,8 @@ for device in /sys/class/infiniband_verbs/uverbs* /sys/class/misc/rdma_cm; do
     [ -e $node ] || mknod $node c $(tr : ' ' < $device/dev)
 done
 port=7200
+# Rounds beyond the plain ones.
+more=0
 # Waits until somebody listens at the port.
 listening() {
     at=$(printf ':%04X 00000000:0000 0A' $port) tries=0
@@ -41,8 +43,8 @@ kernel_serves() {
         failed "siw serves, $what: our client: $?"
     wait $kernel || failed "siw serves, $what: rping -s: $?"
     seen=$(grep -c '^server ping data: ' /tmp/kernel.log)
-    [ $seen = $rounds ] || failed "siw serves, $what: rping -s printed $seen rounds of $rounds"
-    echo "SIW siw serves, $what: $(cat /tmp/ours.log)"
+    [ $seen = $((rounds + more)) ] || failed "siw serves, $what: rping -s printed $seen rounds of $((rounds + more))"
+    while read -r line; do echo "SIW siw serves, $what: $line"; done < /tmp/ours.log
 }
 # Our server, and rping's client on siw, which compares what comes back. Arguments: what, size, rounds, our options ..
 kernel_asks() {
@@ -64,10 +66,55 @@ for mtu in 65536 1500; do
     done
 done
 kernel_serves "without CRCs" 65535 20 --no-crc
-kernel_serves "MPA revision 1" 65535 20 --revision-1
 kernel_serves "without ready-to-receive" 65535 20 --no-ready
 kernel_serves "each frame checked first" 65535 20 --strict
+more=41; kernel_serves "fences while it writes" 65535 1 --fences 40; more=0
 kernel_asks "without CRCs" 65535 20 --no-crc
 kernel_asks "each frame checked first" 65535 20 --strict
+# Revision 1 does not negotiate how many reads there may be at once, and siw makes that none: the connection stands, the
+# first message arrives, and rping's read is refused by its own kernel.
+port=$((port + 1))
+timeout 60 /bin/rping -s -a 10.9.9.1 -p $port > /tmp/kernel.log 2>&1 & kernel=$!
+listening
+timeout 60 /bin/ours client 10.9.9.1:$port --rounds 1 --revision-1 > /tmp/ours.log 2>&1 &&
+    failed "MPA revision 1: siw serves reads now; run the whole test with it"
+wait $kernel
+grep -q 'post send error' /tmp/kernel.log || failed "MPA revision 1: rping -s did not come to its read"
+echo "SIW siw serves, MPA revision 1: connects, and reads nothing: $(head -n 1 /tmp/kernel.log)"
+# One round, then a mistake that the kernel or we must answer with a Terminate. Arguments: what our end is to say, what the
+# kernel's is to say if it receives the Terminate, our role, the mistake. The kernel names layer and type the wrong way
+# round: its bit-fields are in host order.
+mistaken() {
+    ours=$1 kernels=$2 role=$3 mistake=$4; port=$((port + 1))
+    dmesg -c > /dev/null
+    if [ $role = client ]; then
+        timeout 60 /bin/rping -s -a 10.9.9.1 -p $port -S 1001 > /tmp/kernel.log 2>&1 & other=$!
+        listening
+        timeout 60 /bin/ours client 10.9.9.1:$port --size 1001 --rounds 1 --mistake $mistake > /tmp/ours.log 2>&1 ||
+            failed "$mistake, siw serves: our client: $?"
+        # Whether rping thinks that it failed depends on which of two events it looks at first.
+        wait $other
+    else
+        timeout 60 /bin/ours server 10.9.9.1:$port --size 1001 --rounds 1 --mistake $mistake > /tmp/ours.log 2>&1 & other=$!
+        listening
+        timeout 60 /bin/rping -c -a 10.9.9.1 -p $port -S 1001 -C 2 > /tmp/kernel.log 2>&1
+        wait $other || failed "$mistake, siw asks: our server: $?"
+    fi
+    grep -q "$ours" /tmp/ours.log || failed "$mistake: our $role did not say: $ours"
+    dmesg > /tmp/dmesg.log
+    [ -z "$kernels" ] || grep -q "$kernels" /tmp/dmesg.log || failed "$mistake: the kernel did not say: $kernels"
+    echo "SIW mistake: $(tail -n 1 /tmp/ours.log)$(sed -n 's/.*\] \(siw: .*TERM\)/; \1/p' /tmp/dmesg.log)"
+}
+mistaken 'unknown tag' 'got TERMINATE. layer 1, type 1, code 0' client sink-tag
+mistaken 'outside what the tag' 'got TERMINATE. layer 1, type 1, code 1' client sink-bounds
+mistaken 'no such access' 'got TERMINATE. layer 1, type 0, code 2' client sink-access
+mistaken 'unknown tag' 'got TERMINATE. layer 1, type 0, code 0' client source-tag
+mistaken 'outside what the tag' 'got TERMINATE. layer 1, type 0, code 1' client source-bounds
+mistaken 'wrong CRC' 'got TERMINATE. layer 0, type 2, code 2' client bit-received
+mistaken 'CRC (MPA' '' client bit-sent
+mistaken 'invalid tag (DDP' '' server sink-tag
+mistaken 'out of bounds (DDP' '' server sink-bounds
+mistaken 'invalid tag (RDMAP' '' server source-tag
+mistaken 'out of bounds (RDMAP' '' server source-bounds
 echo "SIW done after $(cut -d' ' -f1 /proc/uptime) s"
 poweroff -f
