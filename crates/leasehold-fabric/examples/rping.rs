@@ -99,11 +99,16 @@ fn main() -> Result<()> {
             if is_client { talk.ask(options.rounds, Some(mistake)) } else { talk.serve(Some(mistake)) };
         let why = talk.end(went.err().ok_or("the mistake had no consequence")?);
         let noticed_here = is_client != (mistake == Mistake::BitSent);
-        return match why {
-            CloseReason::Violation(_) if noticed_here => Ok(println!("{role}: {mistake:?}: {why}")),
-            CloseReason::Terminated(_) if !noticed_here => Ok(println!("{role}: {mistake:?}: {why}")),
-            _ => Err(format!("{mistake:?}: it ended otherwise than it should: {why}").into()),
+        let as_it_should = match why {
+            CloseReason::Violation(_) => noticed_here,
+            CloseReason::Terminated(_) => !noticed_here,
+            _ => false,
         };
+        if !as_it_should {
+            return Err(format!("{mistake:?}: it ended otherwise than it should: {why}").into());
+        }
+        println!("{role}: {mistake:?}: {why}");
+        return Ok(());
     }
     if is_client {
         endpoint.close();
