@@ -6,6 +6,7 @@
 mod hazards;
 mod siw;
 
+use crate::step::cargo;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -198,6 +199,14 @@ fn extract(root: &Path, image: &Path, vmlinux: &Path) -> Result<()> {
         "{} holds no kernel compressed with xz or zstd; give --kernel another release line",
         image.display()
     )
+}
+
+/// Builds something of this project for a guest: cargo's arguments, and what it is called among what is built.
+fn built(lab: &Path, arguments: &[&str], name: &str) -> Result<PathBuf> {
+    let target = lab.parent().context("the lab lies in the folder for what is built")?;
+    let mut build = cargo(&[&["build", "--quiet", "--release"], arguments].concat());
+    build.args(&["--target-dir".to_owned(), target.display().to_string()]).run()?;
+    Ok(target.join("release").join(name))
 }
 
 /// What a file or folder is called until it is whole.

@@ -7,8 +7,7 @@
 mod expected;
 mod report;
 
-use super::{Kernel, boot, initramfs, libraries, output, unpack};
-use crate::step::cargo;
+use super::{Kernel, boot, built, initramfs, libraries, output, unpack};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use std::ffi::OsString;
@@ -75,7 +74,7 @@ pub fn run(lab: &Path, root: &Path, kernels: &[Kernel], filesystems: &[&str]) ->
     }
     let tools = lab.join("mkfs");
     unpack(lab, &TOOLS, &tools)?;
-    let ours = leasehold(lab)?;
+    let ours = built(lab, &["--package", "leasehold"], "leasehold")?;
     // What goes into the persistent memory: the guest has no mkfs.
     let persistent = lab.join("ext4-dax.img");
     make(&persistent, PERSISTENT_MIB, "mke2fs", &["-q", "-F", "-t", "ext4", "-b", "4096"], root, &tools)?;
@@ -130,7 +129,7 @@ pub fn report(lab: &Path, kernels: &[Kernel]) -> Result<()> {
         }
     }
     as_known(&found)?;
-    report::write(&found, &leasehold(lab)?)
+    report::write(&found, &built(lab, &["--package", "leasehold"], "leasehold")?)
 }
 
 /// What is not as known is an error.
@@ -138,15 +137,6 @@ fn as_known(found: &[Found]) -> Result<()> {
     let wrong: Vec<String> = found.iter().flat_map(expected::differences).collect();
     ensure!(wrong.is_empty(), "not as known of these kernels:\n{}", wrong.join("\n"));
     Ok(())
-}
-
-/// This project's program.
-fn leasehold(lab: &Path) -> Result<PathBuf> {
-    let target = lab.parent().context("the lab lies in the folder for what is built")?;
-    cargo(&["build", "--quiet", "--release", "--package", "leasehold", "--target-dir"])
-        .args(&[target.display().to_string()])
-        .run()?;
-    Ok(target.join("release/leasehold"))
 }
 
 /// Where the rows of one filesystem are kept.

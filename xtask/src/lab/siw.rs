@@ -2,10 +2,10 @@
 //!
 //! Debian's kernels come without siw, the kernel's soft-iWARP driver: the module is built from Debian's source of the
 //! same version with its headers, all unpacked under `target/lab`. In the guest the unmodified `rping` of rdma-core runs
-//! on siw, and its peer is the fabric's example of that name, over TCP on the loopback.
+//! on siw, and its peer is the fabric's example of that name, over TCP on the loopback. Then a verbs program in C, which
+//! knows nothing of this project but `docs/wire.md`, is the client of a store.
 
-use super::{Kernel, boot, initramfs, libraries, output, unpack};
-use crate::step::cargo;
+use super::{Kernel, boot, built, initramfs, libraries, output, unpack};
 use anyhow::{Context as _, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,11 +21,12 @@ const GUEST_MAX_S: &str = "600";
 pub fn run(lab: &Path, root: &Path, kernels: &[Kernel]) -> Result<()> {
     let tools = lab.join("siw-tools");
     unpack(lab, &["rdmacm-utils"], &tools)?;
-    let target = lab.parent().context("the lab lies in the folder for what is built")?;
-    cargo(&["build", "--quiet", "-p", "leasehold-fabric", "--example", "rping", "--target-dir"])
-        .args(&[target.display().to_string()])
-        .run()?;
-    let ours = target.join("debug/examples/rping");
+    let headers = lab.join("siw-headers");
+    unpack(lab, &["librdmacm-dev", "libibverbs-dev"], &headers)?;
+    let ours = built(lab, &["--package", "leasehold-fabric", "--example", "rping"], "examples/rping")?;
+    let verbs = built(lab, &["--package", "leasehold-client", "--example", "verbs"], "examples/verbs")?;
+    let leasehold = built(lab, &["--package", "leasehold"], "leasehold")?;
+    let peer = peer(lab, root, &headers)?;
     for kernel in kernels {
         let started = Instant::now();
         let release = &kernel.release;
@@ -34,9 +35,8 @@ pub fn run(lab: &Path, root: &Path, kernels: &[Kernel]) -> Result<()> {
         initramfs(root, kernel, &file, include_str!("siw/init.sh"), &MODULES)?;
         // The kernel unpacks archives that follow one another.
         let mut shell = Command::new("sh");
-        shell
-            .args(["-euc", include_str!("siw/initramfs.sh"), "sh"])
-            .args([root, &file, &module, &ours, &tools]);
+        shell.args(["-euc", include_str!("siw/initramfs.sh"), "sh"]);
+        shell.args([root, &file, &module, &ours, &tools, &verbs, &peer, &leasehold]);
         output(shell.env("LD_LIBRARY_PATH", libraries(root)))?;
         let console = boot(root, kernel, &file, GUEST_MAX_S, "", &[])?;
         let lines = console.lines().filter_map(|line| line.split_once("SIW ").map(|(_, said)| said.trim()));
@@ -50,6 +50,20 @@ pub fn run(lab: &Path, root: &Path, kernels: &[Kernel]) -> Result<()> {
         println!("{release}: siw and this project's iWARP agree ({:.0} s)", started.elapsed().as_secs_f64());
     }
     Ok(())
+}
+
+/// The verbs program.
+fn peer(lab: &Path, root: &Path, headers: &Path) -> Result<PathBuf> {
+    let program = lab.join("peer");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/leasehold-client/examples/verbs/peer.c");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(source);
+    compiler.arg("-isystem").arg(headers.join("usr/include"));
+    for folder in libraries(root).split(':') {
+        compiler.arg(format!("-L{folder}")).arg(format!("-Wl,-rpath-link,{folder}"));
+    }
+    output(compiler.args(["-l:librdmacm.so.1", "-l:libibverbs.so.1"]))?;
+    Ok(program)
 }
 
 /// Builds siw for this kernel, once.

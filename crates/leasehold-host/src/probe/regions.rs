@@ -320,12 +320,17 @@ impl Bench<'_> {
         self.stop.check()
     }
 
-    /// Does something with the device connected to itself: anew each time, since a failure ends a connection.
-    fn linked<T>(&self, act: impl FnOnce(&mut Loopback<'_>) -> Result<T, Failure>) -> Result<T, Verdict> {
+    /// Does something with the device connected to itself: anew each time, since a failure ends a connection. One failure of
+    /// the device is forgiven: soft-RoCE stalls now and then, and that says nothing about the file.
+    fn linked<T>(&self, act: impl Fn(&mut Loopback<'_>) -> Result<T, Failure>) -> Result<T, Verdict> {
         let staging =
             Mapping::anonymous(BYTES).map_err(|error| Verdict::CouldNot { why: error.to_string() })?;
-        let mut link = self.device.connect(&staging)?;
-        act(&mut link).map_err(|failure| match failure {
+        let attempt = || Ok(act(&mut self.device.connect(&staging)?));
+        let mut result = attempt()?;
+        if let Err(Failure::Link(_)) = result {
+            result = attempt()?;
+        }
+        result.map_err(|failure| match failure {
             Failure::Region(_) => Verdict::not_applicable(failure.to_string()),
             Failure::Operation(error) => hazards::refused(&error, self.place),
             Failure::Link(_) => Verdict::CouldNot { why: failure.to_string() },
@@ -391,8 +396,8 @@ impl Bench<'_> {
         if let Err(verdict) = races::needs_device(self.place) {
             return named(verdict);
         }
-        let over = AtomicBool::new(false);
         let tried = self.linked(|link| {
+            let over = AtomicBool::new(false);
             let victim = Victim::make(self.directory, Mark(1))?;
             let region = self.region(&victim.mapping, Access::Write)?;
             thread::scope(|scope| {
