@@ -3,6 +3,7 @@
 //! Packages are downloaded and unpacked under `target/lab`, never installed. QEMU translates (TCG), since KVM may fail where virtual
 //! machines nest. The kernel is booted as the ELF file inside its image, which saves the guest the unpacking.
 
+mod crash;
 mod hazards;
 mod siw;
 
@@ -33,7 +34,7 @@ const BOOT_MAX_S: &str = "120";
 
 /// How the lab is called.
 const USAGE: &str = "cargo xtask lab [--only PART] [--kernel VERSION] [--filesystem NAME] [--smoke], where PART is \
-    boot, siw, hazards or report, VERSION a release line such as 6.12, and NAME as in ext4-dax";
+    boot, siw, crash, hazards or report, VERSION a release line such as 6.12, and NAME as in ext4-dax";
 
 /// `cargo xtask lab`.
 pub fn run(arguments: &[String]) -> Result<()> {
@@ -51,7 +52,10 @@ pub fn run(arguments: &[String]) -> Result<()> {
     }
     let started = Instant::now();
     let wanted = |part: &str| only.is_none_or(|only| only == part);
-    ensure!(["boot", "siw", "hazards", "report"].into_iter().any(wanted), "no part {only:?}; usage: {USAGE}");
+    ensure!(
+        ["boot", "siw", "crash", "hazards", "report"].into_iter().any(wanted),
+        "no part {only:?}; usage: {USAGE}"
+    );
     let (lab, root) = prepare()?;
     let kernels =
         versions.iter().map(|version| Kernel::get(&lab, &root, version)).collect::<Result<Vec<_>>>()?;
@@ -60,6 +64,9 @@ pub fn run(arguments: &[String]) -> Result<()> {
     }
     if wanted("siw") {
         siw::run(&lab, &root, if smoke { &kernels[..1] } else { &kernels })?;
+    }
+    if wanted("crash") {
+        crash::run(&lab, &root, if smoke { &kernels[..1] } else { &kernels })?;
     }
     if wanted("hazards") {
         hazards::run(&lab, &root, if smoke { &kernels[..1] } else { &kernels }, &filesystems)?;

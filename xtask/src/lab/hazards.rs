@@ -7,6 +7,7 @@
 mod expected;
 mod report;
 
+use super::crash::{self, Crash};
 use super::{Kernel, boot, built, initramfs, libraries, output, unpack};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
@@ -72,26 +73,9 @@ pub fn run(lab: &Path, root: &Path, kernels: &[Kernel], filesystems: &[&str]) ->
     if let Some(unknown) = filesystems.iter().find(|name| !FILESYSTEMS.contains(name)) {
         bail!("no filesystem {unknown:?}; there are {}", FILESYSTEMS.join(", "));
     }
-    let tools = lab.join("mkfs");
-    unpack(lab, &TOOLS, &tools)?;
-    let ours = built(lab, &["--package", "leasehold"], "leasehold")?;
-    // What goes into the persistent memory: the guest has no mkfs.
-    let persistent = lab.join("ext4-dax.img");
-    make(&persistent, PERSISTENT_MIB, "mke2fs", &["-q", "-F", "-t", "ext4", "-b", "4096"], root, &tools)?;
     let mut found = Vec::new();
     for kernel in kernels {
-        let mut devices = disks(lab, root, &tools)?;
-        let file = lab.join(format!("initramfs-hazards-{}.gz", kernel.release));
-        initramfs(root, kernel, &file, include_str!("hazards/init.sh"), &MODULES)?;
-        // The kernel unpacks archives that follow one another.
-        let mut shell = Command::new("sh");
-        shell.args(["-euc", include_str!("hazards/initramfs.sh"), "sh"]).args([
-            root,
-            &file,
-            &ours,
-            &persistent,
-        ]);
-        output(shell.env("LD_LIBRARY_PATH", libraries(root)))?;
+        let (file, mut devices) = prepare(lab, root, kernel, include_str!("hazards/probe.sh"))?;
         let serial = lab.join("results.txt");
         devices.extend(["-serial".into(), format!("file:{}", serial.display()).into()]);
         println!("{}: the probe goes through {} ..", kernel.release, filesystems.join(", "));
@@ -129,7 +113,14 @@ pub fn report(lab: &Path, kernels: &[Kernel]) -> Result<()> {
         }
     }
     as_known(&found)?;
-    report::write(&found, &built(lab, &["--package", "leasehold"], "leasehold")?)
+    let mut crashes: Vec<Crash> = Vec::new();
+    for kernel in kernels {
+        let of_kernel = std::fs::read(crash::document(lab, kernel)).with_context(|| {
+            format!("{} was not crashed; run `cargo xtask lab --only crash`", kernel.release)
+        })?;
+        crashes.extend(serde_json::from_slice::<Vec<Crash>>(&of_kernel)?);
+    }
+    report::write(&found, &crashes, &built(lab, &["--package", "leasehold"], "leasehold")?)
 }
 
 /// What is not as known is an error.
@@ -174,6 +165,24 @@ fn parse(said: &str) -> Result<Vec<Found>> {
         of_kernel.kernel.clone_from(&kernel);
     }
     Ok(found)
+}
+
+/// What a guest runs that has soft-RoCE and filesystems: `after` follows what brings these up. And its fresh disks.
+pub fn prepare(lab: &Path, root: &Path, kernel: &Kernel, after: &str) -> Result<(PathBuf, Vec<OsString>)> {
+    let tools = lab.join("mkfs");
+    unpack(lab, &TOOLS, &tools)?;
+    let ours = built(lab, &["--package", "leasehold"], "leasehold")?;
+    // What goes into the persistent memory: the guest has no mkfs.
+    let persistent = lab.join("ext4-dax.img");
+    make(&persistent, PERSISTENT_MIB, "mke2fs", &["-q", "-F", "-t", "ext4", "-b", "4096"], root, &tools)?;
+    let file = lab.join(format!("initramfs-disks-{}.gz", kernel.release));
+    initramfs(root, kernel, &file, &[include_str!("hazards/init.sh"), after].concat(), &MODULES)?;
+    // The kernel unpacks archives that follow one another.
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", include_str!("hazards/initramfs.sh"), "sh"]);
+    shell.args([root, &file, &ours, &persistent]);
+    output(shell.env("LD_LIBRARY_PATH", libraries(root)))?;
+    Ok((file, disks(lab, root, &tools)?))
 }
 
 /// Fresh disks, each with its filesystem, as QEMU is told of them.

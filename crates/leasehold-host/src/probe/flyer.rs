@@ -1,4 +1,5 @@
-//! A program that does DMA into a file for as long as it is told to: what a guard guards in tests.
+//! A program that does DMA into a file for as long as it is told to: what a guard guards in tests, and what a machine
+//! crashes under in the lab.
 //!
 //! One word a line on standard input, one answer a line on standard output:
 //! ```text
@@ -7,17 +8,23 @@
 //! release  it lands at the next break, and then the break is answered; "released N"
 //! ```
 
+use super::disk;
 use super::flight::{self, FlightError};
 use super::mapping::Mapping;
-use super::pattern::Mark;
+use super::pattern::{self, Mark};
+use super::report::Verdict;
 use super::source::Source;
-use super::victim::{self, BYTES, Victim};
+use super::verbs::{Access, Device};
+use super::victim::{self, BYTES, PAGES, Victim};
 use crate::guard::BREAK_FD;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd as _, RawFd};
 use std::path::{Path, PathBuf};
+
+/// Who writes by [`remote`].
+const REMOTE: Mark = Mark(2);
 
 /// Makes the file, durably.
 ///
@@ -65,6 +72,35 @@ pub fn run(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes the file, and RDMA memory of it; after an fsync the device writes to all of it, and another fsync follows. Says
+/// "acknowledged", and holds the memory until standard input ends. Or says "refused", if the kernel refuses the memory.
+///
+/// # Errors
+/// Of the file; a device that is not there or fails.
+pub fn remote(path: &Path) -> io::Result<()> {
+    let no_device = |verdict: Verdict| io::Error::other(format!("{verdict:?}"));
+    let file = victim::write(path, Mark(1))?;
+    let mapping = Mapping::shared(&file, BYTES)?;
+    let staging = Mapping::anonymous(BYTES)?;
+    let device = Device::open().map_err(no_device)?;
+    let mut link = device.connect(&staging).map_err(no_device)?;
+    let Ok(region) = device.register(&mapping, Access::Write) else { return say("refused") };
+    file.sync_all()?;
+    link.write(&region, 0, &pattern::bytes(REMOTE, 0, PAGES))?;
+    file.sync_all()?;
+    say("acknowledged")?;
+    io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
+}
+
+/// How many pages of [`remote`]'s write are not on the disk, and of how many.
+///
+/// # Errors
+/// Of reading the file.
+pub fn lost(path: &Path) -> io::Result<()> {
+    let tally = victim::tally(&disk::contents(path, PAGES)?, REMOTE);
+    say(&format!("{} of {}", tally.wrong(), tally.all()))
 }
 
 fn other(error: FlightError) -> io::Error {

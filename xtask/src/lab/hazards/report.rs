@@ -3,6 +3,7 @@
 //! Most of the page is written by hand. Between marks stands what was measured, and what the checker shows of the same
 //! failures; both are written anew.
 
+use super::super::crash::Crash;
 use super::super::output;
 use super::{FILESYSTEMS, Found};
 use anyhow::{Context as _, Result, ensure};
@@ -62,7 +63,7 @@ pub fn print(found: &[Found]) {
 }
 
 /// Writes the page anew.
-pub fn write(found: &[Found], leasehold: &Path) -> Result<()> {
+pub fn write(found: &[Found], crashes: &[Crash], leasehold: &Path) -> Result<()> {
     let mut page = std::fs::read_to_string(PAGE).with_context(|| format!("cannot read {PAGE}"))?;
     let mut kernels: Vec<&str> = found.iter().map(|found| &*found.kernel).collect();
     kernels.dedup();
@@ -77,6 +78,18 @@ pub fn write(found: &[Found], leasehold: &Path) -> Result<()> {
         let tables: Vec<String> = kernels.iter().map(|kernel| table.markdown(found, kernel)).collect();
         replace(&mut page, table.mark, &tables.join("\n\n"))?;
     }
+    let mut lines = vec![
+        "| kernel | filesystem | the second fsync | of the file lost | the store, with a commit that was synced |".to_owned(),
+        "|---|---|---|---|---|".to_owned(),
+    ];
+    lines.extend(crashes.iter().map(|crash| {
+        let Crash { kernel, filesystem, told, lost, store } = crash;
+        match told.as_str() {
+            "refused" => format!("| {kernel} | {filesystem} | the region is refused | | {store} |"),
+            _ => format!("| {kernel} | {filesystem} | {told} | **{lost}** | {store} |"),
+        }
+    }));
+    replace(&mut page, "crash", &lines.join("\n"))?;
     let traces = output(Command::new(leasehold).args(["check", "naive"]))?;
     for promise in PROMISES {
         replace(&mut page, promise, &format!("```text\n{}\n```", trace(&traces, promise)?))?;

@@ -116,12 +116,12 @@ mistaken 'invalid tag (DDP' '' server sink-tag
 mistaken 'out of bounds (DDP' '' server sink-bounds
 mistaken 'invalid tag (RDMAP' '' server source-tag
 mistaken 'out of bounds (RDMAP' '' server source-bounds
-# A store, and a client of it that speaks verbs.
+# A store, and a client of it that speaks verbs. A token is good from the address that it was given to.
 mkdir /store; mount -t tmpfs tmpfs /store || failed "mount tmpfs"
-/bin/leasehold serve --insecure --listen 127.0.0.1:7117 --data 10.9.9.1:7118 --arena 64MiB --grace-ms 300 /store \
+/bin/leasehold serve --insecure=anywhere --listen 10.9.9.1:7117 --data 10.9.9.1:7118 --arena 64MiB --grace-ms 300 /store \
     > /tmp/serve.log 2>&1 & server=$!
 for port in 7117 7118; do listening; done
-timeout 120 /bin/verbs 127.0.0.1:7117 /store/files /bin/peer > /tmp/verbs.log 2>&1 || failed "a store: the client: $?"
+timeout 120 /bin/verbs 10.9.9.1:7117 /store/files /bin/peer > /tmp/verbs.log 2>&1 || failed "a store: the client: $?"
 while read -r line; do echo "SIW a store: $line"; done < /tmp/verbs.log
 kill -INT $server
 wait $server || failed "a store: the server: $?"

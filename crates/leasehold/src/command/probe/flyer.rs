@@ -1,4 +1,4 @@
-//! A program that does DMA into a file, for tests of `guard`.
+//! A program that does DMA into a file, for tests of `guard` and for the lab.
 
 use crate::command::exit::Outcome;
 use leasehold_host::probe::flyer;
@@ -12,10 +12,22 @@ pub(crate) struct Flyer {
     /// Only make the file
     #[arg(long)]
     make: bool,
+    /// Make it, and write to it by an RDMA device, durably as far as the kernel says
+    #[arg(long)]
+    remote: bool,
+    /// How many pages of that write are not on the disk
+    #[arg(long)]
+    lost: bool,
 }
 
 impl Flyer {
     pub(crate) fn run(self) -> Outcome {
-        Ok(if self.make { flyer::make(&self.file) } else { flyer::run(&self.file) }?)
+        let act = match self {
+            Flyer { make: true, .. } => flyer::make,
+            Flyer { remote: true, .. } => flyer::remote,
+            Flyer { lost: true, .. } => flyer::lost,
+            _ => flyer::run,
+        };
+        Ok(act(&self.file)?)
     }
 }
