@@ -28,23 +28,33 @@ port=7200
 more=0
 # Waits until somebody listens at the port.
 listening() {
-    at=$(printf ':%04X 00000000:0000 0A' $port) tries=0
+    at=$(printf ':%04X 00000000:0000 0A' $port) looked=0
     until grep -q "$at" /proc/net/tcp; do
-        tries=$((tries + 1)); [ $tries -lt 200 ] || failed "nobody listens at port $port"
+        looked=$((looked + 1)); [ $looked -lt 200 ] || failed "nobody listens at port $port"
         usleep 50000
     done
 }
 # rping's server on siw, and our client. Arguments: what it is about, size, rounds, options of the client ..
 kernel_serves() {
-    what=$1 size=$2 rounds=$3; shift 3; port=$((port + 1))
-    timeout 60 /bin/rping -s -v -a 10.9.9.1 -p $port -S $size > /tmp/kernel.log 2>&1 & kernel=$!
-    listening
-    timeout 60 /bin/ours client 10.9.9.1:$port --size $size --rounds $rounds "$@" > /tmp/ours.log 2>&1 ||
-        failed "siw serves, $what: our client: $?"
-    wait $kernel || failed "siw serves, $what: rping -s: $?"
+    what=$1 size=$2 rounds=$3; shift 3; tries=0
+    # On Linux 6.1, one connection in some fifty gets a frame whose bytes are right and whose CRC is not (docs/lab.md).
+    until serves "$@"; do
+        tries=$((tries + 1))
+        [ $tries -lt 3 ] && grep -q 'wrong CRC\|Poisoned' /tmp/ours.log || failed "siw serves, $what: our client"
+        echo "SIW siw serves, $what: it sent a wrong CRC, and again"
+    done
     seen=$(grep -c '^server ping data: ' /tmp/kernel.log)
     [ $seen = $((rounds + more)) ] || failed "siw serves, $what: rping -s printed $seen rounds of $((rounds + more))"
     while read -r line; do echo "SIW siw serves, $what: $line"; done < /tmp/ours.log
+}
+serves() {
+    port=$((port + 1))
+    timeout 60 /bin/rping -s -v -a 10.9.9.1 -p $port -S $size > /tmp/kernel.log 2>&1 & kernel=$!
+    listening
+    timeout 60 /bin/ours client 10.9.9.1:$port --size $size --rounds $rounds "$@" > /tmp/ours.log 2>&1
+    ours=$?
+    wait $kernel || [ $ours != 0 ] || failed "siw serves, $what: rping -s: $?"
+    return $ours
 }
 # Our server, and rping's client on siw, which compares what comes back. Arguments: what, size, rounds, our options ..
 kernel_asks() {
