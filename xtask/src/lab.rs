@@ -120,6 +120,11 @@ fn soft_roce(lab: &Path, root: &Path, kernel: &Kernel) -> Result<()> {
 
 /// Where the lab is, and the root of what it runs.
 fn prepare() -> Result<(PathBuf, PathBuf)> {
+    let has_apt = Command::new("apt-get").arg("--version").stdout(Stdio::null()).status().is_ok();
+    ensure!(
+        has_apt && cfg!(target_arch = "x86_64"),
+        "the lab takes an x86-64 Debian with apt, whose packages it unpacks; run it on one"
+    );
     let lab = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/lab"));
     std::fs::create_dir_all(lab.join("debs"))?;
     let lab = lab.canonicalize()?;

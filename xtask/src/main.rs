@@ -22,7 +22,8 @@ Usage: cargo xtask TASK [ARGUMENTS]
   soak    the slow tier: the revocation storm with 100,000 rounds, 100 crashes, power lost at every
           moment of 2000 recordings, 200,000 simulated runs, every design for DMA into files
           judged, long random tests, clients, breakers and kills under an oracle, hostile peers,
-          every parser under a fuzzer, the mount under public suites for hours (some hours in all);
+          every parser under a fuzzer, the mount under public suites for hours, and a part of the lab
+          (some hours in all);
           `soak --minutes N`: only the clients, breakers and kills, for so long
   bench   the figures, as ratios against baselines measured in the same run
   lab     boots Debian's kernels 6.1 and 6.12 in QEMU: what they do to files that a device writes to,
@@ -118,6 +119,7 @@ const SOAK: &[Part] = &[
     }),
     ("fuzz", fuzz),
     ("mount", mount::soak),
+    ("lab", || lab::run(&["--smoke".to_owned()])),
 ];
 
 /// Runs the parts of a task in order; those that `only` names, or all.
