@@ -109,13 +109,18 @@ impl Kernel {
 fn soft_roce(lab: &Path, root: &Path, kernel: &Kernel) -> Result<()> {
     let release = &kernel.release;
     let file = lab.join(format!("initramfs-{release}.gz"));
-    initramfs(root, kernel, &file, include_str!("lab/init.sh"), &MODULES)?;
+    initramfs(root, kernel, &file, &soft_roce_and(&MODULES, include_str!("lab/boot.sh")), &MODULES)?;
     let console = boot(root, kernel, &file, BOOT_MAX_S, "", &[])?;
     let line = console.lines().find_map(|line| Some(line.split_once("LAB ")?.1.trim()));
     let line = line.with_context(|| format!("the guest ended without a result; its console:\n{console}"))?;
     println!("{line}");
     ensure!(line.contains("\"port\":\"ACTIVE\""), "{release}: soft-RoCE's port is not active: {line}");
     Ok(())
+}
+
+/// What a guest runs first: it loads these modules, brings soft-RoCE up, and goes on with `after`.
+fn soft_roce_and(modules: &[&str], after: &str) -> String {
+    include_str!("lab/init.sh").replace("@MODULES@", &modules.join(" ")) + after
 }
 
 /// Where the lab is, and the root of what it runs.

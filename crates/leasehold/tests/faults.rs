@@ -27,6 +27,46 @@ async fn a_second_server_on_one_store_is_refused_and_the_first_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_store_that_was_killed_has_what_was_durable() {
+    let (original, backup) = (harness::directory(), harness::directory());
+    let mut process = Process::start(original.path()).await;
+    let session = Session::open(&process.client().await).await.expect("a session");
+    for name in ["/a", "/b"] {
+        fill(&session, name, pattern(1, 100_000)).await;
+        session.client().sync(name).await.expect("durable");
+    }
+    process.kill();
+    let copied = Command::new("cp").arg("-a").arg(original.path().join(".")).arg(backup.path()).status();
+    assert!(copied.expect("cp").success());
+    let process = Process::start(backup.path()).await;
+    let client = process.client().await;
+    for name in ["/a", "/b"] {
+        assert_eq!(content(&client, name).await, pattern(1, 100_000), "{name}");
+    }
+    // What was read has its checksum from then on.
+    assert!(scrub(&process).contains("50 blocks in 2 files: every checksum matches"));
+    assert!(scrub(&process).contains("50 blocks in 2 files: every checksum matches"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_of_files_that_never_had_a_checksum_says_that_nothing_was_compared() {
+    let directory = harness::directory();
+    std::fs::create_dir_all(directory.path().join("files")).expect("a directory");
+    std::fs::write(directory.path().join("files/a"), pattern(1, 100_000)).expect("a file");
+    let process = Process::start(directory.path()).await;
+    let text = scrub(&process);
+    assert!(text.contains("25 blocks in 1 file: nothing was compared"), "{text}");
+    assert!(text.contains("25 blocks had no checksum and got one"), "{text}");
+    assert!(scrub(&process).contains("every checksum matches"));
+}
+
+fn scrub(process: &Process) -> String {
+    let output = leasehold().arg("scrub").arg("--socket").arg(&process.socket).output().expect("a process");
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_named_with_the_flag_that_changes_it() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -423,7 +423,7 @@ fn an_audit_shows_a_guard_that_lives() {
     let seen = || {
         let output = leasehold().args(["audit", "--json"]).output().expect("a process");
         let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        report["guards"].to_string().contains(file.to_str().expect("text"))
+        report["host"]["guards"].to_string().contains(file.to_str().expect("text"))
     };
     assert!(seen());
     assert!(program.end().0.success());

@@ -8,7 +8,7 @@ mod expected;
 mod report;
 
 use super::crash::{self, Crash};
-use super::{Kernel, boot, built, initramfs, libraries, output, unpack};
+use super::{Kernel, boot, built, initramfs, libraries, output, soft_roce_and, unpack};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use std::ffi::OsString;
@@ -176,7 +176,7 @@ pub fn prepare(lab: &Path, root: &Path, kernel: &Kernel, after: &str) -> Result<
     let persistent = lab.join("ext4-dax.img");
     make(&persistent, PERSISTENT_MIB, "mke2fs", &["-q", "-F", "-t", "ext4", "-b", "4096"], root, &tools)?;
     let file = lab.join(format!("initramfs-disks-{}.gz", kernel.release));
-    initramfs(root, kernel, &file, &[include_str!("hazards/init.sh"), after].concat(), &MODULES)?;
+    initramfs(root, kernel, &file, &soft_roce_and(&MODULES, after), &MODULES)?;
     // The kernel unpacks archives that follow one another.
     let mut shell = Command::new("sh");
     shell.args(["-euc", include_str!("hazards/initramfs.sh"), "sh"]);

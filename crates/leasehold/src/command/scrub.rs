@@ -74,7 +74,7 @@ impl Scrub {
                 "{} in {}: {}",
                 show::count(blocks, "block"),
                 show::count(files, "file"),
-                verdict(mismatched + mismatched_adopted, failed)
+                verdict(adopted > 0 && adopted == blocks, mismatched + mismatched_adopted, failed)
             ))?;
             if mismatched_adopted > 0 {
                 show::line(format_args!("{} adopted", show::count(mismatched_adopted, "block")))?;
@@ -101,8 +101,10 @@ impl Scrub {
     }
 }
 
-fn verdict(mismatched: u64, failed: u64) -> String {
+/// What came of it; `all_new`: no block had a checksum before.
+fn verdict(all_new: bool, mismatched: u64, failed: u64) -> String {
     match (mismatched, failed) {
+        (0, 0) if all_new => "nothing was compared".to_owned(),
         (0, 0) => "every checksum matches".to_owned(),
         (mismatched, 0) => format!("{mismatched} do not match"),
         (mismatched, failed) => format!("{mismatched} do not match, {failed} files not read to their end"),

@@ -1,6 +1,7 @@
 # Two boots on the same disks. In the first, a device writes to a file that is its memory, and a client puts another into a
 # store, while a third is being written; all that is told to be durable is on the disk; then the machine is gone. In the
 # second: what is there?
+export TMPDIR=/tmp
 say() { echo "CRASH $*"; }
 failed() {
     say "failed: $1"
