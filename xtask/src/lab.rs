@@ -59,19 +59,24 @@ pub fn run(arguments: &[String]) -> Result<()> {
     let (lab, root) = prepare()?;
     let kernels =
         versions.iter().map(|version| Kernel::get(&lab, &root, version)).collect::<Result<Vec<_>>>()?;
+    let tried = if smoke { &kernels[..1] } else { &kernels[..] };
     if wanted("boot") {
         kernels.iter().try_for_each(|kernel| soft_roce(&lab, &root, kernel))?;
     }
     if wanted("siw") {
-        siw::run(&lab, &root, if smoke { &kernels[..1] } else { &kernels })?;
+        siw::run(&lab, &root, tried)?;
     }
     if wanted("crash") {
-        crash::run(&lab, &root, if smoke { &kernels[..1] } else { &kernels })?;
+        crash::run(&lab, &root, tried)?;
     }
     if wanted("hazards") {
-        hazards::run(&lab, &root, if smoke { &kernels[..1] } else { &kernels }, &filesystems)?;
+        hazards::run(&lab, &root, tried, &filesystems)?;
     }
     let whole = versions == KERNELS && filesystems == hazards::FILESYSTEMS;
+    ensure!(
+        whole || only != Some("report"),
+        "the report is of all kernels and filesystems; leave the other options out"
+    );
     if wanted("report") && whole {
         hazards::report(&lab, &kernels)?;
     }
