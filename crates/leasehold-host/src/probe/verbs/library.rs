@@ -1,7 +1,7 @@
 //! What we use of libibverbs. It is looked for at run time, and only if there is a device: few hosts have one.
 //!
 //! The types are those of `infiniband/verbs.h`, with its names, as far as we touch them; what only the library touches is
-//! a [`Handle`]. That interface has been stable since 2006; [the sizes](tests) are those that its header gives.
+//! a [`Handle`]. That interface has been stable since 2006; the tests have the sizes that its header gives.
 
 use super::super::report::Verdict;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
