@@ -37,7 +37,7 @@ listening() {
 # rping's server on siw, and our client. Arguments: what it is about, size, rounds, options of the client ..
 kernel_serves() {
     what=$1 size=$2 rounds=$3; shift 3; tries=0
-    # On Linux 6.1, one connection in some fifty gets a frame whose bytes are right and whose CRC is not (docs/lab.md).
+    # On a busy host, one connection in some fifty gets a frame whose bytes are right and whose CRC is not (docs/lab.md).
     until serves "$@"; do
         tries=$((tries + 1))
         [ $tries -lt 3 ] && grep -q 'wrong CRC\|Poisoned' /tmp/ours.log || failed "siw serves, $what: our client"
