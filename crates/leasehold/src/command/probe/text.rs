@@ -126,6 +126,10 @@ fn meaning(rows: &[Row]) -> String {
         text += "A short DMA into a mapped file can be lost, though the read reported success, if something else \
                  changes the file meanwhile: keep other writers away, or read into memory of no file and write it. ";
     }
+    if here.iter().any(|id| id.starts_with("read-")) {
+        text += "Remote reads of a mapped file get its old bytes once somebody else has changed it: register it anew after \
+                 each change. ";
+    }
     let copies = ["clone", "copy", "race-clone", "frozen"];
     if here.iter().any(|id| copies.contains(id)) {
         text += "Copies and snapshots that are taken while DMA is under way change afterwards, silently: stop DMA \
@@ -196,7 +200,10 @@ mod tests {
         let row = |id: &str, times| Row::new(Group::Held, id, "", Verdict::counted(times, 10, "tries"));
         let text = meaning(&[row("punch", 10), row("clone", 0)]).replace('\n', " ");
         assert!(text.contains("can be lost"), "{text}");
-        assert!(!text.contains("Copies"), "{text}");
+        assert!(!text.contains("Copies") && !text.contains("old bytes"), "{text}");
+        let read = Row::new(Group::Regions, "read-punch", "", Verdict::counted(10, 10, "tries"));
+        let text = meaning(&[read, row("punch", 0)]).replace('\n', " ");
+        assert!(text.contains("old bytes") && !text.contains("can be lost"), "{text}");
         let text = meaning(&[row("punch", 0), row("clone", 0)]).replace('\n', " ");
         assert!(text.contains("No hazard was seen"), "{text}");
     }
