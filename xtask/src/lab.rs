@@ -6,6 +6,7 @@
 mod crash;
 mod hazards;
 mod siw;
+mod verbs;
 
 use crate::step::cargo;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -34,7 +35,7 @@ const BOOT_MAX_S: &str = "120";
 
 /// How the lab is called.
 const USAGE: &str = "cargo xtask lab [--only PART] [--kernel VERSION] [--filesystem NAME] [--smoke], where PART is \
-    boot, siw, crash, hazards or report, VERSION a release line such as 6.12, and NAME as in ext4-dax";
+    boot, siw, verbs, crash, hazards or report, VERSION a release line such as 6.12, and NAME as in ext4-dax";
 
 /// `cargo xtask lab`.
 pub fn run(arguments: &[String]) -> Result<()> {
@@ -53,7 +54,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     let started = Instant::now();
     let wanted = |part: &str| only.is_none_or(|only| only == part);
     ensure!(
-        ["boot", "siw", "crash", "hazards", "report"].into_iter().any(wanted),
+        ["boot", "siw", "verbs", "crash", "hazards", "report"].into_iter().any(wanted),
         "no part {only:?}; usage: {USAGE}"
     );
     let (lab, root) = prepare()?;
@@ -65,6 +66,9 @@ pub fn run(arguments: &[String]) -> Result<()> {
     }
     if wanted("siw") {
         siw::run(&lab, &root, tried)?;
+    }
+    if wanted("verbs") {
+        verbs::run(&lab, &root, tried)?;
     }
     if wanted("crash") {
         crash::run(&lab, &root, tried)?;

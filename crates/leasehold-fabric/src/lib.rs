@@ -1,7 +1,7 @@
 //! Keys and fences over a wire: what lets a remote machine place bytes in this one's memory, and what stops it for good.
 //!
-//! The only crate that knows a wire. One trait family, [`Fabric`] and [`Endpoint`]; the implementation here is
-//! [`iwarp`], the IETF's RDMA over TCP in user space. Both ends are alike once connected: either may expose memory,
+//! The only crate that knows a wire. One trait family, [`Fabric`] and [`Endpoint`], and two implementations: [`iwarp`], the
+//! IETF's RDMA over TCP in user space, and [`verbs`], for RDMA devices. Both ends are alike once connected: either may expose memory,
 //! write into what the other exposed, and send messages.
 //!
 //! Invariant: after [`Endpoint::fence`] has returned `Ok`, no byte sent under that tag lands in the region that it
@@ -13,6 +13,7 @@ pub mod crc;
 pub mod iwarp;
 pub mod message;
 pub mod sums;
+pub mod verbs;
 
 use bytes::Bytes;
 use std::any::Any;
@@ -46,6 +47,35 @@ pub trait Fabric: Send + Sync + 'static {
 pub trait Listener: Send + Sync {
     /// Where it listens, with the port that the system chose if 0 was asked for.
     fn local_address(&self) -> SocketAddr;
+
+    /// By what peers can connect.
+    fn wires(&self) -> Vec<Wire>;
+}
+
+/// An implementation of the traits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// RDMA over TCP in user space: [`iwarp`].
+    Iwarp,
+    /// An RDMA device: [`verbs`].
+    Verbs,
+}
+
+impl Wire {
+    /// As it is written in settings.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Wire::Iwarp => "iwarp",
+            Wire::Verbs => "verbs",
+        }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Wire> {
+        [Wire::Iwarp, Wire::Verbs].into_iter().find(|wire| wire.name() == name)
+    }
 }
 
 /// Decides who may connect.
@@ -243,6 +273,15 @@ pub enum ExposeError {
     TooMany {
         /// The limit.
         max: usize,
+    },
+    /// The RDMA device, or the kernel, does not register the memory.
+    #[error(
+        "the RDMA device does not register the memory: {}; raise the limit of locked memory (ulimit -l), or use \
+         --fabric iwarp", std::io::Error::from_raw_os_error(*errno)
+    )]
+    Device {
+        /// The kernel's error number.
+        errno: i32,
     },
 }
 

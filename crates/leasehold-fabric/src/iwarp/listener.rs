@@ -3,7 +3,7 @@
 use super::Shared;
 use super::setup_server::Setup;
 use super::worker::{Command, Link, Mailbox, until};
-use crate::{Gate, Listener};
+use crate::{Gate, Listener, Wire};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -58,6 +58,10 @@ impl Listening {
 impl Listener for Handle {
     fn local_address(&self) -> SocketAddr {
         self.address
+    }
+
+    fn wires(&self) -> Vec<Wire> {
+        vec![Wire::Iwarp]
     }
 }
 

@@ -1,11 +1,9 @@
 //! An RDMA device that writes to itself: two of its queue pairs are connected to each other, so what one sends is to the
 //! other what a remote machine's is, and takes the same way through the kernel and the device.
 
-mod library;
-
 use super::mapping::Mapping;
 use super::report::Verdict;
-use library::{
+use leasehold_fabric::verbs::library::{
     Address, Capacity, CompletionQueue, Context, Gid, Handle, LOCAL_WRITE, Library, MTU_1024, MemoryRegion,
     PORT_ACTIVE, Piece, PortAttributes, QueuePair, QueuePairAttributes, QueuePairInit, RDMA_READ, RDMA_WRITE,
     RELIABLE, REMOTE_READ, REMOTE_WRITE, SendRequest, WorkCompletion, mask, state,
@@ -56,7 +54,7 @@ impl Device {
         if fs::read_dir(DEVICES).map_or(0, Iterator::count) == 0 {
             return Err(Verdict::not_applicable("no RDMA device"));
         }
-        let library = Library::load()?;
+        let library = Library::load().map_err(|error| Verdict::not_applicable(error.to_string()))?;
         let mut count = 0;
         // SAFETY: as ibv_get_device_list(3) has it; the list is freed below, after its last use.
         let list = unsafe { (library.get_device_list)(&mut count) };
