@@ -57,7 +57,7 @@ impl Default for Config {
             connections_max: 4096,
             setup_timeout: Duration::from_secs(5),
             linger: Duration::from_secs(1),
-            drain: Duration::from_millis(100),
+            drain: Duration::from_millis(500),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One connection: what its users call, and the thread that hears the device, the connection manager, and its users.
 
 use super::control::Control;
-use super::keys::Keys;
+use super::keys::{Keys, first_address};
 use super::library::{
     LOCAL_WRITE, MIN_RNR_TIMER_640_US, Piece, QueuePairAttributes, REMOTE_READ, REMOTE_WRITE, ReceiveRequest,
     WITH_IMMEDIATE, WorkCompletion, event, mask, status,
@@ -25,8 +25,6 @@ use std::time::{Duration, Instant};
 
 /// What tells a request to receive from one to send.
 const TO_RECEIVE: u64 = 1 << 63;
-/// A page of the device's: within it, memory begins at the same place for the device as for us.
-const PAGE: usize = 4096;
 
 /// One connection to one peer.
 pub(crate) struct Connection {
@@ -136,12 +134,16 @@ impl Connection {
         }
     }
 
-    /// Sends what can be sent, and tells who is done. If the device takes nothing any more, its thread is told.
+    /// Sends what can be sent, and tells who is done. If the device takes nothing any more, or something has to be tried
+    /// again, the thread is told.
     fn pump(&self) {
         let mut finished = Finished::new();
-        let pumped = self.lock().pump(&self.keys, &mut finished);
+        let mut sender = self.lock();
+        let pumped = sender.pump(&self.keys, &mut finished);
+        let waits = sender.retry_at().is_some();
+        drop(sender);
         tell(finished);
-        if pumped.is_err() {
+        if pumped.is_err() || waits {
             self.wake();
         }
     }
@@ -158,17 +160,15 @@ impl Connection {
 
 impl Endpoint for Connection {
     fn expose(&self, region: Region, access: RemoteAccess) -> Result<Tag, ExposeError> {
-        let first = region.base().addr().get() % PAGE;
+        let first = first_address(&region);
         let flags = if access.writes() { LOCAL_WRITE | REMOTE_WRITE } else { REMOTE_READ };
         let domain = self.domain.read().expect("no code panics while it holds the domain");
         let domain = ptr::with_exposed_provenance_mut((*domain).ok_or(ExposeError::Closed)?);
         let register = |region: &Region| {
             // SAFETY: the domain lives while its lock is held for reading, and until all keys are deregistered; the key keeps
             // the region until then.
-            unsafe {
-                Registered::new(&self.shared, domain, region.base(), region.length(), first as u64, flags)
-            }
-            .map_err(|error| ExposeError::Device { errno: error.raw_os_error().unwrap_or(0) })
+            unsafe { Registered::new(&self.shared, domain, region.base(), region.length(), first, flags) }
+                .map_err(|error| ExposeError::Device { errno: error.raw_os_error().unwrap_or(0) })
         };
         let tag = self.keys.expose(region, access, self.shared.config.tags_max, register)?;
         self.lock().say(tag, Control::Exposed { first: first as u16 });

@@ -11,7 +11,6 @@
 use super::resources::{Device, Registered};
 use crate::{ExposeError, OperationError, Region, RemoteAccess, Tag};
 use std::collections::{HashMap, HashSet};
-use std::ptr::NonNull;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -34,21 +33,19 @@ struct Table {
 }
 
 struct Key {
-    base: NonNull<u8>,
+    /// The address of the first byte, as the device knows it.
+    first: u64,
     length: u64,
     access: RemoteAccess,
     /// `None` once it is deregistered, or being so.
     registered: Option<Registered>,
-    /// `None` once it is fenced.
+    /// As above.
     region: Option<Region>,
     state: State,
     /// Requests of this end that use the memory.
     users: u32,
     forgotten: bool,
 }
-
-// SAFETY: the address is that of the region, which the key keeps.
-unsafe impl Send for Key {}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -67,6 +64,14 @@ enum State {
 pub(crate) struct Used {
     pub(crate) address: u64,
     pub(crate) local_key: u32,
+}
+
+/// A page of the device's.
+const PAGE: usize = 4096;
+
+/// What the device and the peer call a region's first byte: its place within a page, since devices map pages.
+pub(crate) fn first_address(region: &Region) -> u64 {
+    (region.base().addr().get() % PAGE) as u64
 }
 
 impl Keys {
@@ -105,7 +110,7 @@ impl Keys {
                 continue;
             }
             let key = Key {
-                base: region.base(),
+                first: first_address(&region),
                 length: region.length() as u64,
                 access,
                 registered: Some(registered),
@@ -193,7 +198,7 @@ impl Keys {
         assert!(offset <= key.length, "what a request uses was checked to be within the region");
         key.users += 1;
         let local_key = key.registered.as_ref().expect("live keys are registered").local_key();
-        Some(Used { address: key.base.addr().get() as u64 + offset, local_key })
+        Some(Used { address: key.first + offset, local_key })
     }
 
     /// The request is done.
@@ -238,33 +243,28 @@ impl Keys {
 
     fn deregister<'a>(&'a self, mut table: MutexGuard<'a, Table>, tag: u32) -> MutexGuard<'a, Table> {
         let key = table.keys.get_mut(&tag).expect("just found");
-        let registered = key.registered.take().expect("just found to be registered");
+        let (registered, access) = (key.registered.take().expect("just found to be registered"), key.access);
+        let region = key.region.take().expect("kept until now");
         drop(table);
         let is_proven = registered.deregister(&self.device);
-        let mut table = self.lock();
-        let key = table.keys.get_mut(&tag).expect("a key is kept until it is fenced");
-        let region = key.region.take().expect("kept until now");
         if is_proven {
             // Somebody may have noted a sum while the peer was writing.
-            if let Some(sums) = region.sums().filter(|_| key.access.writes()) {
+            if let Some(sums) = region.sums().filter(|_| access.writes()) {
                 sums.forget_at(region.base().addr().get(), region.length());
             }
-            key.state = State::Fenced;
-            if key.forgotten {
-                table.keys.remove(&tag);
-            }
-        } else {
-            key.state = State::Unproven;
-        }
-        self.changed.notify_all();
-        drop(table);
-        if is_proven {
-            // Outside the lock: what an owner's drop does is not ours to know.
+            // Before anybody hears of it: who fences takes the memory to be free.
             drop(region);
         } else {
             std::mem::forget(region);
         }
-        self.lock()
+        let mut table = self.lock();
+        let key = table.keys.get_mut(&tag).expect("a key is kept until it is fenced");
+        key.state = if is_proven { State::Fenced } else { State::Unproven };
+        if is_proven && key.forgotten {
+            table.keys.remove(&tag);
+        }
+        self.changed.notify_all();
+        table
     }
 
     /// The connection is over, and its queue pair destroyed: all keys are revoked, and [`Keys::fencer`] ends with the last.

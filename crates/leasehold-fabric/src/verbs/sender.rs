@@ -14,8 +14,10 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The most bytes of one request: so much must be waited for when its memory is fenced.
-const PIECE_MAX: u64 = 1 << 20;
+/// The most bytes of one request.
+const PIECE_MAX: u64 = 256 << 10;
+/// The most bytes under way: so much is still placed after the peer has revoked a key, and a fence of this end's waits for.
+const UNDER_WAY_MAX: u64 = 1 << 20;
 /// How long a tag may be unknown that the peer has given by another way: the fabric's own word of it is behind.
 const UNKNOWN_FOR: Duration = Duration::from_millis(100);
 /// The most of the peer's tags that are remembered.
@@ -36,6 +38,7 @@ pub(crate) enum Operation {
 
 /// A request that the device has.
 struct Flight {
+    bytes: u64,
     keeps: Keeps,
     done: Option<Done>,
 }
@@ -69,6 +72,8 @@ pub(crate) struct Sender {
     controls: VecDeque<(Tag, Vec<u8>)>,
     queue: VecDeque<Operation>,
     flights: VecDeque<Flight>,
+    /// Of all of them.
+    under_way: u64,
     depth: usize,
     slots: Vec<usize>,
     there: HashMap<u32, There>,
@@ -95,6 +100,7 @@ impl Sender {
             controls: VecDeque::new(),
             queue: VecDeque::new(),
             flights: VecDeque::new(),
+            under_way: 0,
             depth: resources.depth,
             slots: (0..SENDING).collect(),
             there: HashMap::new(),
@@ -170,15 +176,13 @@ impl Sender {
 
     /// Hands to the device what it has room for. `Err`: it takes nothing any more.
     pub(crate) fn pump(&mut self, keys: &Keys, finished: &mut Finished) -> Result<(), CloseReason> {
-        // A send may need two requests.
-        while self.open
-            && self.pair.is_some()
-            && self.flights.len() + 2 <= self.depth
-            && self.slots.len() >= 2
-        {
+        while self.open && self.has_room() {
             if let Some((tag, bytes)) = self.controls.pop_front() {
                 self.post_copied(&bytes, Some(tag), None)?;
                 continue;
+            }
+            if self.under_way >= UNDER_WAY_MAX {
+                break;
             }
             let Some(operation) = self.queue.pop_front() else { break };
             match self.begin(operation, keys, finished)? {
@@ -191,6 +195,11 @@ impl Sender {
             }
         }
         Ok(())
+    }
+
+    /// For a send, which may need two requests.
+    fn has_room(&self) -> bool {
+        self.pair.is_some() && self.flights.len() + 2 <= self.depth && self.slots.len() >= 2
     }
 
     /// Hands one request of the operation to the device. `Some`: what is left of it.
@@ -234,7 +243,7 @@ impl Sender {
                 let at = at + u64::from(piece.bytes);
                 let is_last = at == length;
                 let told = if is_last { done.take() } else { None };
-                self.post(RDMA_WRITE, piece, there, sink.tag, Flight { keeps, done: told })?;
+                self.post(RDMA_WRITE, piece, there, sink.tag, (keeps, told))?;
                 return Ok((!is_last).then_some(Operation::Write { from, length, sink, at, done }));
             }
             Operation::Read { source, length, sink, sink_offset, at, mut done } => {
@@ -256,8 +265,7 @@ impl Sender {
                 let at = at + u64::from(bytes);
                 let is_last = at == length;
                 let told = if is_last { done.take() } else { None };
-                let flight = Flight { keeps: Keeps::Exposed(sink), done: told };
-                self.post(RDMA_READ, piece, there, source.tag, flight)?;
+                self.post(RDMA_READ, piece, there, source.tag, (Keeps::Exposed(sink), told))?;
                 let rest = Operation::Read { source, length, sink, sink_offset, at, done };
                 return Ok((!is_last).then_some(rest));
             }
@@ -341,7 +349,7 @@ impl Sender {
             Some(tag) => (SEND_WITH_IMMEDIATE, tag),
             None => (SEND, Tag(0)),
         };
-        self.post(opcode, piece, 0, tag, Flight { keeps: Keeps::Slot(slot), done })
+        self.post(opcode, piece, 0, tag, (Keeps::Slot(slot), done))
     }
 
     fn post(
@@ -350,7 +358,7 @@ impl Sender {
         mut piece: Piece,
         address: u64,
         tag: Tag,
-        flight: Flight,
+        (keeps, done): (Keeps, Option<Done>),
     ) -> Result<(), CloseReason> {
         let pair = self.pair.expect("looked for before").as_ptr();
         let is_empty = piece.bytes == 0;
@@ -363,7 +371,9 @@ impl Sender {
         // SAFETY: a queue pair that lives, and a request whose piece is of memory that the flight keeps.
         let failed = unsafe { ((*(*pair).context).post_send)(pair, &mut request, &mut bad) };
         // Also if it failed: it is told with the others that are under way.
-        self.flights.push_back(flight);
+        let bytes = piece.bytes.into();
+        self.flights.push_back(Flight { bytes, keeps, done });
+        self.under_way += bytes;
         match failed {
             0 => Ok(()),
             error => Err(CloseReason::Transport(format!(
@@ -376,6 +386,7 @@ impl Sender {
     /// The oldest request is done.
     pub(crate) fn completed(&mut self, keys: &Keys, finished: &mut Finished) {
         let Some(flight) = self.flights.pop_front() else { return };
+        self.under_way -= flight.bytes;
         match flight.keeps {
             Keeps::Slot(slot) => self.slots.push(slot),
             Keeps::Exposed(tag) => keys.unuse(tag),
