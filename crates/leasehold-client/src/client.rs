@@ -10,6 +10,7 @@ use crate::proto::leasehold_client::LeaseholdClient;
 use crate::{ByteRange, proto};
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
+use leasehold_fabric::Kind;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,7 @@ pub struct Client {
     server: Server,
     credentials: Option<Arc<Credentials>>,
     caller: proto::Identity,
+    fabric: Option<Kind>,
 }
 
 impl Client {
@@ -116,6 +118,7 @@ impl Client {
             server: server.clone(),
             credentials,
             caller: (&this_process()).into(),
+            fabric: None,
         };
         // Whether the two ends agree about TLS, and whether the server takes a certificate, shows in the first answer only.
         if matches!(server, Server::Tcp { .. })
@@ -130,12 +133,24 @@ impl Client {
         Ok(client)
     }
 
+    /// Sessions connect by this kind of fabric. `None`, as it is at first: by an RDMA device where both ends have one that
+    /// reaches the other, else over TCP.
+    #[must_use]
+    pub fn by(self, fabric: Option<Kind>) -> Client {
+        Client { fabric, ..self }
+    }
+
+    /// See [`Client::by`].
+    pub(crate) fn fabric(&self) -> Option<Kind> {
+        self.fabric
+    }
+
     /// One more connection to the same server, with the same credentials.
     ///
     /// # Errors
     /// As for [`Client::connect_with`].
     pub async fn connect_again(&self) -> Result<Client, ConnectError> {
-        Client::connect_with(&self.server, self.credentials.clone()).await
+        Ok(Client::connect_with(&self.server, self.credentials.clone()).await?.by(self.fabric))
     }
 
     /// Where it is connected.

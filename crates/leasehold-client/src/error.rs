@@ -196,6 +196,9 @@ pub enum OpenError {
     /// The fabric did not start on this machine.
     #[error("cannot start the fabric: {0}; check the limits of threads and open files")]
     Fabric(#[source] std::io::Error),
+    /// An RDMA device was asked for.
+    #[error("no data by verbs: {0}; `--fabric iwarp` needs no device")]
+    Verbs(String),
     /// The data address that the server gave has no meaning here.
     #[error("the server gives {address:?} as its data address, which does not resolve: {why}")]
     Address {

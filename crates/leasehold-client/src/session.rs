@@ -5,6 +5,7 @@ use crate::convert::{self, Malformed};
 use crate::data::{Answers, Closed, Data, Owed};
 use crate::error::{CallError, OpenError, Reason};
 use crate::event::{Event, Happening};
+use crate::fabrics;
 use crate::lease::Lease;
 use crate::location::Server;
 use crate::proto;
@@ -14,17 +15,15 @@ use leasehold_core::identity::Identity;
 use leasehold_core::ids::{LeaseId, SessionId};
 use leasehold_core::input::{Access, OnConflict};
 use leasehold_core::range::ByteRange;
-use leasehold_fabric::iwarp::{self, Iwarp};
-use leasehold_fabric::{Fabric, Tag};
+use leasehold_fabric::Tag;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
 
 /// How long connecting the data connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many events a slow listener may be behind before it misses some.
 const EVENTS_MAX: usize = 1024;
 
@@ -75,13 +74,8 @@ pub(crate) struct Shared {
 }
 
 impl Session {
-    /// Opens a session, and its data connection by iWARP: RDMA over TCP, on any machine.
+    /// Opens a session, and its data connection by the kind of fabric that the client is to use ([`Client::by`]).
     pub async fn open(client: &Client) -> Result<Session, OpenError> {
-        Session::open_over(client, iwarp().map_err(OpenError::Fabric)?).await
-    }
-
-    /// Opens a session, and its data connection over `fabric`.
-    pub async fn open_over(client: &Client, fabric: Arc<dyn Fabric>) -> Result<Session, OpenError> {
         let request = proto::OpenSessionRequest { caller: Some(client.caller()) };
         let opened = client.calls().open_session(request).await.map_err(CallError::from)?.into_inner();
         // The events first: nothing can be missed, since no lease exists before.
@@ -91,8 +85,9 @@ impl Session {
         let address = data_address(client.server(), &opened.data_address).await?;
         let token = convert::sixteen("token", &opened.token).map_err(CallError::from)?;
         let owed = Arc::new(Owed::default());
-        let handler = Box::new(Answers(owed.clone()));
-        let connecting = move || fabric.connect(address, &token, handler, CONNECT_TIMEOUT);
+        let (asked, offered, answers) = (client.fabric(), opened.data_by, owed.clone());
+        let handler = move || Box::new(Answers(answers.clone()));
+        let connecting = move || fabrics::connect(asked, &offered, address, &token, handler);
         let (endpoint, _) =
             tokio::task::spawn_blocking(connecting).await.expect("connecting does not panic")?;
 
@@ -290,16 +285,6 @@ impl Shared {
         self.client.calls().sync(request).await?;
         Ok(())
     }
-}
-
-/// One for the whole process: its threads serve every session.
-fn iwarp() -> std::io::Result<Arc<dyn Fabric>> {
-    static IWARP: Mutex<Option<Arc<Iwarp>>> = Mutex::new(None);
-    let mut iwarp = IWARP.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(iwarp) = &*iwarp {
-        return Ok(iwarp.clone());
-    }
-    Ok(iwarp.insert(Arc::new(Iwarp::new(iwarp::Config::default())?)).clone())
 }
 
 /// The server says "0.0.0.0:7118" if it listens everywhere: then it is where the control plane is.

@@ -8,6 +8,7 @@ use crate::arena::{Arena, ArenaError, Pages};
 use crate::break_log::{BreakLog, BreakLogger, BreakRow};
 use crate::driver::{self, Answer, Asker, Driver, Handle, Parts, View, Work};
 use crate::event::Event;
+use crate::fabrics::Fabrics;
 use crate::metrics::Counters;
 use crate::open_files::{OpenFiles, Opening, Pinned};
 use crate::pages::{Keeper, WriteBack};
@@ -25,8 +26,8 @@ use leasehold_core::range::ByteRange;
 use leasehold_core::scheme::{Backing, Host, Scheme};
 use leasehold_core::view::Stats;
 use leasehold_core::{Core, Limits, OnExpiry, schemes};
-use leasehold_fabric::iwarp::{self, Iwarp};
-use leasehold_fabric::{Fabric, ListenError, Listener};
+use leasehold_fabric::iwarp;
+use leasehold_fabric::{Fabric, Kind, ListenError, Listener};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,6 +66,8 @@ pub struct Config {
     pub limits: Limits,
     /// Check a frame's CRC before its bytes are placed, at the price of a copy.
     pub strict_placement: bool,
+    /// By which kind of fabric data come. `None`: over TCP, and by the host's RDMA devices if there are any at the address.
+    pub fabric: Option<Kind>,
 }
 
 impl Config {
@@ -91,6 +94,7 @@ impl Config {
                 ..Limits::default()
             },
             strict_placement: false,
+            fabric: None,
         }
     }
 }
@@ -100,6 +104,8 @@ impl Config {
 pub struct Started {
     /// Where data connections are accepted.
     pub data_address: SocketAddr,
+    /// By which kinds of fabric.
+    pub data_by: Vec<Kind>,
     /// What people should know: how I/O is done, what recovery did.
     pub notes: Vec<String>,
     /// What opening the store found.
@@ -118,6 +124,9 @@ pub enum StartError {
     /// The data port.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// RDMA devices were asked for.
+    #[error("no data by verbs: {0}; `--fabric iwarp` needs no device")]
+    Verbs(leasehold_fabric::verbs::OpenError),
     /// The break log.
     #[error("cannot open the break log {path:?}; check its permissions")]
     BreakLog {
@@ -310,7 +319,7 @@ impl Engine {
     /// # Errors
     /// [`StartError`], with the remedy. Nothing is served then.
     pub fn start(config: Config) -> Result<Engine, StartError> {
-        let fabric = Iwarp::new(fabric_config(&config)).map_err(StartError::Thread)?;
+        let fabric = Fabrics::open(&config)?;
         let (storage, counters) = (StorageConfig::new(&config.directory), fabric.counters());
         Engine::start_on(config, storage, Arc::new(fabric), counters)
     }
@@ -393,7 +402,8 @@ impl Engine {
         driver::run(parts, driver.clone()).map_err(StartError::Thread)?;
 
         let notes = arena.notes().iter().chain(&opened.notes).cloned().collect();
-        let started = Started { data_address: listener.local_address(), notes, opened };
+        let (data_address, data_by) = (listener.local_address(), listener.kinds());
+        let started = Started { data_address, data_by, notes, opened };
         let inner = Inner {
             files: OpenFiles::new(storage.clone(), driver.clone(), config.open_files_max),
             config,

@@ -42,6 +42,7 @@ pub mod engine;
 pub mod event;
 mod evict;
 mod exchange;
+mod fabrics;
 mod file;
 pub mod files;
 #[cfg(feature = "fuzz")]

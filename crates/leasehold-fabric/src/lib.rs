@@ -48,33 +48,33 @@ pub trait Listener: Send + Sync {
     /// Where it listens, with the port that the system chose if 0 was asked for.
     fn local_address(&self) -> SocketAddr;
 
-    /// By what peers can connect.
-    fn wires(&self) -> Vec<Wire>;
+    /// Which kinds of fabric peers can connect by.
+    fn kinds(&self) -> Vec<Kind>;
 }
 
 /// An implementation of the traits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wire {
+pub enum Kind {
     /// RDMA over TCP in user space: [`iwarp`].
     Iwarp,
     /// An RDMA device: [`verbs`].
     Verbs,
 }
 
-impl Wire {
+impl Kind {
     /// As it is written in settings.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Wire::Iwarp => "iwarp",
-            Wire::Verbs => "verbs",
+            Kind::Iwarp => "iwarp",
+            Kind::Verbs => "verbs",
         }
     }
 
     /// The one of this name.
     #[must_use]
-    pub fn named(name: &str) -> Option<Wire> {
-        [Wire::Iwarp, Wire::Verbs].into_iter().find(|wire| wire.name() == name)
+    pub fn named(name: &str) -> Option<Kind> {
+        [Kind::Iwarp, Kind::Verbs].into_iter().find(|kind| kind.name() == name)
     }
 }
 

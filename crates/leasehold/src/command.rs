@@ -32,6 +32,7 @@ mod watch;
 
 use crate::command::exit::{Exit, Outcome};
 use crate::command::mount::helper::Helper;
+use crate::server::settings::FabricChoice;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -70,6 +71,10 @@ struct Common {
     /// Who we are, and by what we know the server: a file made by `leasehold cert client`. Then leasehold:// means TLS
     #[arg(long, global = true, value_name = "FILE", env = "LEASEHOLD_CREDENTIALS", hide_env_values = true)]
     credentials: Option<PathBuf>,
+    /// By which kind of fabric data go: auto (an RDMA device where both ends have one, else TCP), iwarp, verbs
+    /// [default: auto]
+    #[arg(long, global = true, value_name = "KIND", env = "LEASEHOLD_FABRIC", hide_env_values = true)]
+    fabric: Option<FabricChoice>,
     /// Print data as JSON: one document, or one a line where it comes bit by bit
     #[arg(long, global = true)]
     json: bool,

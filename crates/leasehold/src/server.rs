@@ -180,6 +180,12 @@ impl Server {
         self.engine.started().data_address
     }
 
+    /// By which kinds of fabric: their names.
+    #[must_use]
+    pub fn data_by(&self) -> Vec<&'static str> {
+        self.engine.started().data_by.iter().map(|kind| kind.name()).collect()
+    }
+
     /// Where `/metrics` is.
     #[must_use]
     pub fn metrics_address(&self) -> SocketAddr {

@@ -13,7 +13,7 @@ use crate::sync::{Mutex, MutexGuard};
 use bytes::Bytes;
 use end::End;
 use leasehold_fabric::{
-    Admitted, CloseReason, ConnectError, Endpoint, Fabric, Gate, Handler, ListenError, Listener,
+    Admitted, CloseReason, ConnectError, Endpoint, Fabric, Gate, Handler, Kind, ListenError, Listener,
     PRIVATE_DATA_MAX,
 };
 use std::collections::BTreeMap;
@@ -158,6 +158,10 @@ struct Listening {
 impl Listener for Listening {
     fn local_address(&self) -> SocketAddr {
         self.address
+    }
+
+    fn kinds(&self) -> Vec<Kind> {
+        vec![Kind::Iwarp]
     }
 }
 

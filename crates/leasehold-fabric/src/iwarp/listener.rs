@@ -3,7 +3,7 @@
 use super::Shared;
 use super::setup_server::Setup;
 use super::worker::{Command, Link, Mailbox, until};
-use crate::{Gate, Listener, Wire};
+use crate::{Gate, Kind, Listener};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -60,8 +60,8 @@ impl Listener for Handle {
         self.address
     }
 
-    fn wires(&self) -> Vec<Wire> {
-        vec![Wire::Iwarp]
+    fn kinds(&self) -> Vec<Kind> {
+        vec![Kind::Iwarp]
     }
 }
 

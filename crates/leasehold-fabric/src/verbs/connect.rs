@@ -5,7 +5,7 @@ use super::control::{hello, split};
 use super::library::{ConnectionParameters, event};
 use super::resources::{Channel, Happened, Id, Resources, raw_address};
 use super::{Place, Shared};
-use crate::{Admitted, ConnectError, Endpoint, Gate, Handler, ListenError, Listener, PRIVATE_DATA_MAX, Wire};
+use crate::{Admitted, ConnectError, Endpoint, Gate, Handler, Kind, ListenError, Listener, PRIVATE_DATA_MAX};
 use bytes::Bytes;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use rustix::fd::OwnedFd;
@@ -149,8 +149,8 @@ impl Listener for Handle {
         self.local
     }
 
-    fn wires(&self) -> Vec<Wire> {
-        vec![Wire::Verbs]
+    fn kinds(&self) -> Vec<Kind> {
+        vec![Kind::Verbs]
     }
 }
 

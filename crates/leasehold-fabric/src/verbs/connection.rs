@@ -383,12 +383,24 @@ impl Hearing<'_> {
             status::REMOTE_INVALID | status::REMOTE_ACCESS | status::REMOTE_OPERATION if !is_receive => {
                 CloseReason::Terminated(format!("the peer's device refused a request: {text}"))
             }
-            // The queue pair is in its error state, and nobody here put it there.
-            status::FLUSHED if is_receive => {
-                CloseReason::Violation("the device refused a request of the peer's".to_owned())
-            }
+            status::FLUSHED if is_receive => self.flushed(),
             _ if is_receive => CloseReason::Violation(format!("the device refused a message: {text}")),
             _ => CloseReason::Transport(text.into_owned()),
+        }
+    }
+
+    /// The queue pair is in its error state: for a request of this end that failed, of which the device may tell later than of
+    /// those that it never came to; else for one of the peer's.
+    fn flushed(&self) -> CloseReason {
+        let mut failed = None;
+        self.connection.poll_sent(self.resources, |done| {
+            failed = Some(*done).filter(|done| done.status != status::SUCCESS);
+            failed.is_none()
+        });
+        match failed {
+            // The first that fails is the one that failed; the others are flushed behind it.
+            Some(done) if done.status != status::FLUSHED => self.failed(&done, false),
+            _ => CloseReason::Violation("the device refused a request of the peer's".to_owned()),
         }
     }
 
@@ -424,21 +436,21 @@ impl Hearing<'_> {
         let _ = sender.pump(&self.connection.keys, &mut finished);
         drop(sender);
         tell(finished);
-        self.connection.linger_for_last_words(self.resources);
+        self.connection.poll_sent(self.resources, |done| done.status == status::SUCCESS);
         CloseReason::Violation(what.to_owned())
     }
 }
 
 impl Connection {
-    /// Until the device has sent what it was given last, for so long at most.
-    fn linger_for_last_words(&self, resources: &Resources) {
+    /// Until the device has told of all that it was given to send, or somebody has heard enough, or for so long.
+    fn poll_sent(&self, resources: &Resources, mut goes_on: impl FnMut(&WorkCompletion) -> bool) {
         let until = Instant::now() + self.shared.config.linger;
         let mut room = [WorkCompletion::default(); 16];
-        while !self.lock().is_idle() && Instant::now() < until {
+        while self.lock().is_sending() && Instant::now() < until {
             let Ok(count) = resources.completions.poll(&mut room) else { return };
             let mut finished = Finished::new();
             for done in room[..count].iter().filter(|done| done.id & TO_RECEIVE == 0) {
-                if done.status != status::SUCCESS {
+                if !goes_on(done) {
                     return;
                 }
                 self.lock().completed(&self.keys, &mut finished);

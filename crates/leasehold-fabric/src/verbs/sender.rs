@@ -170,6 +170,11 @@ impl Sender {
         self.unknown_since.map(|since| since + UNKNOWN_FOR)
     }
 
+    /// The device has something to send.
+    pub(crate) fn is_sending(&self) -> bool {
+        !self.flights.is_empty()
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.controls.is_empty() && self.flights.is_empty()
     }

@@ -223,6 +223,7 @@ impl Status {
                 "version": status.version,
                 "directory": status.directory,
                 "data_address": status.data_address,
+                "data_by": status.data_by,
                 "notes": status.notes,
                 "started": show::json_some_moment(status.started),
                 "grace_ms": show::json_ms(convert::duration_in(status.grace)),
@@ -239,7 +240,8 @@ impl Status {
         }
         show::line(format_args!("version   {}, up {}", status.version, show::duration(up)))?;
         show::line(format_args!("store     {}", status.directory))?;
-        show::line(format_args!("data      {}", status.data_address))?;
+        let by = status.data_by.join(" and ");
+        show::line(format_args!("data      {}, by {by}", status.data_address))?;
         let (used, arena) = (rough(status.arena_used_bytes), rough(status.arena_bytes));
         show::line(format_args!("arena     {arena}, {used} in use"))?;
         let failed = match status.writebacks_failed {

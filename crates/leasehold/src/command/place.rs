@@ -2,6 +2,7 @@
 
 use crate::command::Common;
 use crate::command::exit::{Exit, Failure, Outcome};
+use crate::server::settings::FabricChoice;
 use leasehold_client::{Client, Credentials, DEFAULT_CONTROL_PORT, Location, Reason, Server, proto};
 use std::sync::Arc;
 
@@ -41,7 +42,8 @@ pub(crate) fn server(common: &Common, text: Option<&str>) -> anyhow::Result<Serv
 pub(crate) async fn connect(common: &Common, server: &Server) -> anyhow::Result<Client> {
     let credentials = common.credentials.as_deref().map(Credentials::load).transpose();
     let credentials = credentials.map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
-    Ok(Client::connect_with(server, credentials.map(Arc::new)).await?)
+    let client = Client::connect_with(server, credentials.map(Arc::new)).await?;
+    Ok(client.by(common.fabric.and_then(FabricChoice::kind)))
 }
 
 /// Connects to the server of a file, and gives the file's path there.
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
 
     fn common(socket: Option<&str>) -> Common {
-        Common { socket: socket.map(Into::into), credentials: None, json: false }
+        Common { socket: socket.map(Into::into), credentials: None, fabric: None, json: false }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::mount::Mount;
 use crate::server::Server;
 use crate::server::settings::{self, Expiry, Insecure, PageKind, Settings};
 use crate::size::Size;
-use clap::ValueEnum as _;
+use clap::ValueEnum;
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -126,25 +126,23 @@ impl Serve {
 
     /// The flags that were given, by the names of the settings.
     fn flags(&self, common: &Common) -> Vec<(&'static str, String)> {
-        let kind =
-            |kind: PageKind| kind.to_possible_value().expect("no kind is hidden").get_name().to_owned();
-        let expiry =
-            |expiry: Expiry| expiry.to_possible_value().expect("none is hidden").get_name().to_owned();
-        let insecure =
-            |insecure: Insecure| insecure.to_possible_value().expect("none is hidden").get_name().to_owned();
+        fn name(value: impl ValueEnum) -> String {
+            value.to_possible_value().expect("no value is hidden").get_name().to_owned()
+        }
         let flags = [
             ("tls", self.tls.as_ref().map(|path| path.display().to_string())),
-            ("insecure", self.insecure.map(insecure)),
+            ("insecure", self.insecure.map(name)),
             ("listen", self.listen.map(|address| address.to_string())),
             ("data", self.data.map(|address| address.to_string())),
             ("metrics", self.metrics.map(|address| address.to_string())),
             ("socket", common.socket.as_ref().map(|path| path.display().to_string())),
             ("arena", self.arena.map(|size| size.to_string())),
-            ("pages", self.pages.map(kind)),
+            ("pages", self.pages.map(name)),
             ("grace_ms", self.grace_ms.map(|ms| ms.to_string())),
-            ("on_expiry", self.on_expiry.map(expiry)),
+            ("on_expiry", self.on_expiry.map(name)),
             ("session_ttl_ms", self.session_ttl_ms.map(|ms| ms.to_string())),
             ("strict_placement", self.strict_placement.then(|| "true".to_owned())),
+            ("fabric", common.fabric.map(name)),
             ("log", self.log.clone()),
         ];
         flags.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
@@ -174,12 +172,14 @@ fn log_to_stderr(filter: &str) -> Outcome {
 fn announce(common: &Common, directory: &Path, server: &Server, is_new: bool) -> Outcome {
     let (control, data, metrics) =
         (server.control_address(), server.data_address(), server.metrics_address());
+    let by = server.data_by();
     if common.json {
         return Ok(show::json_line(&json!({
             "directory": directory,
             "new": is_new,
             "control": control.map(|address| address.to_string()),
             "data": data.to_string(),
+            "data_by": by,
             "metrics": metrics.to_string(),
             "socket": server.socket(),
             "pid": std::process::id(),
@@ -188,7 +188,10 @@ fn announce(common: &Common, directory: &Path, server: &Server, is_new: bool) ->
     let new = if is_new { " (a new, empty store)" } else { "" };
     show::line(format_args!("serving {}{new}", directory.display()))?;
     match control {
-        Some(control) => show::line(format_args!("  leasehold://{control}/   (data by iWARP at {data})"))?,
+        Some(control) => {
+            let by = by.join(" and ");
+            show::line(format_args!("  leasehold://{control}/   (data by {by} at {data})"))?;
+        }
         None => {
             show::line("  not by leasehold://, for which it takes --tls DIR, or --insecure on this machine")?;
         }

@@ -16,7 +16,7 @@ use leasehold_client::proto::mount_request::What;
 use leasehold_client::{Reason, proto};
 use leasehold_core::ids::{LeaseId, SessionId};
 use leasehold_core::range::{BLOCK_BYTES, ByteRange};
-use leasehold_engine::engine::{Engine, ReleaseError, Wanted};
+use leasehold_engine::engine::{Engine, ReleaseError, Started, Wanted};
 use leasehold_engine::files;
 use leasehold_engine::path::StorePath;
 use leasehold_engine::scrubber::ScrubOptions;
@@ -132,6 +132,11 @@ fn or_refuse<T, E: Refusal + 'static>(result: Result<T, E>) -> Result<T, Status>
     })
 }
 
+/// By which kinds of fabric data come, as the protocol has it.
+fn data_by(started: &Started) -> Vec<String> {
+    started.data_by.iter().map(|kind| kind.name().to_owned()).collect()
+}
+
 #[tonic::async_trait]
 impl Leasehold for Calls {
     async fn status(&self, request: Request<proto::StatusRequest>) -> Answer<proto::StatusResponse> {
@@ -145,6 +150,7 @@ impl Leasehold for Calls {
             return answer(proto::StatusResponse {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 data_address: started.data_address.to_string(),
+                data_by: data_by(started),
                 started: Some(self.0.started.into()),
                 grace: Some(convert::duration_out(Duration::from_millis(config.grace_ms))),
                 ..Default::default()
@@ -154,6 +160,7 @@ impl Leasehold for Calls {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             directory: config.directory.display().to_string(),
             data_address: started.data_address.to_string(),
+            data_by: data_by(started),
             notes: started.notes.clone(),
             started: Some(self.0.started.into()),
             grace: Some(convert::duration_out(Duration::from_millis(config.grace_ms))),
@@ -190,6 +197,7 @@ impl Leasehold for Calls {
             number: opened.session.0,
             token: opened.token.to_vec().into(),
             data_address: data.to_string(),
+            data_by: data_by(engine.started()),
             time_to_live: Some(convert::duration_out(Duration::from_millis(engine.config().session_ttl_ms))),
             grace: Some(convert::duration_out(Duration::from_millis(engine.config().grace_ms))),
             known_as,

@@ -6,6 +6,7 @@ use config::{Config, ConfigError, Environment, File, FileFormat, Map, Value};
 use leasehold_core::{Limits, OnExpiry};
 use leasehold_engine::arena::Pages;
 use leasehold_engine::engine;
+use leasehold_fabric::Kind;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -60,8 +61,34 @@ pub struct Settings {
     pub open_files_max: usize,
     /// Check each frame of the wire before its bytes are placed, at the price of a copy.
     pub strict_placement: bool,
+    /// By which kind of fabric data come.
+    pub fabric: FabricChoice,
     /// How much of everything there may be.
     pub limits: LimitSettings,
+}
+
+/// By which kind of fabric data go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum FabricChoice {
+    /// By RDMA devices where both ends have them, else over TCP.
+    Auto,
+    /// RDMA over TCP, in user space.
+    Iwarp,
+    /// RDMA devices, or fail.
+    Verbs,
+}
+
+impl FabricChoice {
+    /// The kind, unless that is found out.
+    #[must_use]
+    pub fn kind(self) -> Option<Kind> {
+        match self {
+            FabricChoice::Auto => None,
+            FabricChoice::Iwarp => Some(Kind::Iwarp),
+            FabricChoice::Verbs => Some(Kind::Verbs),
+        }
+    }
 }
 
 /// Of which pages the arena is made.
@@ -155,6 +182,7 @@ impl Default for Settings {
             drain_ms: engine.drain_ms,
             open_files_max: engine.open_files_max,
             strict_placement: engine.strict_placement,
+            fabric: FabricChoice::Auto,
             limits: LimitSettings {
                 sessions_max,
                 files_max,
@@ -297,6 +325,7 @@ impl Settings {
             drain_ms: self.drain_ms,
             open_files_max: self.open_files_max,
             strict_placement: self.strict_placement,
+            fabric: self.fabric.kind(),
             limits: Limits {
                 sessions_max: limits.sessions_max,
                 files_max: limits.files_max,

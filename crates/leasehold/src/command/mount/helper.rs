@@ -78,7 +78,7 @@ impl Helper {
             sloppy: self.sloppy,
             quiet: !self.verbose,
         };
-        let common = Common { socket: None, credentials: None, json: false };
+        let common = Common { socket: None, credentials: None, fabric: None, json: false };
         match start(async move { mount.run(&common).await }) {
             Exit::Ok => ExitCode::SUCCESS,
             Exit::Usage => INCORRECT.into(),
