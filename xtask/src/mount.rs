@@ -36,14 +36,14 @@ struct Suite {
 }
 
 const TEST: &[Suite] = &[
-    Suite { name: "fsx", installed: fsx::installed, run: |served| fsx::seeds(served, 10_000) },
+    Suite { name: "fsx", installed: fsx::installed, run: |served| fsx::seeds(served, 3, 10_000) },
     Suite { name: "pjdfstest", installed: pjdfstest::installed, run: pjdfstest::all },
     Suite { name: "sqlite", installed: sqlite::installed, run: |served| sqlite::killed(served, 32) },
     Suite { name: "fio", installed: fio::installed, run: |served| fio::verify(served, "64M") },
 ];
 
 const SOAK: &[Suite] = &[
-    Suite { name: "fsx", installed: fsx::installed, run: |served| fsx::seeds(served, 1_000_000) },
+    Suite { name: "fsx", installed: fsx::installed, run: |served| fsx::seeds(served, 1, 1_000_000) },
     Suite { name: "sqlite", installed: sqlite::installed, run: |served| sqlite::killed(served, 400) },
     Suite { name: "fio", installed: fio::installed, run: |served| fio::verify(served, "512M") },
     Suite { name: "git and cargo", installed: tree::installed, run: tree::clone_and_check },

@@ -44,15 +44,15 @@ pub fn installed() -> bool {
     cargo_tool("fsx", "0.3.2").is_ok()
 }
 
-/// So many operations with each of three seeds, on a file each, and with a fourth beside a remote writer, all at once.
-pub fn seeds(served: Served, operations: u32) -> Result<Served> {
+/// So many operations with each of so many seeds, on a file each, and with one more beside a remote writer, all at once.
+pub fn seeds(served: Served, seeds: u32, operations: u32) -> Result<Served> {
     thread::scope(|scope| {
         let alone = |seed: u32| {
             let path = served.at().join(format!("file-{seed}"));
             scope.spawn(move || exercise(&path, seed, operations, "", &[]))
         };
-        let beside = scope.spawn(|| beside_a_writer(&served, operations));
-        let all: Vec<_> = (1..=3).map(alone).chain([beside]).collect();
+        let beside = scope.spawn(|| beside_a_writer(&served, seeds + 1, operations));
+        let all: Vec<_> = (1..=seeds).map(alone).chain([beside]).collect();
         all.into_iter().try_for_each(|one| one.join().expect("it fails without a panic"))
     })?;
     Ok(served)
@@ -61,7 +61,7 @@ pub fn seeds(served: Served, operations: u32) -> Result<Served> {
 /// So many operations on the first part of a file, while a remote session holds a lease on the rest, writes there without
 /// a pause, and makes it durable twenty times a second. Nobody breaks that lease. It is fsx's block mode that keeps to a
 /// part, so the file's end stays where it is.
-fn beside_a_writer(served: &Served, operations: u32) -> Result<()> {
+fn beside_a_writer(served: &Served, seed: u32, operations: u32) -> Result<()> {
     let path = served.at().join("shared");
     File::create(&path)?.set_len(2 * SHARE)?;
     let (half, end) = (SHARE.to_string(), 2 * SHARE);
@@ -69,7 +69,7 @@ fn beside_a_writer(served: &Served, operations: u32) -> Result<()> {
     writer.args(["--offset", &half, "--length", &half, "/shared"]).stdout(Stdio::null());
     let mut writer = tool::spawn(&mut writer)?;
     let in_place = format!("blockmode = true\nflen = {SHARE}\n");
-    let exercised = exercise(&path, 4, operations, &in_place, NOT_IN_PLACE);
+    let exercised = exercise(&path, seed, operations, &in_place, NOT_IN_PLACE);
     let lost = writer.try_wait()?;
     if lost.is_none() {
         kill_process(Pid::from_child(&writer), Signal::INT)?;

@@ -22,6 +22,8 @@ const UNDER_WAY_MAX: u64 = 1 << 20;
 const UNKNOWN_FOR: Duration = Duration::from_millis(100);
 /// The most of the peer's tags that are remembered.
 const THERE_MAX: usize = 1 << 20;
+/// The most that waits to be said: a peer that makes us talk and does not listen gets no more.
+const CONTROLS_MAX: usize = 1 << 18;
 
 /// Where the bytes of a write are.
 pub(crate) enum From {
@@ -79,6 +81,8 @@ pub(crate) struct Sender {
     there: HashMap<u32, There>,
     unknown_since: Option<Instant>,
     queue_max: usize,
+    /// The device takes nothing any more.
+    broken: Option<CloseReason>,
     pub(crate) closed: Option<CloseReason>,
     /// This end wants it closed.
     pub(crate) closing: bool,
@@ -106,6 +110,7 @@ impl Sender {
             there: HashMap::new(),
             unknown_since: None,
             queue_max: shared.config.queue_max,
+            broken: None,
             closed: None,
             closing: false,
         }
@@ -138,9 +143,14 @@ impl Sender {
 
     /// Says something about a tag, before all that waits.
     pub(crate) fn say(&mut self, tag: Tag, control: Control<'_>) {
-        if self.speaks_control && self.closed.is_none() {
-            self.controls.push_back((tag, control.encode()));
+        if !self.speaks_control || self.closed.is_some() {
+            return;
         }
+        if self.controls.len() >= CONTROLS_MAX {
+            self.broken = Some(CloseReason::Violation("the peer does not listen".to_owned()));
+            return;
+        }
+        self.controls.push_back((tag, control.encode()));
     }
 
     /// The peer exposes something. `Err`: more than can be.
@@ -181,16 +191,16 @@ impl Sender {
 
     /// Hands to the device what it has room for. `Err`: it takes nothing any more.
     pub(crate) fn pump(&mut self, keys: &Keys, finished: &mut Finished) -> Result<(), CloseReason> {
-        while self.open && self.has_room() {
+        while self.open && self.broken.is_none() && self.has_room() {
             if let Some((tag, bytes)) = self.controls.pop_front() {
-                self.post_copied(&bytes, Some(tag), None)?;
+                self.post_copied(&bytes, Some(tag), None);
                 continue;
             }
             if self.under_way >= UNDER_WAY_MAX {
                 break;
             }
             let Some(operation) = self.queue.pop_front() else { break };
-            match self.begin(operation, keys, finished)? {
+            match self.begin(operation, keys, finished) {
                 None => {}
                 Some(rest) if self.unknown_since.is_some() => {
                     self.queue.push_front(rest);
@@ -199,7 +209,7 @@ impl Sender {
                 Some(rest) => self.queue.push_front(rest),
             }
         }
-        Ok(())
+        self.broken.clone().map_or(Ok(()), Err)
     }
 
     /// For a send, which may need two requests.
@@ -208,36 +218,31 @@ impl Sender {
     }
 
     /// Hands one request of the operation to the device. `Some`: what is left of it.
-    fn begin(
-        &mut self,
-        operation: Operation,
-        keys: &Keys,
-        finished: &mut Finished,
-    ) -> Result<Option<Operation>, CloseReason> {
+    fn begin(&mut self, operation: Operation, keys: &Keys, finished: &mut Finished) -> Option<Operation> {
         match operation {
             Operation::Send { message, invalidate, done } => {
                 if let Some(tag) = invalidate {
-                    self.post_copied(&Control::Invalidated.encode(), Some(tag), None)?;
+                    self.post_copied(&Control::Invalidated.encode(), Some(tag), None);
                     if let Some(there) = self.there.get_mut(&tag.0) {
                         there.revoked = true;
                     }
                 }
-                self.post_copied(&message, None, done)?;
+                self.post_copied(&message, None, done);
             }
             Operation::Write { mut from, length, sink, at, mut done } => {
                 let Some(there) = (if length == 0 { Some(None) } else { self.address(sink, at) }) else {
-                    return Ok(Some(Operation::Write { from, length, sink, at, done }));
+                    return Some(Operation::Write { from, length, sink, at, done });
                 };
                 let Some(there) = there else {
                     // Empty, or revoked by the peer.
                     finished.extend(done.map(|done| (done, Ok(()))));
-                    return Ok(None);
+                    return None;
                 };
                 let (piece, keeps) = match &mut from {
                     From::Exposed { tag, offset } => {
                         let Some(used) = keys.use_at(*tag, *offset + at) else {
                             finished.extend(done.map(|done| (done, Err(OperationError::Revoked(*tag)))));
-                            return Ok(None);
+                            return None;
                         };
                         let bytes = (length - at).min(PIECE_MAX) as u32;
                         let piece = Piece { address: used.address, bytes, local_key: used.local_key };
@@ -248,34 +253,34 @@ impl Sender {
                 let at = at + u64::from(piece.bytes);
                 let is_last = at == length;
                 let told = if is_last { done.take() } else { None };
-                self.post(RDMA_WRITE, piece, there, sink.tag, (keeps, told))?;
-                return Ok((!is_last).then_some(Operation::Write { from, length, sink, at, done }));
+                self.post(RDMA_WRITE, piece, there, sink.tag, (keeps, told));
+                return (!is_last).then_some(Operation::Write { from, length, sink, at, done });
             }
             Operation::Read { source, length, sink, sink_offset, at, mut done } => {
                 if length == 0 {
                     finished.extend(done.map(|done| (done, Ok(()))));
-                    return Ok(None);
+                    return None;
                 }
                 let Some(there) = self.address(source, at) else {
-                    return Ok(Some(Operation::Read { source, length, sink, sink_offset, at, done }));
+                    return Some(Operation::Read { source, length, sink, sink_offset, at, done });
                 };
                 // What the peer has revoked cannot be read: its device's answer ends the connection, as the standard has it.
                 let there = there.unwrap_or(source.offset.wrapping_add(at));
                 let Some(used) = keys.use_at(sink, sink_offset + at) else {
                     finished.extend(done.map(|done| (done, Err(OperationError::Revoked(sink)))));
-                    return Ok(None);
+                    return None;
                 };
                 let bytes = (length - at).min(PIECE_MAX) as u32;
                 let piece = Piece { address: used.address, bytes, local_key: used.local_key };
                 let at = at + u64::from(bytes);
                 let is_last = at == length;
                 let told = if is_last { done.take() } else { None };
-                self.post(RDMA_READ, piece, there, source.tag, (Keeps::Exposed(sink), told))?;
+                self.post(RDMA_READ, piece, there, source.tag, (Keeps::Exposed(sink), told));
                 let rest = Operation::Read { source, length, sink, sink_offset, at, done };
-                return Ok((!is_last).then_some(rest));
+                return (!is_last).then_some(rest);
             }
         }
-        Ok(None)
+        None
     }
 
     /// The address that the peer's device knows. `None`: not known yet. `Some(None)`: revoked.
@@ -348,13 +353,13 @@ impl Sender {
     }
 
     /// Sends a message, or, with a tag, a control message.
-    fn post_copied(&mut self, bytes: &[u8], tag: Option<Tag>, done: Option<Done>) -> Result<(), CloseReason> {
+    fn post_copied(&mut self, bytes: &[u8], tag: Option<Tag>, done: Option<Done>) {
         let (piece, slot) = self.copied(bytes);
         let (opcode, tag) = match tag {
             Some(tag) => (SEND_WITH_IMMEDIATE, tag),
             None => (SEND, Tag(0)),
         };
-        self.post(opcode, piece, 0, tag, (Keeps::Slot(slot), done))
+        self.post(opcode, piece, 0, tag, (Keeps::Slot(slot), done));
     }
 
     fn post(
@@ -364,7 +369,7 @@ impl Sender {
         address: u64,
         tag: Tag,
         (keeps, done): (Keeps, Option<Done>),
-    ) -> Result<(), CloseReason> {
+    ) {
         let pair = self.pair.expect("looked for before").as_ptr();
         let is_empty = piece.bytes == 0;
         let mut request = SendRequest::new(0, opcode, &mut piece, address, tag.0);
@@ -379,12 +384,9 @@ impl Sender {
         let bytes = piece.bytes.into();
         self.flights.push_back(Flight { bytes, keeps, done });
         self.under_way += bytes;
-        match failed {
-            0 => Ok(()),
-            error => Err(CloseReason::Transport(format!(
-                "the device takes no request: {}",
-                std::io::Error::from_raw_os_error(error)
-            ))),
+        if failed != 0 {
+            let error = std::io::Error::from_raw_os_error(failed);
+            self.broken = Some(CloseReason::Transport(format!("the device takes no request: {error}")));
         }
     }
 
