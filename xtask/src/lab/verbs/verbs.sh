@@ -27,21 +27,19 @@ serve() {
     store=leasehold://10.9.9.1:$port
     /bin/leasehold serve --insecure=anywhere --listen 10.9.9.1:$port --data 10.9.9.1:$((port + 1)) \
         --metrics 127.0.0.1:$((port + 2)) --arena 64MiB --grace-ms 300 /mnt/$name/store > /tmp/serve-$name.log 2>&1 &
-    until_true "grep -q \"$(printf ':%04X 00000000:0000 0A' $port)\" /proc/net/tcp"
-    grep -q 'data by verbs at' /tmp/serve-$name.log || failed "$name: the server does not use the device"
+    until_true "grep -q 'data by verbs at' /tmp/serve-$name.log"
 }
 run() { timeout 120 /bin/leasehold "$@" > /tmp/run-$name.log 2>&1 || failed "$name: $*: $?"; }
 # A holder writes without a pause and makes it durable; the range is punched; it is zeros then, and stays so.
 storm() {
     rounds=0
-    while [ $rounds -lt 8 ]; do
+    while [ $rounds -lt 4 ]; do
         rounds=$((rounds + 1))
-        run truncate -s 1M $store/storm
+        run put /tmp/zeros $store/storm
         # One that answers, and one that does not.
         answer=$([ $((rounds % 2)) = 0 ] || echo --ignore-breaks)
         timeout 120 /bin/leasehold hold --update --write --sync 10ms $answer $store/storm > /tmp/storm-$name.log 2>&1 & holder=$!
-        until_true "/bin/leasehold get $store/storm /tmp/storm 2>/dev/null && ! cmp -s /tmp/storm /tmp/zeros; rm -f /tmp/storm; \
-            [ -n \"\$(/bin/leasehold get $store/storm - 2>/dev/null | tr -d '\\000' | head -c 1)\" ]"
+        until_true "! cmp -s /mnt/$name/store/files/storm /tmp/zeros"
         run punch --offset 0 --length 1M $store/storm
         for look in 1 2; do
             run get $store/storm /tmp/after
@@ -50,7 +48,6 @@ storm() {
         done
         wait $holder
     done
-    run truncate -s 0 $store/storm
 }
 before() {
     mkdir /mnt/$name/store
@@ -60,11 +57,10 @@ before() {
     cmp /tmp/got /tmp/a || failed "$name: other bytes came back than were put"
     rm /tmp/got
     storm
-    run breaks $store/
     # Never committed.
     /bin/leasehold hold --write $store/b > /tmp/hold-$name.log 2>&1 &
     until_true "/bin/leasehold leases --json $store/ 2>/dev/null | grep -q /b"
-    say $name: put, get, and a storm of $rounds breaks, $(grep -c . /tmp/run-$name.log) lines in the log of breaks
+    say $name: put, get, and $rounds punches under a writer\'s hands, behind which nothing landed
 }
 after() {
     serve
