@@ -21,7 +21,7 @@ pub use crate::staging::Staged;
 pub use crate::store::OpenError;
 
 use crate::arena::Arena;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Fates};
 use crate::file::JudgeError;
 use crate::namespace::Damaged;
 use crate::path::StorePath;
@@ -63,6 +63,8 @@ pub struct StorageConfig {
     pub mismatches: Option<MismatchObserver>,
     /// Stands between the store and its disk: for recording what reaches the disk, and for disks that fail on purpose.
     pub wrap_disk: Option<WrapDisk>,
+    /// Decides what becomes of each call of the kernel: for calls that are interrupted, cut short or refused on purpose.
+    pub fates: Option<Fates>,
 }
 
 impl StorageConfig {
@@ -79,6 +81,7 @@ impl StorageConfig {
             sidecar_bytes_max: 64 << 20,
             mismatches: None,
             wrap_disk: None,
+            fates: None,
         }
     }
 }

@@ -314,7 +314,7 @@ impl Inner {
 fn start_disk(config: &StorageConfig, arena: &Arena, notes: &mut Vec<String>) -> io::Result<Arc<dyn Disk>> {
     if config.backend == Backend::Auto {
         let (address, length) = arena.disk_view();
-        match Ring::start(View(address, length)) {
+        match Ring::start(View(address, length), config.fates.clone()) {
             Ok((ring, note)) => {
                 notes.extend(note);
                 return Ok(Arc::new(ring));
@@ -325,7 +325,7 @@ fn start_disk(config: &StorageConfig, arena: &Arena, notes: &mut Vec<String>) ->
             )),
         }
     }
-    Ok(Arc::new(Threads::start(DISK_THREADS)?))
+    Ok(Arc::new(Threads::start(DISK_THREADS, config.fates.clone())?))
 }
 
 /// Where the log goes on, and the segments that are to be replayed, oldest first.

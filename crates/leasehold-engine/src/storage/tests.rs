@@ -2,6 +2,7 @@
 
 mod adopt;
 mod attributes;
+mod calls;
 mod capture;
 mod clone;
 mod collapse;
