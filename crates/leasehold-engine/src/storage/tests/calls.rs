@@ -1,10 +1,11 @@
 //! Calls of the kernel that are interrupted, cut short or refused: the n-th of each kind, for every n of a script, by the ring
 //! and by threads.
 
-use super::crash::{Step, applied, do_step, script, script_2};
+use super::crash::{Step, applied, do_step, do_step_again, script, script_2};
 use super::*;
 use crate::disk::{Call, Fate, Fates};
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 /// From the n-th call of a kind on, one fate after the other.
 #[derive(Clone, Copy, Debug)]
@@ -199,6 +200,159 @@ fn whichever_call_of_a_recovery_is_interrupted_or_cut_short_it_recovers_all_the_
 }
 
 const EIO: Fate = Fate::Fails(libc::EIO);
+const ENOSPC: Fate = Fate::Fails(libc::ENOSPC);
+
+/// What somebody is to be told.
+fn harmful(call: Call) -> &'static [&'static [Fate]] {
+    match call {
+        Call::Read => &[&[EIO], &[Fate::Short(512), EIO]],
+        Call::Write => &[&[EIO], &[ENOSPC], &[Fate::Short(4096), EIO], &[Fate::Short(1000), ENOSPC]],
+        // The ring that refuses to be entered is a bug of ours.
+        Call::Enter => &[],
+        _ => &[&[EIO], &[ENOSPC]],
+    }
+}
+
+/// A driver of a store whose turn comes, and how often somebody was told.
+struct Told<'a> {
+    driver: Driver,
+    root: &'a Path,
+    at: &'a str,
+    times: usize,
+}
+
+impl Told<'_> {
+    /// Does it, and once more if it fails.
+    fn twice<T, E: std::fmt::Debug>(&mut self, mut what: impl FnMut(&Driver) -> Result<T, E>) -> T {
+        what(&self.driver).unwrap_or_else(|error| {
+            self.times += 1;
+            let (at, times) = (self.at, self.times);
+            what(&self.driver)
+                .unwrap_or_else(|again| panic!("{at}: {error:?}, and {again:?}; told {times} times"))
+        })
+    }
+
+    /// Does the step until it works, as who is told of a fault would.
+    fn step(&mut self, index: usize, step: &Step, file: FileId, before: &[u8]) {
+        let mut again = Ok(());
+        while let Err(fault) = do_step_again(&self.driver, index, step, file, self.root, again) {
+            self.times += 1;
+            let at = format!("{}: step {index} says {fault:?}", self.at);
+            assert!(self.times <= 2, "{at} again");
+            if fault == Fault::Checksum {
+                // A change that the disk failed half way leaves blocks that cannot be read until they are written anew.
+                assert!(matches!(step, Step::Change(_)), "{at}");
+                let mut whole = before.to_vec();
+                whole.resize(before.len().next_multiple_of(4096), 0);
+                self.driver.write(file, 0, &whole);
+                let truncate = Change::Truncate { size: before.len() as u64 };
+                self.driver.change_with(file, truncate, Detail::None).unwrap_or_else(|_| panic!("{at}"));
+            }
+            again = Err(fault);
+        }
+    }
+}
+
+#[test]
+fn whichever_call_is_refused_once_who_asked_is_told_and_the_next_try_works() {
+    for (place, directory) in places() {
+        for (shift, (way, backend)) in ways().into_iter().enumerate() {
+            let root = directory.path().join(way);
+            let go = |number: usize, turn, at: &str| {
+                let (decide, count) = fates(turn);
+                let mut times = 0;
+                let driver = open(&root, backend, decide.clone()).unwrap_or_else(|error| {
+                    times += 1;
+                    open(&root, backend, decide).unwrap_or_else(|again| panic!("{at}: {error}, and {again}"))
+                });
+                let mut told = Told { driver, root: &root, at, times };
+                let file = told.twice(|driver| driver.storage().create(&path("a"))).file;
+                let mut content = Vec::new();
+                let script = steps(&told.driver).swap_remove(number).1;
+                for (index, step) in script.iter().enumerate() {
+                    told.step(index, step, file, &content);
+                    content = applied(index, step, &content);
+                    let seen = told.twice(|driver| match driver.size(file) {
+                        0 => Ok(Vec::new()),
+                        size => driver.try_read(file, 0, size),
+                    });
+                    assert!(seen == content, "{at}: after step {index}, told {} times", told.times);
+                }
+                let request = |driver: &Driver| Output::Flush { request: RequestId(driver.number()), file };
+                told.twice(|driver| match driver.ask(request(driver), Detail::None) {
+                    Input::Flushed { result, .. } => result,
+                    other => panic!("{other:?}"),
+                });
+                told.driver.kill();
+                let driver = open(&root, Backend::Auto, fates(None).0).unwrap();
+                let file = driver.open_file("a");
+                assert!(driver.content(file) == content, "{at}: after a kill");
+                assert_eq!(driver.survey(file).torn, 0, "{at}");
+                driver.stop();
+                std::fs::remove_dir_all(&root).unwrap();
+                let count = std::mem::take(&mut *count.lock().unwrap());
+                (told.times, count)
+            };
+            for number in 0..2 {
+                let (told, Count { calls, .. }) = go(number, None, "undisturbed");
+                assert_eq!(told, 0);
+                let (mut turns, mut heard) = (0, 0);
+                each_turn(place, shift + number, &calls, harmful, |turn, at| {
+                    let (told, count) = go(number, Some(turn), &format!("{way}, script {number}, {at}"));
+                    assert!(count.turned > 0, "{way}, {at}: it never came");
+                    turns += 1;
+                    heard += usize::from(told > 0);
+                });
+                eprintln!("{way}, on {place}: {calls:?}; of {turns} somebody was told {heard} times");
+                assert!(heard * 2 > turns, "of {turns} refusals {heard} were told");
+            }
+        }
+    }
+}
+
+/// The range was taken out, and the flush behind that failed. The next try took out as much again, of what nobody had named.
+#[test]
+fn a_collapse_whose_flush_failed_takes_nothing_more_out_when_it_is_tried_again() {
+    for (place, directory) in places() {
+        for restart in [false, true] {
+            let root = directory.path().join(restart.to_string());
+            let armed = Arc::<AtomicBool>::default();
+            let fails = Arc::clone(&armed);
+            let decide = move |call, name: &str| {
+                let comes = call == Call::Sync && name == "files/a" && fails.swap(false, Ordering::SeqCst);
+                if comes { EIO } else { Fate::Asked }
+            };
+            let driver = open(&root, Backend::Auto, Fates(Arc::new(decide))).unwrap();
+            if !driver.collapses(place) {
+                break;
+            }
+            let file = driver.create("a");
+            let mut content = pattern(1, 8 * 4096 + 100);
+            driver.write(file, 0, &content);
+            armed.store(true, Ordering::SeqCst);
+            assert_eq!(driver.try_collapse(file, 4096, 3 * 4096), Err(Fault::Io));
+            assert!(!armed.load(Ordering::SeqCst));
+            assert_eq!(driver.read(file, 0, 4096), content[..4096]);
+            assert_eq!(driver.try_read(file, 4096, 4096), Err(Fault::Checksum), "what is elsewhere by now");
+            let whole = content.len();
+            content.drain(4096..3 * 4096);
+            if !restart {
+                driver.collapse(file, 4096, 3 * 4096);
+                assert!(driver.content(file) == content, "{place}");
+                driver.stop();
+                continue;
+            }
+            driver.kill();
+            let driver = Driver::open(&root);
+            let file = driver.open_file("a");
+            assert_eq!(driver.try_collapse(file, 4096, 3 * 4096), Err(Fault::Checksum));
+            driver.adopt(file, 0, u64::MAX);
+            content.resize(whole, 0);
+            assert!(driver.content(file) == content, "{place}: what was behind the range is there");
+            driver.stop();
+        }
+    }
+}
 
 /// It was taken for the end of file, and zeros were adopted for what the disk could not read.
 #[test]
