@@ -11,6 +11,7 @@ mod machine;
 mod oracle;
 mod random;
 mod scheduler;
+mod slow;
 pub(crate) mod sync;
 mod tests;
 mod world;

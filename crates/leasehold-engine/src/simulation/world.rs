@@ -30,7 +30,7 @@ pub(super) const GRACE: Duration = Duration::from_millis(60);
 pub(super) const FENCE: Duration = Duration::from_millis(40);
 
 /// What a change may take beside the grace period and the fence: for the disk, and for others before it.
-const SLACK: Duration = Duration::from_millis(150);
+pub(super) const SLACK: Duration = Duration::from_millis(150);
 
 /// Longer than any request may wait for its answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
