@@ -19,3 +19,4 @@ mod world;
 pub(crate) use disk::Troubled;
 pub(crate) use random::Random;
 pub(crate) use scheduler::{Outcome, below, chance, dawdle, note, simulate, trace, try_simulate};
+use scheduler::{jump_the_clock, jumps};
