@@ -10,6 +10,7 @@ mod crash;
 mod gate;
 mod links;
 mod map;
+mod memory;
 mod model;
 mod namespace;
 pub(crate) mod power;
