@@ -75,7 +75,7 @@ impl Inner {
                 return Ok(());
             }
         }
-        rustix::fs::fsync(&opened)
+        rustix::io::retry_on_intr(|| rustix::fs::fsync(&opened))
     }
 
     pub(crate) fn xattrs(&self, path: &StorePath) -> Result<Xattrs, NamespaceError> {

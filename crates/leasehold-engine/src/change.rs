@@ -57,6 +57,11 @@ pub(crate) enum ChangeFailed {
     Block(#[from] JudgeError),
     #[error(transparent)]
     System(#[from] io::Error),
+    #[error(
+        "{length} bytes are on disk of {size} that were committed, so that more would be taken out than was asked for; adopt \
+         what is there (scrub --adopt), then retry"
+    )]
+    Short { length: u64, size: u64 },
     #[error("the name {path} {what}; look at it again, then retry")]
     Moved { path: StorePath, what: &'static str },
 }
@@ -68,6 +73,7 @@ impl ChangeFailed {
             ChangeFailed::System(error) => fault_of(error),
             ChangeFailed::Block(error) => error.fault(),
             ChangeFailed::Collapse(_) => Fault::Io,
+            ChangeFailed::Short { .. } => Fault::Checksum,
             ChangeFailed::Moved { .. } => Fault::Moved,
         }
     }

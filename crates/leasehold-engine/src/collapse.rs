@@ -66,20 +66,34 @@ impl Inner {
     ) -> Result<(), ChangeFailed> {
         self.check_collapse(range)?;
         let _no_checkpoint = self.checkpointing.lock().expect("no panic while held");
-        let size_before = {
+        let (body, is_out) = {
             let mut sums = file.sums();
             let size = sums.header.size;
             if range.end() >= size {
                 return Err(CollapseRefused::PastEnd { range, size }.into());
             }
-            // It may be longer, ahead of what is needed. Writes that go on meanwhile are before the range.
-            self.disk.truncate(&file.disk, size)?;
-            sums.disk_size = size;
-            size
+            let body = CollapseBody { size_before: size, blocks: range.blocks() };
+            let length = file.disk.file.metadata()?.len();
+            // As recovery has it: a try before this one took the range out, and failed then.
+            let is_out = length == body.size_after();
+            if !is_out && length < size {
+                return Err(ChangeFailed::Short { length, size });
+            }
+            if !is_out {
+                // It may be longer, ahead of what is needed. Writes that go on meanwhile are before the range.
+                self.disk.truncate(&file.disk, size)?;
+                sums.disk_size = size;
+            }
+            (body, is_out)
         };
-        let body = CollapseBody { size_before, blocks: range.blocks() };
+        if !is_out {
+            let last = (body.size_before - 1) / BLOCK_BYTES;
+            self.check_in_place(file, &[body.blocks.start(), body.blocks.end(), last])?;
+        }
         self.recorded(file, Body::Collapse(body), |sequence| {
-            self.disk.collapse(&file.disk, range.start(), range.len())?;
+            if !is_out {
+                self.disk.collapse(&file.disk, range.start(), range.len())?;
+            }
             self.disk.sync(&file.disk)?;
             let mut sums = file.sums();
             sums.shift(&*self.disk, body.blocks, sequence).map_err(crate::file::JudgeError::from)?;
@@ -89,6 +103,20 @@ impl Inner {
             Ok(())
         })?;
         self.drop_writes(file, body.blocks);
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// That what was committed of these blocks is there: else a collapse may have failed half way and recovery made the file as
+    /// long as it was, and more would be taken out than was asked for.
+    fn check_in_place(&self, file: &StoreFile, blocks: &[u64]) -> Result<(), ChangeFailed> {
+        for block in blocks {
+            let state = file.sums().get(&*self.disk, *block).map_err(crate::file::JudgeError::from)?;
+            if matches!(state, BlockState::Known(_)) {
+                self.committed_block(file, *block, u64::MAX)?;
+            }
+        }
         Ok(())
     }
 }

@@ -3,12 +3,14 @@
 //! Everything that must survive a power loss passes here: data, the write-ahead record, sidecars, names; so a disk that
 //! records what it is asked, and forgets what was not flushed, can stand in for the real one ([`Disk`]).
 //!
-//! An operation is done wholly or fails: implementations continue after a short write and after EINTR or EAGAIN.
+//! An operation is done wholly or fails: what the kernel interrupts is asked again, and what it does in part is continued
+//! (`Progress`, `ask`). Tests decide what becomes of each call ([`Fates`]).
 
 pub use crate::identity::Identity;
 
-use crate::buffer::Buffer;
+use crate::buffer::{ALIGNMENT, Buffer};
 use crate::sync::{Mutex, mpsc};
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -132,12 +134,86 @@ pub enum NameChange<'a> {
     Remove(&'a str),
 }
 
+impl<'a> NameChange<'a> {
+    /// The name that it is about, or the one that is there before.
+    fn concerns(&self) -> &'a str {
+        match self {
+            NameChange::Create(path) | NameChange::MakeDirectory(path) | NameChange::Remove(path) => path,
+            NameChange::Rename { from, .. } | NameChange::Link { from, .. } => from,
+            NameChange::Exchange { one, .. } => one,
+            NameChange::Symlink { at, .. } => at,
+        }
+    }
+}
+
+/// What the kernel is asked for at the end: a system call, or an entry of the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Call {
+    /// `preadv`, or its like of the ring.
+    Read,
+    /// `pwritev2`, or its like of the ring.
+    Write,
+    /// `fsync` of a file.
+    Sync,
+    /// `ftruncate`.
+    Truncate,
+    /// `fallocate` that punches.
+    Punch,
+    /// `fallocate` that zeroes.
+    Zero,
+    /// `fallocate` that collapses.
+    Collapse,
+    /// `ioctl_ficlone`.
+    Clone,
+    /// What makes, renames or removes a name.
+    Name,
+    /// `fsync` of a directory.
+    SyncDirectory,
+    /// `io_uring_enter`.
+    Enter,
+}
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The kernel is asked.
+    Asked,
+    /// Of a transfer the kernel does only so many bytes, and says so.
+    Short(usize),
+    /// The kernel is not asked; the answer is this error.
+    Fails(i32),
+}
+
+/// Decides what becomes of each call: of which kind, on the file of which name. It may take its time, which the ring's other
+/// calls have to wait for. To let things go wrong on purpose.
+#[derive(Clone)]
+pub struct Fates(pub Arc<dyn Fn(Call, &str) -> Fate + Send + Sync>);
+
+impl fmt::Debug for Fates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fates")
+    }
+}
+
+impl Fates {
+    /// What becomes of a call, if somebody decides that.
+    pub(crate) fn of(fates: Option<&Fates>, call: Call, file: &str) -> Fate {
+        fates.map_or(Fate::Asked, |Fates(decide)| decide(call, file))
+    }
+}
+
 /// Told how many bytes were transferred, and given the memory back. Called from a thread of the disk, which it must not
 /// block.
 pub type Done = Box<dyn FnOnce(io::Result<usize>, Memory) + Send>;
 
 /// See the module.
 pub trait Disk: Send + Sync {
+    /// What becomes of a call that is no transfer.
+    fn fate(&self, call: Call, file: &str) -> Fate {
+        let _ = (call, file);
+        Fate::Asked
+    }
+
     /// Begins a transfer of at most [`PIECE_BYTES`].
     fn submit(&self, transfer: Transfer, done: Done);
 
@@ -155,7 +231,7 @@ pub trait Disk: Send + Sync {
     ///
     /// Those of `fsync`.
     fn sync(&self, file: &DiskFile) -> io::Result<()> {
-        Ok(rustix::fs::fsync(&file.file)?)
+        ask(self, Call::Sync, &file.name, || Ok(rustix::fs::fsync(&file.file)?))
     }
 
     /// Sets the file's size. Blocks.
@@ -164,7 +240,7 @@ pub trait Disk: Send + Sync {
     ///
     /// Those of `ftruncate`.
     fn truncate(&self, file: &DiskFile, size: u64) -> io::Result<()> {
-        Ok(retry(|| rustix::fs::ftruncate(&file.file, size))?)
+        ask(self, Call::Truncate, &file.name, || Ok(rustix::fs::ftruncate(&file.file, size)?))
     }
 
     /// Makes the bytes read as zeros, and frees their space where the filesystem can. Blocks.
@@ -175,9 +251,11 @@ pub trait Disk: Send + Sync {
     fn punch(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
         use rustix::fs::{FallocateFlags, fallocate};
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match retry(|| fallocate(&file.file, flags, offset, length)) {
-            Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(self, file, offset, length),
-            other => Ok(other?),
+        match ask(self, Call::Punch, &file.name, || Ok(fallocate(&file.file, flags, offset, length)?)) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                write_zeros(self, file, offset, length)
+            }
+            other => other,
         }
     }
 
@@ -189,9 +267,11 @@ pub trait Disk: Send + Sync {
     fn zero(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
         use rustix::fs::{FallocateFlags, fallocate};
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        match retry(|| fallocate(&file.file, flags, offset, length)) {
-            Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(self, file, offset, length),
-            other => Ok(other?),
+        match ask(self, Call::Zero, &file.name, || Ok(fallocate(&file.file, flags, offset, length)?)) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                write_zeros(self, file, offset, length)
+            }
+            other => other,
         }
     }
 
@@ -202,7 +282,8 @@ pub trait Disk: Send + Sync {
     /// Those of `fallocate`.
     fn collapse(&self, file: &DiskFile, offset: u64, length: u64) -> io::Result<()> {
         use rustix::fs::{FallocateFlags, fallocate};
-        Ok(retry(|| fallocate(&file.file, FallocateFlags::COLLAPSE_RANGE, offset, length))?)
+        let flags = FallocateFlags::COLLAPSE_RANGE;
+        ask(self, Call::Collapse, &file.name, || Ok(fallocate(&file.file, flags, offset, length)?))
     }
 
     /// Makes `to`, which is empty, a copy of `from` that shares its space. Blocks.
@@ -211,7 +292,7 @@ pub trait Disk: Send + Sync {
     ///
     /// Those of `ioctl_ficlone`; `EOPNOTSUPP`, `EXDEV`, `EINVAL` and `ENOTTY` where the filesystem cannot.
     fn clone_file(&self, from: &DiskFile, to: &DiskFile) -> io::Result<()> {
-        Ok(retry(|| rustix::fs::ioctl_ficlone(&to.file, &from.file))?)
+        ask(self, Call::Clone, &from.name, || Ok(rustix::fs::ioctl_ficlone(&to.file, &from.file)?))
     }
 
     /// Changes names, which `perform` does. Durable once the directories concerned are. Blocks.
@@ -224,8 +305,7 @@ pub trait Disk: Send + Sync {
         change: NameChange<'_>,
         perform: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<()> {
-        let _ = change;
-        perform()
+        ask(self, Call::Name, change.concerns(), perform)
     }
 
     /// Makes the names in a directory durable. Blocks.
@@ -234,7 +314,7 @@ pub trait Disk: Send + Sync {
     ///
     /// Those of `fsync`.
     fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(rustix::fs::fsync(directory)?)
+        ask(self, Call::SyncDirectory, "", || Ok(rustix::fs::fsync(directory)?))
     }
 
     /// Which file it is: what its sidecar and its records are kept under.
@@ -252,12 +332,102 @@ pub(crate) fn refuse(transfer: Transfer, done: Done) {
     done(Err(io::Error::other("the storage has stopped")), transfer.memory);
 }
 
-fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+/// Asks the kernel until nothing interrupts it.
+fn ask(
+    disk: &(impl Disk + ?Sized),
+    call: Call,
+    file: &str,
+    mut perform: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
     loop {
-        match call() {
-            Err(rustix::io::Errno::INTR) => {}
+        let answer = match disk.fate(call, file) {
+            Fate::Fails(error) => Err(io::Error::from_raw_os_error(error)),
+            Fate::Asked | Fate::Short(_) => perform(),
+        };
+        match answer {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => return other,
         }
+    }
+}
+
+/// So often in a row may the kernel do less than a block of a transfer.
+const SHORT_MAX: u8 = 16;
+
+/// How far a transfer has come, whoever asks the kernel for it.
+///
+/// Invariant: `moved` is a multiple of 4096, since O_DIRECT takes nothing else: what was done of one block more is done again.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    moved: usize,
+    /// How often in a row it has come no further.
+    stuck: u8,
+}
+
+/// What the kernel is asked for: where in the transfer, how much of it, and how much of that it may say that it has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) skip: usize,
+    pub(crate) length: usize,
+    pub(crate) said_max: usize,
+}
+
+impl Progress {
+    /// What to ask for next; the error is the answer.
+    pub(crate) fn next(&self, transfer: &Transfer, fates: Option<&Fates>) -> Result<Part, i32> {
+        let (skip, left) = (self.moved, transfer.memory.len() - self.moved);
+        let call = match transfer.verb {
+            Verb::Read => Call::Read,
+            Verb::Write => Call::Write,
+        };
+        match Fates::of(fates, call, &transfer.file.name) {
+            Fate::Asked => Ok(Part { skip, length: left, said_max: left }),
+            Fate::Short(said_max) => Ok(Part {
+                skip,
+                length: said_max.next_multiple_of(ALIGNMENT).clamp(ALIGNMENT, left),
+                said_max,
+            }),
+            Fate::Fails(error) => Err(error),
+        }
+    }
+
+    /// The kernel has answered: the result of the transfer, or `None` if there is more to ask for.
+    pub(crate) fn answered(
+        &mut self,
+        transfer: &Transfer,
+        answer: io::Result<usize>,
+    ) -> Option<io::Result<usize>> {
+        let count = match answer {
+            Ok(count) => count,
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => return None,
+            Err(error) => return Some(Err(error)),
+        };
+        let moved = self.moved + count;
+        if moved >= transfer.memory.len() {
+            return Some(Ok(transfer.memory.len()));
+        }
+        match transfer.verb {
+            // A device that takes nothing.
+            Verb::Write if count == 0 => return Some(Err(io::ErrorKind::WriteZero.into())),
+            Verb::Read if count == 0 => return Some(Ok(moved)),
+            // Where the file ends at any byte. Or a signal, or a bad sector behind: what is missing is no end of file.
+            Verb::Read if !moved.is_multiple_of(ALIGNMENT) => match transfer.file.file.metadata() {
+                Ok(found) if found.len() <= transfer.offset + moved as u64 => return Some(Ok(moved)),
+                Ok(_) => {}
+                Err(error) => return Some(Err(error)),
+            },
+            Verb::Read | Verb::Write => {}
+        }
+        let whole = moved / ALIGNMENT * ALIGNMENT;
+        self.stuck = if whole > self.moved { 0 } else { self.stuck + 1 };
+        self.moved = whole;
+        if self.stuck < SHORT_MAX {
+            return None;
+        }
+        Some(Err(match transfer.verb {
+            Verb::Read => io::ErrorKind::UnexpectedEof.into(),
+            Verb::Write => io::ErrorKind::WriteZero.into(),
+        }))
     }
 }
 

@@ -112,15 +112,15 @@ pub(crate) struct View<'a> {
     pub(crate) operations: &'a Operations,
 }
 
-/// The core's time, and its relation to the world's.
+/// The core's time, and its relation to the world's. All that is decided is decided by the core's, which goes on evenly; the
+/// world's may jump, and is only told to people.
 pub(crate) struct Clock {
     started: Instant,
-    started_at: SystemTime,
 }
 
 impl Clock {
     pub(crate) fn start() -> Clock {
-        Clock { started: sync::now(), started_at: SystemTime::now() }
+        Clock { started: sync::now() }
     }
 
     pub(crate) fn now(&self) -> Tick {
@@ -130,8 +130,13 @@ impl Clock {
         )
     }
 
+    /// What the clock on the wall shows at that time, as it is set now: it may have been set since the start.
     pub(crate) fn system(&self, tick: Tick) -> SystemTime {
-        self.started_at + Duration::from_micros(tick.0)
+        let (now, wall) = (self.now(), sync::wall());
+        match tick.0.checked_sub(now.0) {
+            Some(ahead) => wall + Duration::from_micros(ahead),
+            None => wall - Duration::from_micros(now.0 - tick.0),
+        }
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct StoreFile {
     pub(crate) disk: Arc<DiskFile>,
     path: Mutex<StorePath>,
     sums: Mutex<Sums>,
+    /// See [`Sums::size`].
+    durable: Arc<AtomicU64>,
     /// The size that the core has acknowledged, durable or not; [`u64::MAX`] as long as it is the durable one.
     acknowledged: AtomicU64,
     /// What was found wrong with blocks when they were last looked at, for people. Not of all: see [`TROUBLES_MAX`].
@@ -50,6 +52,7 @@ impl StoreFile {
             inode,
             disk,
             path: Mutex::new(path),
+            durable: Arc::clone(&sums.size),
             sums: Mutex::new(sums),
             acknowledged: AtomicU64::new(u64::MAX),
             troubles: Mutex::default(),
@@ -65,9 +68,14 @@ impl StoreFile {
     /// What is committed, durable or not.
     pub(crate) fn size(&self) -> u64 {
         match self.acknowledged.load(Ordering::Acquire) {
-            u64::MAX => self.sums().header.size,
+            u64::MAX => self.durable_size(),
             acknowledged => acknowledged,
         }
+    }
+
+    /// What is committed and durable. Waits for nobody.
+    pub(crate) fn durable_size(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
     }
 
     pub(crate) fn acknowledge(&self, size: u64) {

@@ -28,7 +28,7 @@ impl Inner {
         size: u64,
         into: Run,
     ) {
-        let file = self.file(file);
+        let (id, file) = (file, self.file(file));
         self.arena.forget_sums(into);
         let (inner, disk_file) = (Arc::clone(self), Arc::clone(&file.disk));
         let frames = (self.arena.disk(into), into.bytes() as usize);
@@ -47,7 +47,7 @@ impl Inner {
             return place.work(move |inner| loaded(inner, disk::read_piece(&*inner.disk, piece)));
         }
         // Checksums, and sidecar pages that may have to be read: not for the disk's thread.
-        let done = move |result: io::Result<()>| inner.work(move |inner| loaded(inner, result));
+        let done = move |result: io::Result<()>| inner.work_for(id, move |inner| loaded(inner, result));
         disk::transfer_frames(&*self.disk, Verb::Read, &disk_file, offset, frames, into.arena_offset(), done);
     }
 

@@ -8,7 +8,7 @@ use crate::path::StorePath;
 use crate::store::Store;
 use crate::sync::{Mutex, MutexGuard};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -80,13 +80,13 @@ impl Names {
     fn open_by_steps(&self, store: &Store, path: &StorePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Some((parent, name)) = path.split() else {
-            return rustix::fs::openat(&store.files, ".", flags, Mode::empty());
+            return retry_on_intr(|| rustix::fs::openat(&store.files, ".", flags, Mode::empty()));
         };
-        let mut directory = rustix::fs::openat(&store.files, ".", step, Mode::empty())?;
+        let mut directory = retry_on_intr(|| rustix::fs::openat(&store.files, ".", step, Mode::empty()))?;
         for part in parent.as_str().split('/').filter(|part| !part.is_empty()) {
-            directory = rustix::fs::openat(&directory, part, step, Mode::empty())?;
+            directory = retry_on_intr(|| rustix::fs::openat(&directory, part, step, Mode::empty()))?;
         }
-        rustix::fs::openat(&directory, name, flags | OFlags::NOFOLLOW, Mode::empty())
+        retry_on_intr(|| rustix::fs::openat(&directory, name, flags | OFlags::NOFOLLOW, Mode::empty()))
     }
 
     /// The directory of `path`, and the name in it.

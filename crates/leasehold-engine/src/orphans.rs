@@ -49,7 +49,7 @@ mod tests {
     #[test]
     fn a_file_exists_by_its_identity_until_it_is_removed() {
         let directory = tempfile::tempdir().unwrap();
-        let disk = Arc::new(Threads::start(1).unwrap());
+        let disk = Arc::new(Threads::start(1, None).unwrap());
         let store = Store::open(disk, &directory.path().join("store")).unwrap();
         let name = directory.path().join("store/files/a");
         let identity = Identity::of(&File::create(&name).unwrap()).unwrap();

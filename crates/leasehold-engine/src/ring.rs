@@ -3,7 +3,7 @@
 //! The ring is made and used by its thread alone (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them). The arena's
 //! disk view is registered as fixed buffers of at most 1 GiB, where the limit of locked memory allows it.
 
-use crate::disk::{self, Disk, Done, Memory, Transfer, Verb};
+use crate::disk::{self, Call, Disk, Done, Fate, Fates, Memory, Part, Progress, Transfer, Verb};
 use crate::sync::{self, JoinHandle, Mutex, mpsc};
 use crate::threads;
 use crate::workers::or_abort;
@@ -27,6 +27,7 @@ pub(crate) struct Ring {
 struct Shared {
     queue: Mutex<Queue>,
     doorbell: OwnedFd,
+    fates: Option<Fates>,
 }
 
 #[derive(Default)]
@@ -39,7 +40,9 @@ struct Queue {
 struct Flight {
     transfer: Transfer,
     done: Done,
-    moved: usize,
+    progress: Progress,
+    /// What the kernel is said to have answered: this error, or at most so many bytes.
+    said: Result<usize, i32>,
 }
 
 /// The view to register: its address and length.
@@ -51,9 +54,9 @@ unsafe impl Send for View {}
 
 impl Ring {
     /// Starts the thread. `Ok` with a note if the view could not be registered.
-    pub(crate) fn start(view: View) -> io::Result<(Ring, Option<String>)> {
+    pub(crate) fn start(view: View, fates: Option<Fates>) -> io::Result<(Ring, Option<String>)> {
         let doorbell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-        let shared = Arc::new(Shared { queue: Mutex::default(), doorbell });
+        let shared = Arc::new(Shared { queue: Mutex::default(), doorbell, fates });
         let (report, started) = mpsc::channel();
         let for_thread = Arc::clone(&shared);
         let thread = sync::spawn("storage-ring", move || {
@@ -79,6 +82,10 @@ impl Ring {
 }
 
 impl Disk for Ring {
+    fn fate(&self, call: Call, file: &str) -> Fate {
+        Fates::of(self.shared.fates.as_ref(), call, file)
+    }
+
     fn submit(&self, transfer: Transfer, done: Done) {
         let was_empty = {
             let mut queue = self.shared.queue.lock().expect("no panic while held");
@@ -95,7 +102,7 @@ impl Disk for Ring {
     }
 
     fn read_here(&self, transfer: Transfer) -> (io::Result<usize>, Memory) {
-        (threads::perform(&transfer), transfer.memory)
+        (threads::perform(&transfer, self.shared.fates.as_ref()), transfer.memory)
     }
 
     fn finish(&self) {
@@ -174,7 +181,11 @@ impl Issuer {
             if closed && self.free.len() == self.flights.len() {
                 return;
             }
-            match self.ring.submit_and_wait(1) {
+            let entered = match Fates::of(self.shared.fates.as_ref(), Call::Enter, "") {
+                Fate::Fails(error) => Err(io::Error::from_raw_os_error(error)),
+                Fate::Asked | Fate::Short(_) => self.ring.submit_and_wait(1),
+            };
+            match entered {
                 Ok(_) => {}
                 Err(error)
                     if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
@@ -206,19 +217,24 @@ impl Issuer {
                 return queue.closed;
             };
             drop(queue);
-            self.flights[slot] = Some(Flight { transfer, done, moved: 0 });
+            self.flights[slot] = Some(Flight { transfer, done, progress: Progress::default(), said: Ok(0) });
             self.start(slot);
         }
         false
     }
 
     fn start(&mut self, slot: usize) {
-        let Flight { transfer, moved, .. } = self.flights[slot].as_ref().expect("started when filled");
+        let flight = self.flights[slot].as_mut().expect("started when filled");
+        let part = flight.progress.next(&flight.transfer, self.shared.fates.as_ref());
+        flight.said = part.map(|part| part.said_max);
+        let Ok(Part { skip, length, .. }) = part else {
+            return self.push(&opcode::Nop::new().build().user_data(slot as u64));
+        };
+        let transfer = &flight.transfer;
         let file = types::Fd(transfer.file.file.as_raw_fd());
-        // SAFETY: fewer bytes were moved than there are.
-        let address = unsafe { transfer.memory.address().add(*moved) }.as_ptr();
-        let length = (transfer.memory.len() - moved) as u32;
-        let offset = transfer.offset + *moved as u64;
+        // SAFETY: the part lies within the memory.
+        let address = unsafe { transfer.memory.address().add(skip) }.as_ptr();
+        let (length, offset) = (length as u32, transfer.offset + skip as u64);
         let fixed = self.fixed.filter(|_| matches!(transfer.memory, Memory::Frames { .. }));
         let entry = match (transfer.verb, fixed) {
             (Verb::Read, Some(view)) => {
@@ -247,22 +263,13 @@ impl Issuer {
 
     fn complete(&mut self, slot: usize, result: i32) {
         let flight = self.flights[slot].as_mut().expect("completed once");
-        let outcome = match result {
-            // The kernel asks to try again.
-            error if error == -libc::EINTR || error == -libc::EAGAIN => return self.start(slot),
-            error if error < 0 => Err(io::Error::from_raw_os_error(-error)),
-            // End of file, or a device that takes nothing.
-            0 if flight.transfer.verb == Verb::Write => Err(io::ErrorKind::WriteZero.into()),
-            moved => {
-                flight.moved += moved as usize;
-                // Reads end where the file does, at any byte: what is left could not be read aligned.
-                let over =
-                    flight.transfer.verb == Verb::Read && (moved == 0 || !flight.moved.is_multiple_of(4096));
-                if flight.moved < flight.transfer.memory.len() && !over {
-                    return self.start(slot);
-                }
-                Ok(flight.moved)
-            }
+        let answer = match flight.said {
+            Err(error) => Err(io::Error::from_raw_os_error(error)),
+            Ok(_) if result < 0 => Err(io::Error::from_raw_os_error(-result)),
+            Ok(said_max) => Ok(said_max.min(result as usize)),
+        };
+        let Some(outcome) = flight.progress.answered(&flight.transfer, answer) else {
+            return self.start(slot);
         };
         let Flight { transfer, done, .. } = self.flights[slot].take().expect("checked above");
         self.free.push(slot);

@@ -21,7 +21,7 @@ pub use crate::staging::Staged;
 pub use crate::store::OpenError;
 
 use crate::arena::Arena;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Fates};
 use crate::file::JudgeError;
 use crate::namespace::Damaged;
 use crate::path::StorePath;
@@ -51,6 +51,8 @@ pub struct StorageConfig {
     pub backend: Backend,
     /// Threads for checksums and for system calls that io_uring does not take.
     pub workers: usize,
+    /// So many of them at most are at work for one file at a time, so that others need not wait for what it waits for.
+    pub workers_for_a_file: usize,
     /// Write the checksums back and begin a new record once it is this long.
     pub checkpoint_bytes: u64,
     /// How long each of the record's two segments is made at first. A longer record costs more a batch, no more.
@@ -61,6 +63,8 @@ pub struct StorageConfig {
     pub mismatches: Option<MismatchObserver>,
     /// Stands between the store and its disk: for recording what reaches the disk, and for disks that fail on purpose.
     pub wrap_disk: Option<WrapDisk>,
+    /// Decides what becomes of each call of the kernel: for calls that are interrupted, cut short or refused on purpose.
+    pub fates: Option<Fates>,
 }
 
 impl StorageConfig {
@@ -70,12 +74,14 @@ impl StorageConfig {
         StorageConfig {
             directory: directory.into(),
             backend: Backend::Auto,
-            workers: 2,
+            workers: 3,
+            workers_for_a_file: 2,
             checkpoint_bytes: 4 << 20,
             segment_bytes: 8 << 20,
             sidecar_bytes_max: 64 << 20,
             mismatches: None,
             wrap_disk: None,
+            fates: None,
         }
     }
 }
@@ -208,13 +214,13 @@ impl Storage {
                 inner.work(move |inner| inner.verify(lease, range, run, &detail));
             }
             Output::Merge { lease, file, range, size, run } => {
-                inner.work(move |inner| inner.merge(lease, file, range, size, run));
+                inner.work_for(file, move |inner| inner.merge(lease, file, range, size, run));
             }
             Output::Capture { lease, range, from, into, .. } => {
                 inner.work(move |inner| inner.capture(lease, range, from, into));
             }
             Output::Record { write, file, range, size, run } => {
-                inner.work(move |inner| inner.record(write, file, range, size, run));
+                inner.work_for(file, move |inner| inner.record(write, file, range, size, run));
             }
             Output::Write { write, file: _, blocks, size: _, run } => inner.write(write, blocks, run),
             Output::Perform { request, file, change: change @ Change::Clone } => {
@@ -223,12 +229,14 @@ impl Storage {
             Output::Perform { request, file, change: change @ Change::Remove }
                 if matches!(detail, Detail::Unlink { durable: false, .. }) =>
             {
-                inner.work_here(move |inner| inner.change(request, file, change, &detail));
+                inner.work_here(file, move |inner| inner.change(request, file, change, &detail));
             }
             Output::Perform { request, file, change } => {
-                inner.work(move |inner| inner.change(request, file, change, &detail));
+                inner.work_for(file, move |inner| inner.change(request, file, change, &detail));
             }
-            Output::Flush { request, file } => inner.work(move |inner| inner.flush(request, file)),
+            Output::Flush { request, file } => {
+                inner.work_for(file, move |inner| inner.flush(request, file));
+            }
             other => panic!("{other:?} is not for the storage"),
         }
     }

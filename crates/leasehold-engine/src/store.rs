@@ -396,7 +396,7 @@ mod tests {
     fn sidecars_are_made_at_the_same_time_in_a_directory_that_is_not_there_yet() {
         const FILES: usize = 4;
         let directory = tempfile::tempdir().unwrap();
-        let disk = Arc::new(Threads::start(1).unwrap());
+        let disk = Arc::new(Threads::start(1, None).unwrap());
         let store = Store::open(disk, &directory.path().join("store")).unwrap();
         // By hash, those of one directory; as many as come together by chance.
         let mut shards: Vec<Vec<Identity>> = vec![Vec::new(); 256];

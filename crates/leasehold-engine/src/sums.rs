@@ -21,6 +21,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Pages that are written at once.
 const PAGES_TOGETHER: usize = 512;
@@ -28,6 +29,8 @@ const PAGES_TOGETHER: usize = 512;
 /// What is known of the file's blocks.
 pub(crate) struct Sums {
     pub(crate) header: Header,
+    /// The header's size, for those who must not wait until somebody is done with the sums, who may be waiting for the disk.
+    pub(crate) size: Arc<AtomicU64>,
     pub(crate) header_dirty: bool,
     pages: BTreeMap<u32, Cached>,
     pub(crate) sidecar: Option<Arc<DiskFile>>,
@@ -88,6 +91,7 @@ impl Sums {
     pub(crate) fn new(header: Header, sidecar: Option<Arc<DiskFile>>, disk_size: u64) -> Sums {
         Sums {
             header,
+            size: Arc::new(AtomicU64::new(header.size)),
             header_dirty: sidecar.is_none(),
             pages: BTreeMap::new(),
             sidecar,
@@ -402,6 +406,7 @@ impl Sums {
     pub(crate) fn set_size(&mut self, size: u64) {
         self.header_dirty |= self.header.size != size;
         self.header.size = size;
+        self.size.store(size, Ordering::Release);
     }
 
     pub(crate) fn is_dirty(&self) -> bool {

@@ -91,7 +91,7 @@ pub(crate) fn swap_here(other: &mut Here) {
 mod real {
     use std::any::Any;
     use std::io;
-    use std::time::{Duration, Instant};
+    use std::time::{Duration, Instant, SystemTime};
 
     pub(crate) use std::sync::mpsc;
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
@@ -100,6 +100,11 @@ mod real {
     /// The time.
     pub(crate) fn now() -> Instant {
         Instant::now()
+    }
+
+    /// What people take for the time. It may jump, so nothing is decided by it.
+    pub(crate) fn wall() -> SystemTime {
+        SystemTime::now()
     }
 
     /// A number that nobody can guess.

@@ -1,6 +1,6 @@
 //! The disk by pread and pwrite on a few threads, where io_uring is forbidden.
 
-use crate::disk::{self, Disk, Done, Memory, Transfer, Verb};
+use crate::disk::{self, Call, Disk, Done, Fate, Fates, Memory, Part, Progress, Transfer, Verb};
 use crate::sync::{self, Condvar, JoinHandle, Mutex};
 use crate::workers::or_abort;
 use std::collections::VecDeque;
@@ -18,6 +18,7 @@ pub(crate) struct Threads {
 struct Shared {
     queue: Mutex<Queue>,
     filled: Condvar,
+    fates: Option<Fates>,
 }
 
 #[derive(Default)]
@@ -27,8 +28,8 @@ struct Queue {
 }
 
 impl Threads {
-    pub(crate) fn start(count: usize) -> io::Result<Threads> {
-        let shared = Arc::<Shared>::default();
+    pub(crate) fn start(count: usize, fates: Option<Fates>) -> io::Result<Threads> {
+        let shared = Arc::new(Shared { fates, ..Shared::default() });
         let threads = (0..count)
             .map(|_| {
                 let shared = Arc::clone(&shared);
@@ -53,13 +54,17 @@ impl Shared {
                 queue = self.filled.wait(queue).expect("no panic while held");
             };
             drop(queue);
-            let result = perform(&transfer);
+            let result = perform(&transfer, self.fates.as_ref());
             done(result, transfer.memory);
         }
     }
 }
 
 impl Disk for Threads {
+    fn fate(&self, call: Call, file: &str) -> Fate {
+        Fates::of(self.shared.fates.as_ref(), call, file)
+    }
+
     fn submit(&self, transfer: Transfer, done: Done) {
         let mut queue = self.shared.queue.lock().expect("no panic while held");
         if queue.closed {
@@ -72,7 +77,7 @@ impl Disk for Threads {
     }
 
     fn read_here(&self, transfer: Transfer) -> (io::Result<usize>, Memory) {
-        (perform(&transfer), transfer.memory)
+        (perform(&transfer, self.shared.fates.as_ref()), transfer.memory)
     }
 
     fn finish(&self) {
@@ -91,35 +96,29 @@ impl Drop for Threads {
 }
 
 /// Does it on this thread.
-pub(crate) fn perform(transfer: &Transfer) -> io::Result<usize> {
-    let (address, length) = (transfer.memory.address(), transfer.memory.len());
-    let mut moved = 0;
-    while moved < length {
-        // SAFETY: fewer bytes were moved than there are.
-        let base = unsafe { address.add(moved) }.as_ptr().cast();
-        let part = libc::iovec { iov_base: base, iov_len: length - moved };
-        let (fd, offset) = (transfer.file.file.as_raw_fd(), (transfer.offset + moved as u64).cast_signed());
-        let result = match transfer.verb {
-            // SAFETY: the memory is the transfer's, valid and unshared until `done`.
-            Verb::Read => unsafe { libc::preadv(fd, &raw const part, 1, offset) },
-            // SAFETY: as above.
-            Verb::Write => unsafe { libc::pwritev2(fd, &raw const part, 1, offset, libc::RWF_DSYNC) },
+pub(crate) fn perform(transfer: &Transfer, fates: Option<&Fates>) -> io::Result<usize> {
+    let mut progress = Progress::default();
+    loop {
+        let answer = match progress.next(transfer, fates) {
+            Ok(part) => perform_part(transfer, part),
+            Err(error) => Err(io::Error::from_raw_os_error(error)),
         };
-        match result {
-            -1 => match io::Error::last_os_error() {
-                error if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {}
-                error => return Err(error),
-            },
-            0 if transfer.verb == Verb::Write => return Err(io::ErrorKind::WriteZero.into()),
-            0 => break,
-            count => {
-                moved += count as usize;
-                // Reads end where the file does: what is left could not be read aligned.
-                if transfer.verb == Verb::Read && !moved.is_multiple_of(4096) {
-                    break;
-                }
-            }
+        if let Some(outcome) = progress.answered(transfer, answer) {
+            return outcome;
         }
     }
-    Ok(moved)
+}
+
+fn perform_part(transfer: &Transfer, Part { skip, length, said_max }: Part) -> io::Result<usize> {
+    // SAFETY: the part lies within the memory.
+    let base = unsafe { transfer.memory.address().add(skip) }.as_ptr().cast();
+    let part = libc::iovec { iov_base: base, iov_len: length };
+    let (fd, offset) = (transfer.file.file.as_raw_fd(), (transfer.offset + skip as u64).cast_signed());
+    let result = match transfer.verb {
+        // SAFETY: the memory is the transfer's, valid and unshared until `done`.
+        Verb::Read => unsafe { libc::preadv(fd, &raw const part, 1, offset) },
+        // SAFETY: as above.
+        Verb::Write => unsafe { libc::pwritev2(fd, &raw const part, 1, offset, libc::RWF_DSYNC) },
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(said_max.min(result as usize)) }
 }

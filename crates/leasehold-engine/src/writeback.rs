@@ -269,7 +269,7 @@ impl Inner {
                     Ok(()) => RecordState::Durable,
                     Err(error) => RecordState::Failed(fault_of(&error)),
                 };
-                inner.work(move |inner| inner.record_appended(&told));
+                inner.work_for(told.file(), move |inner| inner.record_appended(&told));
             }),
         );
         progress.sequence = appended.sequence;
@@ -317,7 +317,7 @@ impl Inner {
         let pending = pending.unwrap_or_else(|| panic!("{id} was never recorded"));
         if matches!(pending.progress().record, RecordState::Failed(_)) {
             let again = Arc::clone(&pending);
-            self.work(move |inner| {
+            self.work_for(pending.file(), move |inner| {
                 let sums = again.file.sums();
                 inner.log.cancel(again.file.identity, again.progress().sequence);
                 inner.append_record(&again, &sums);
@@ -328,7 +328,7 @@ impl Inner {
         let file = Arc::clone(&pending.file.disk);
         let done = move |result: io::Result<()>| {
             // The sums may have to be read from disk, which this thread must be free for.
-            inner.work(move |inner| inner.data_landed(&pending, blocks, result));
+            inner.work_for(pending.file(), move |inner| inner.data_landed(&pending, blocks, result));
         };
         let offset = blocks.start() * BLOCK_BYTES;
         disk::transfer_frames(&*self.disk, Verb::Write, &file, offset, frames, run.arena_offset(), done);

@@ -300,7 +300,6 @@ struct Guard<'a> {
     group: Group,
     core: Core,
     began: Instant,
-    began_at: SystemTime,
     host: String,
     files: Vec<(GuardedFile, ByteRange, Sight)>,
     by_inode: HashMap<(u64, u64), FileId>,
@@ -353,7 +352,6 @@ impl<'a> Guard<'a> {
             group,
             core: Core::new(config),
             began: Instant::now(),
-            began_at: SystemTime::now(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             files,
             by_inode,
@@ -566,8 +564,13 @@ impl<'a> Guard<'a> {
         self.files[file.0 as usize - 1].0.path.clone()
     }
 
+    /// What the clock on the wall shows at that time, as it is set now.
     fn time(&self, at: Tick) -> SystemTime {
-        self.began_at + Duration::from_micros(at.0)
+        let (now, wall) = (self.now(), SystemTime::now());
+        match at.0.checked_sub(now.0) {
+            Some(ahead) => wall + Duration::from_micros(ahead),
+            None => wall - Duration::from_micros(now.0 - at.0),
+        }
     }
 
     fn begin(&mut self, id: BreakId, lease: LeaseId, file: FileId, range: ByteRange, deadline: Tick) {

@@ -25,12 +25,12 @@ struct Bench<'a> {
 fn on_every_disk(test: fn(&Bench<'_>)) {
     for (place, directory) in places() {
         eprintln!("by threads, on {place}");
-        test(&Bench { disk: Arc::new(Threads::start(4).unwrap()), directory: directory.path() });
+        test(&Bench { disk: Arc::new(Threads::start(4, None).unwrap()), directory: directory.path() });
     }
     for (place, directory) in places() {
         let arena = Arena::new(1 << 20, Pages::Normal).unwrap();
         let (address, length) = arena.disk_view();
-        match Ring::start(View(address, length)) {
+        match Ring::start(View(address, length), None) {
             Ok((ring, _)) => {
                 eprintln!("by the ring, on {place}");
                 test(&Bench { disk: Arc::new(ring), directory: directory.path() });
@@ -43,7 +43,7 @@ fn on_every_disk(test: fn(&Bench<'_>)) {
         simulate(seed, move || {
             let place = workshop();
             let tape = Tape::new(place.path(), 1, Volume::empty().place(place.path()), Lie::Nothing);
-            let real = Arc::new(Threads::start(4).unwrap());
+            let real = Arc::new(Threads::start(4, None).unwrap());
             let disk = tape.wrap(Arc::new(Troubled { disk: real, trouble: Arc::default() }));
             test(&Bench { disk: Arc::clone(&disk), directory: place.path() });
             disk.finish();

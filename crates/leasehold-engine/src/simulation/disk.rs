@@ -4,7 +4,7 @@
 //! these are tasks, so that transfers are done in any order. A transfer that fails may have been done all the same.
 
 use super::{chance, trace};
-use crate::disk::{Disk, DiskFile, Done, Transfer, Verb};
+use crate::disk::{Call, Disk, DiskFile, Done, Fate, Transfer, Verb};
 use crate::sync;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -40,6 +40,10 @@ pub(crate) struct Troubled {
 }
 
 impl Disk for Troubled {
+    fn fate(&self, call: Call, file: &str) -> Fate {
+        self.disk.fate(call, file)
+    }
+
     fn submit(&self, transfer: Transfer, done: Done) {
         let Transfer { verb, file, offset, memory } = &transfer;
         let what = || format!("{verb:?} of {} bytes at {offset} of {}", memory.len(), file.name);

@@ -38,6 +38,7 @@ impl Machine {
         let storage = StorageConfig {
             backend: Backend::Threads,
             workers: plan.workers,
+            workers_for_a_file: plan.workers.div_ceil(2),
             checkpoint_bytes: 48 << 10,
             segment_bytes: 64 << 10,
             wrap_disk: Some(Arc::new(move |disk| {

@@ -12,11 +12,16 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LockResult, PoisonError, TryLockError, TryLockResult};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The time: that of the simulation.
 pub(crate) fn now() -> Instant {
     current().map_or_else(Instant::now, |scheduler| scheduler.now())
+}
+
+/// What people take for the time: that of the simulation, which may jump.
+pub(crate) fn wall() -> SystemTime {
+    current().map_or_else(SystemTime::now, |scheduler| scheduler.wall())
 }
 
 /// A number that only the seed decides.

@@ -4,7 +4,8 @@
 
 use super::fabric::{Skip, Weather};
 use super::world::{GRACE, Plan, Tally, live};
-use super::{Outcome, simulate, try_simulate};
+use super::{Outcome, jump_the_clock, simulate, try_simulate};
+use crate::driver::Clock;
 use crate::storage::tests::power::recorder::Lie;
 use crate::sync;
 use std::ops::Range;
@@ -92,7 +93,7 @@ fn whatever_happens_the_engine_keeps_its_promises() {
 }
 
 /// What must happen now and then: else nothing is tried.
-const SOMETIMES: [&str; 20] = [
+const SOMETIMES: [&str; 21] = [
     "breaks",
     "captures",
     "clones",
@@ -102,6 +103,7 @@ const SOMETIMES: [&str; 20] = [
     "faults",
     "fetches",
     "late parts",
+    "looks at a clock that jumps",
     "power losses",
     "power losses at the start",
     "punches",
@@ -130,6 +132,88 @@ fn a_seed_gives_the_same_run_each_time() {
         let outcome = || run(seed, Plan::of(seed)).map(|run| (run.digest, run.steps, run.time, run.value.0));
         assert_eq!(outcome(), outcome(), "seed {seed}");
     }
+}
+
+/// Grace periods, leases, sessions, tokens and the order of breaks: none of them is decided by the clock on the wall.
+#[test]
+fn a_run_is_the_same_however_the_clock_on_the_wall_jumps() {
+    let mut looks = 0;
+    for seed in 0..100 {
+        let outcome = |jumps| {
+            let mut plan = Plan::of(seed);
+            plan.jumps = jumps;
+            let mut run = run(seed, plan).unwrap();
+            let jumped = run.value.0.remove("looks at a clock that jumps").unwrap();
+            (jumped, (run.digest, run.steps, run.time, run.value.0))
+        };
+        let (steady, jumping) = (outcome(false), outcome(true));
+        assert_eq!(steady.1, jumping.1, "seed {seed}");
+        assert_eq!(steady.0, 0);
+        looks += jumping.0;
+    }
+    assert!(looks > 100, "the clock was looked at {looks} times");
+}
+
+/// Where the clock on the wall is looked at, and what for. Whoever wants to decide something by it has to say so here.
+#[test]
+fn only_what_people_are_told_is_taken_from_the_clock_on_the_wall() {
+    const USES: [(&str, &str); 9] = [
+        ("leasehold-engine/src/sync.rs", "times of breaks and deadlines, for people"),
+        ("leasehold-engine/src/simulation/", "the same, simulated"),
+        ("leasehold-host/src/guard.rs", "times of breaks and deadlines, for people and the guarded program"),
+        ("leasehold/src/server/calls.rs", "since when the server runs"),
+        ("leasehold/src/server/rows.rs", "when an event happened"),
+        ("leasehold/src/mount/times.rs", "times of modification"),
+        ("leasehold/src/command/administer.rs", "how much time is left, for people"),
+        ("leasehold/src/command/cert.rs", "from when until when a certificate is valid"),
+        ("leasehold/src/command/", "the time beside a line"),
+    ];
+    const CLOCKS: [&str; 5] =
+        ["SystemTime::now", "Timestamp::now", "Zoned::now", "Utc::now", "CLOCK_REALTIME"];
+    fn look(directory: &std::path::Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() {
+                look(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                if CLOCKS.iter().any(|clock| text.contains(clock)) {
+                    found.push(path.to_str().unwrap().to_owned());
+                }
+            }
+        }
+    }
+    let crates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut found = Vec::new();
+    for krate in std::fs::read_dir(crates).unwrap().map(Result::unwrap) {
+        look(&krate.path().join("src"), &mut found);
+    }
+    let below = |path: &str| path.strip_prefix(crates.to_str().unwrap()).unwrap()[1..].to_owned();
+    let found: Vec<String> = found.iter().map(|path| below(path)).collect();
+    for path in &found {
+        let known = USES.iter().any(|(place, _)| path.starts_with(place));
+        assert!(known, "{path} looks at the clock on the wall, which may jump: what for?");
+    }
+    for (place, what) in USES {
+        assert!(found.iter().any(|path| path.starts_with(place)), "{place} no longer does ({what})");
+    }
+}
+
+/// Deadlines were told as the clock would have shown them had nobody set it since the start.
+#[test]
+fn what_people_are_told_follows_the_clock_on_the_wall() {
+    simulate(1, || {
+        let clock = Clock::start();
+        sync::sleep(Duration::from_secs(10));
+        let tick = clock.now();
+        let told = |tick| clock.system(tick).duration_since(sync::wall());
+        assert!(told(tick.after_ms(5_000)).is_ok_and(|ahead| ahead.as_millis().abs_diff(5_000) < 10));
+        let before = clock.system(tick);
+        jump_the_clock();
+        sync::wall();
+        let jumped = clock.system(tick).duration_since(before).expect("it jumped forwards");
+        assert!(jumped > Duration::from_secs(4 * 300_000_000), "{jumped:?}");
+    });
 }
 
 /// How the plan of any seed is spoilt.

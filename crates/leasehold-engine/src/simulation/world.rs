@@ -6,7 +6,7 @@ use super::local::work;
 use super::machine::Machine;
 use super::oracle::{CELL, Content, FoundFile, Oracle};
 use super::sync::block_on;
-use super::{Random, below, chance};
+use super::{Random, below, chance, jump_the_clock, jumps};
 use crate::engine::Engine;
 use crate::files::FileError;
 use crate::open_files::Pinned;
@@ -30,7 +30,7 @@ pub(super) const GRACE: Duration = Duration::from_millis(60);
 pub(super) const FENCE: Duration = Duration::from_millis(40);
 
 /// What a change may take beside the grace period and the fence: for the disk, and for others before it.
-const SLACK: Duration = Duration::from_millis(150);
+pub(super) const SLACK: Duration = Duration::from_millis(150);
 
 /// Longer than any request may wait for its answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,6 +52,8 @@ pub(super) struct Plan {
     pub(super) frames: u64,
     pub(super) workers: usize,
     pub(super) grace: Duration,
+    /// Whether the clock on the wall jumps.
+    pub(super) jumps: bool,
 }
 
 impl Plan {
@@ -73,6 +75,7 @@ impl Plan {
             frames: 24 + random.below(60),
             workers: 1 + random.below(3) as usize,
             grace: GRACE,
+            jumps: seed.is_multiple_of(2),
         }
     }
 }
@@ -137,6 +140,9 @@ pub(super) fn range_of(at: usize, count: usize) -> ByteRange {
 pub(super) fn live(plan: Plan) -> (Tally, Vec<tempfile::TempDir>) {
     let (oracle, tally) = (Arc::new(Mutex::new(Oracle::new())), Arc::<Mutex<Tally>>::default());
     let (mut volume, mut places) = (Volume::empty(), Vec::new());
+    if plan.jumps {
+        jump_the_clock();
+    }
     for number in 1..=plan.lives {
         let mut machine = |volume: &Volume| {
             let place = workshop();
@@ -180,7 +186,8 @@ pub(super) fn live(plan: Plan) -> (Tally, Vec<tempfile::TempDir>) {
         life.count("files not judged", given_up);
         life.count("late parts", life.machine.fabric.late());
     }
-    let tally = std::mem::take(&mut *tally.lock().expect("locked for a moment"));
+    let mut tally = std::mem::take(&mut *tally.lock().expect("locked for a moment"));
+    tally.0.insert("looks at a clock that jumps", jumps());
     (tally, places)
 }
 

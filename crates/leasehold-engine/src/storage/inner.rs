@@ -116,9 +116,10 @@ impl Inner {
         }
         let log = Log::new(Arc::clone(&disk), segments, start);
         let inner = Arc::new(Inner {
-            workers: Workers::start(config.workers).map_err(at("start threads for", &directory))?,
-            cloners: Workers::start(CLONERS).map_err(at("start threads for", &directory))?,
-            checkpointer: Workers::start(1).map_err(at("start threads for", &directory))?,
+            workers: Workers::start(config.workers, config.workers_for_a_file)
+                .map_err(at("start threads for", &directory))?,
+            cloners: Workers::start(CLONERS, CLONERS).map_err(at("start threads for", &directory))?,
+            checkpointer: Workers::start(1, 1).map_err(at("start threads for", &directory))?,
             config,
             arena,
             answers,
@@ -212,29 +213,35 @@ impl Inner {
     }
 
     /// Does the short job on this thread if there is a place, else on a worker.
-    pub(crate) fn work_here(self: &Arc<Inner>, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
+    pub(crate) fn work_here(self: &Arc<Inner>, file: FileId, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
         match self.place_here() {
             Some(place) => place.work(job),
-            None => self.work(job),
+            None => self.work_for(file, job),
         }
     }
 
-    /// Does the job on a worker.
+    /// Does the job, which does not wait for the disk, on a worker.
     pub(crate) fn work(self: &Arc<Inner>, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
         let inner = Arc::clone(self);
-        self.workers.run(move || job(&inner));
+        self.workers.run(None, move || job(&inner));
+    }
+
+    /// Does the job on a worker. It may wait for the disk, or for others who are at work for the file.
+    pub(crate) fn work_for(self: &Arc<Inner>, file: FileId, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
+        let inner = Arc::clone(self);
+        self.workers.run(Some(file), move || job(&inner));
     }
 
     /// Does what nobody waits for, one after the other.
     pub(crate) fn work_beside(self: &Arc<Inner>, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
         let inner = Arc::clone(self);
-        self.checkpointer.run(move || job(&inner));
+        self.checkpointer.run(None, move || job(&inner));
     }
 
     /// Does the clone on a thread for such.
     pub(crate) fn work_on_clone(self: &Arc<Inner>, job: impl FnOnce(&Arc<Inner>) + Send + 'static) {
         let inner = Arc::clone(self);
-        self.cloners.run(move || job(&inner));
+        self.cloners.run(None, move || job(&inner));
     }
 
     pub(crate) fn removals(&self) -> MutexGuard<'_, Vec<Arc<StoreFile>>> {
@@ -307,7 +314,7 @@ impl Inner {
 fn start_disk(config: &StorageConfig, arena: &Arena, notes: &mut Vec<String>) -> io::Result<Arc<dyn Disk>> {
     if config.backend == Backend::Auto {
         let (address, length) = arena.disk_view();
-        match Ring::start(View(address, length)) {
+        match Ring::start(View(address, length), config.fates.clone()) {
             Ok((ring, note)) => {
                 notes.extend(note);
                 return Ok(Arc::new(ring));
@@ -318,7 +325,7 @@ fn start_disk(config: &StorageConfig, arena: &Arena, notes: &mut Vec<String>) ->
             )),
         }
     }
-    Ok(Arc::new(Threads::start(DISK_THREADS)?))
+    Ok(Arc::new(Threads::start(DISK_THREADS, config.fates.clone())?))
 }
 
 /// Where the log goes on, and the segments that are to be replayed, oldest first.

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod attributes;
+mod calls;
 mod capture;
 mod clone;
 mod collapse;
@@ -9,6 +10,7 @@ mod crash;
 mod gate;
 mod links;
 mod map;
+mod memory;
 mod model;
 mod namespace;
 pub(crate) mod power;

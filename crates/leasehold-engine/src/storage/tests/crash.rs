@@ -120,7 +120,7 @@ fn troubled(directory: &Path, count: i64, torn: bool, how: How) -> (Option<Drive
 }
 
 #[derive(Clone)]
-enum Step {
+pub(super) enum Step {
     Write(u64, u64),
     Change(Change),
     Checkpoint,
@@ -130,7 +130,7 @@ enum Step {
     Clone,
 }
 
-fn script() -> Vec<Step> {
+pub(super) fn script() -> Vec<Step> {
     let punch = |start, end| Step::Change(Change::Punch { range: ByteRange::new(start, end).unwrap() });
     let truncate = |size| Step::Change(Change::Truncate { size });
     vec![
@@ -152,7 +152,7 @@ fn script() -> Vec<Step> {
 }
 
 /// The operations that came with format 2.
-fn script_2(collapses: bool) -> Vec<Step> {
+pub(super) fn script_2(collapses: bool) -> Vec<Step> {
     let zero = |start, end| Step::Change(Change::Zero { range: ByteRange::new(start, end).unwrap() });
     let punch = |start, end| Step::Change(Change::Punch { range: ByteRange::new(start, end).unwrap() });
     let collapse = |start: u64, end: u64| {
@@ -184,7 +184,7 @@ fn script_2(collapses: bool) -> Vec<Step> {
 }
 
 /// What the file is after the step.
-fn applied(step: usize, what: &Step, before: &[u8]) -> Vec<u8> {
+pub(super) fn applied(step: usize, what: &Step, before: &[u8]) -> Vec<u8> {
     let mut after = before.to_vec();
     match what {
         Step::Write(offset, length) => {
@@ -231,7 +231,13 @@ fn run(driver: &Driver, script: &[Step], file: FileId, root: &Path) -> Outcome {
     (content.clone(), content, None)
 }
 
-fn do_step(driver: &Driver, index: usize, step: &Step, file: FileId, root: &Path) -> Result<(), Fault> {
+pub(super) fn do_step(
+    driver: &Driver,
+    index: usize,
+    step: &Step,
+    file: FileId,
+    root: &Path,
+) -> Result<(), Fault> {
     match step {
         Step::Write(offset, length) => {
             driver.try_write(file, *offset, &pattern(index as u8, *length as usize))
@@ -248,7 +254,7 @@ fn do_step(driver: &Driver, index: usize, step: &Step, file: FileId, root: &Path
 }
 
 /// A step, again if it has failed before. A write whose record is durable is not recorded again: it is written, as the core does.
-fn do_step_again(
+pub(super) fn do_step_again(
     driver: &Driver,
     index: usize,
     step: &Step,

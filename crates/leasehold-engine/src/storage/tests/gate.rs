@@ -100,7 +100,9 @@ fn gated(directory: &Path, workers: usize) -> (Driver, Arc<Mutex<State>>, impl F
         shared.lock().unwrap().disk = Some(Arc::clone(&disk));
         Arc::new(Gate { disk, state: Arc::clone(&shared) })
     });
-    let config = StorageConfig { wrap_disk: Some(wrap), workers, ..StorageConfig::new(directory) };
+    let workers_for_a_file = workers;
+    let config =
+        StorageConfig { wrap_disk: Some(wrap), workers, workers_for_a_file, ..StorageConfig::new(directory) };
     let driver = Driver::open_with(config);
     let opens = Arc::clone(&state);
     let open = move || {
