@@ -5,7 +5,7 @@
 //! what is known of the kernel ([`expected`]); the report of all kernels is a page of the docs.
 
 mod expected;
-mod report;
+pub mod report;
 
 use super::crash::{self, Crash};
 use super::{Kernel, boot, built, initramfs, libraries, output, soft_roce_and, unpack};

@@ -64,7 +64,7 @@ pub fn print(found: &[Found]) {
 
 /// Writes the page anew.
 pub fn write(found: &[Found], crashes: &[Crash], leasehold: &Path) -> Result<()> {
-    let mut page = std::fs::read_to_string(PAGE).with_context(|| format!("cannot read {PAGE}"))?;
+    let mut blocks = Vec::new();
     let mut kernels: Vec<&str> = found.iter().map(|found| &*found.kernel).collect();
     kernels.dedup();
     let date = output(Command::new("date").args(["-u", "+%F"]))?;
@@ -73,10 +73,10 @@ pub fn write(found: &[Found], crashes: &[Crash], leasehold: &Path) -> Result<()>
         date.trim(),
         kernels.iter().map(|kernel| format!("Linux {kernel}")).collect::<Vec<_>>().join(" and ")
     );
-    replace(&mut page, "when", &when)?;
+    blocks.push(("when", when));
     for table in &TABLES {
         let tables: Vec<String> = kernels.iter().map(|kernel| table.markdown(found, kernel)).collect();
-        replace(&mut page, table.mark, &tables.join("\n\n"))?;
+        blocks.push((table.mark, tables.join("\n\n")));
     }
     let mut lines = vec![
         "| kernel | filesystem | the second fsync | of the file lost | the store, with a commit that was synced |".to_owned(),
@@ -89,10 +89,19 @@ pub fn write(found: &[Found], crashes: &[Crash], leasehold: &Path) -> Result<()>
             _ => format!("| {kernel} | {filesystem} | {told} | **{lost}** | {store} |"),
         }
     }));
-    replace(&mut page, "crash", &lines.join("\n"))?;
+    blocks.push(("crash", lines.join("\n")));
     let traces = output(Command::new(leasehold).args(["check", "naive"]))?;
     for promise in PROMISES {
-        replace(&mut page, promise, &format!("```text\n{}\n```", trace(&traces, promise)?))?;
+        blocks.push((promise, format!("```text\n{}\n```", trace(&traces, promise)?)));
+    }
+    put(&blocks)
+}
+
+/// Writes these blocks of the page anew, each by its mark, and the HTML.
+pub fn put(blocks: &[(&str, String)]) -> Result<()> {
+    let mut page = std::fs::read_to_string(PAGE).with_context(|| format!("cannot read {PAGE}"))?;
+    for (mark, text) in blocks {
+        replace(&mut page, mark, text)?;
     }
     std::fs::write(PAGE, &page).with_context(|| format!("cannot write {PAGE}"))?;
     let mut body = String::new();
