@@ -35,7 +35,7 @@ fn fates(turn: Option<Turn>) -> (Fates, Arc<Mutex<Count>>) {
         count.turned += usize::from(fate.is_some());
         fate.copied().unwrap_or(Fate::Asked)
     };
-    (Fates(Arc::new(decide)), count)
+    (Fates::new(decide), count)
 }
 
 fn open(root: &Path, backend: Backend, fates: Fates) -> Result<Driver, OpenError> {
@@ -157,8 +157,7 @@ fn whichever_call_is_interrupted_or_cut_short_is_gone_on_with_and_nobody_notices
                 check(&driver, &contents, at);
                 driver.stop();
                 std::fs::remove_dir_all(&root).unwrap();
-                let count = std::mem::take(&mut *count.lock().unwrap());
-                count
+                std::mem::take(&mut *count.lock().unwrap())
             };
             let calls = go(None, "undisturbed").calls;
             eprintln!("{way}, on {place}: {calls:?}");
@@ -186,8 +185,7 @@ fn whichever_call_of_a_recovery_is_interrupted_or_cut_short_it_recovers_all_the_
                 check(&driver, &contents, at);
                 driver.stop();
                 std::fs::remove_dir_all(&root).unwrap();
-                let count = std::mem::take(&mut *count.lock().unwrap());
-                count
+                std::mem::take(&mut *count.lock().unwrap())
             };
             let calls = go(None, "undisturbed").calls;
             eprintln!("{way}, on {place}: {calls:?}");
@@ -322,7 +320,7 @@ fn a_collapse_whose_flush_failed_takes_nothing_more_out_when_it_is_tried_again()
                 let comes = call == Call::Sync && name == "files/a" && fails.swap(false, Ordering::SeqCst);
                 if comes { EIO } else { Fate::Asked }
             };
-            let driver = open(&root, Backend::Auto, Fates(Arc::new(decide))).unwrap();
+            let driver = open(&root, Backend::Auto, Fates::new(decide)).unwrap();
             if !driver.collapses(place) {
                 break;
             }
@@ -366,7 +364,7 @@ fn what_a_read_was_cut_short_of_at_a_bad_sector_is_not_adopted_as_zeros() {
                 let is_meant = call == Call::Read && name == "files/a";
                 is_meant.then(|| next.lock().unwrap().pop()).flatten().unwrap_or(Fate::Asked)
             };
-            let driver = open(&root, backend, Fates(Arc::new(decide))).unwrap();
+            let driver = open(&root, backend, Fates::new(decide)).unwrap();
             let file = driver.create("a");
             let bytes = pattern(1, 3 * 4096);
             poke(&root.join("files/a"), 0, &bytes);
