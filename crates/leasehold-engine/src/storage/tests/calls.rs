@@ -376,3 +376,45 @@ fn what_a_read_was_cut_short_of_at_a_bad_sector_is_not_adopted_as_zeros() {
         }
     }
 }
+
+/// Its cancellation had failed, so a checkpoint repeated it as open in the new segment, where nothing said that it had been
+/// overtaken: recovery put its bytes over newer ones that were durable. Found by the simulator (seed 336).
+#[test]
+fn a_write_that_was_overtaken_and_could_not_be_cancelled_does_not_come_back() {
+    for (place, directory) in places() {
+        for again in 0..2 {
+            let root = directory.path().join(again.to_string());
+            let left = Arc::<Mutex<Vec<Fate>>>::default();
+            let next = Arc::clone(&left);
+            let decide = move |call, name: &str| {
+                let is_meant = call == Call::Write && name.starts_with(".leasehold/log");
+                is_meant.then(|| next.lock().unwrap().pop()).flatten().unwrap_or(Fate::Asked)
+            };
+            let driver = open(&root, Backend::Auto, Fates::new(decide)).unwrap();
+            let file = driver.create("a");
+            let mut content = pattern(1, 8192);
+            driver.write(file, 0, &content);
+            driver.storage().checkpoint().unwrap();
+            driver.record(file, 0, 100, &pattern(2, 1000), 8192);
+            // The record of the next write works, the cancellation behind it does not.
+            *left.lock().unwrap() = vec![EIO, Fate::Asked];
+            let newer = pattern(3, 2000);
+            let (write, run, range) = driver.record(file, 8, 50, &newer, 8192);
+            let output = Output::Write { write, file, blocks: range.blocks(), size: 8192, run };
+            assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Ok(()) });
+            content[50..2050].copy_from_slice(&newer);
+            driver.flush(file);
+            // And once more, so that the segment that it was repeated in is not needed any more either.
+            for _ in 0..=again {
+                driver.storage().checkpoint().unwrap();
+            }
+            assert!(left.lock().unwrap().is_empty(), "{place}: the cancellation did not fail");
+            assert!(driver.content(file) == content, "{place}");
+            driver.kill();
+            let driver = Driver::open(&root);
+            let file = driver.open_file("a");
+            assert!(driver.content(file) == content, "{place}: after a kill and {again} more checkpoints");
+            driver.stop();
+        }
+    }
+}
