@@ -184,10 +184,13 @@ pub enum Fate {
     Fails(i32),
 }
 
-/// Decides what becomes of each call: of which kind, on the file of which name. It may take its time, which the ring's other
-/// calls have to wait for. To let things go wrong on purpose.
+/// What becomes of a call of this kind on the file of this name.
+type Decide = dyn Fn(Call, &str) -> Fate + Send + Sync;
+
+/// Decides what becomes of each call, to let things go wrong on purpose. It may take its time, which the ring's other calls have
+/// to wait for.
 #[derive(Clone)]
-pub struct Fates(pub Arc<dyn Fn(Call, &str) -> Fate + Send + Sync>);
+pub struct Fates(Arc<Decide>);
 
 impl fmt::Debug for Fates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -196,6 +199,11 @@ impl fmt::Debug for Fates {
 }
 
 impl Fates {
+    /// `decide` is asked for each call: what becomes of one of this kind on the file of this name.
+    pub fn new(decide: impl Fn(Call, &str) -> Fate + Send + Sync + 'static) -> Fates {
+        Fates(Arc::new(decide))
+    }
+
     /// What becomes of a call, if somebody decides that.
     pub(crate) fn of(fates: Option<&Fates>, call: Call, file: &str) -> Fate {
         fates.map_or(Fate::Asked, |Fates(decide)| decide(call, file))

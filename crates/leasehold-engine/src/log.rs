@@ -19,7 +19,7 @@ use crate::identity::Identity;
 use crate::record::{BATCH_ALIGNMENT, BatchHead, Body, Record};
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::{buffer::Buffer, disk};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
@@ -59,6 +59,11 @@ struct State {
     /// The first record that recovery has not decided about.
     undecided: Option<u64>,
     open: BTreeMap<u64, Open>,
+    /// Those of them whose cancellation failed. Something later has overtaken them, which the next segment need not have: so it
+    /// must not have them either.
+    uncancelled: BTreeSet<u64>,
+    /// Those of these that only the other segment has.
+    leaving: BTreeSet<u64>,
 }
 
 struct Waiting {
@@ -106,6 +111,8 @@ impl Log {
             unretired,
             undecided,
             open: BTreeMap::new(),
+            uncancelled: BTreeSet::new(),
+            leaving: BTreeSet::new(),
         };
         Arc::new(Log { disk, segments, state: Mutex::new(state), landed: Condvar::new() })
     }
@@ -145,7 +152,9 @@ impl Log {
 
     /// The record's data is durable, or will never be wanted.
     pub(crate) fn close(&self, sequence: u64) {
-        self.state().open.remove(&sequence);
+        let mut state = self.state();
+        state.open.remove(&sequence);
+        state.uncancelled.remove(&sequence);
     }
 
     /// The record's data never came, or the change failed: recovery must not take it for durable. Closes it once the
@@ -165,8 +174,10 @@ impl Log {
                 state = log.state();
             } else if result.is_ok() {
                 state.open.remove(&sequence);
+            } else if state.open.contains_key(&sequence) {
+                // It stays open, so that no batch says that its data is durable, until its segment is not needed any more.
+                state.uncancelled.insert(sequence);
             }
-            // After a failure it stays open, which is as safe and keeps the record long.
             state.cancelling -= 1;
             drop(state);
             log.landed.notify_all();
@@ -258,6 +269,7 @@ impl Log {
             state.epoch = head.epoch;
             state.offset = BATCH_ALIGNMENT as u64;
             state.unretired = true;
+            state.leaving = state.uncancelled.clone();
             self.repeat(&mut state);
         }
         self.begin_batch(state);
@@ -267,8 +279,10 @@ impl Log {
     /// Puts what is open in front. What still waits goes to the new segment by itself; repeating it does no harm.
     fn repeat(self: &Arc<Log>, state: &mut State) {
         state.unrepeated = false;
-        state.repeating += state.open.len();
-        let repeated = state.open.values().flat_map(|[mark, record]| {
+        let wanted = state.open.iter().filter(|(sequence, _)| !state.uncancelled.contains(sequence));
+        let wanted: Vec<Open> = wanted.map(|(_, open)| open.clone()).collect();
+        state.repeating += wanted.len();
+        let repeated = wanted.iter().flat_map(|[mark, record]| {
             let log = Arc::clone(self);
             let landed: Durable = Box::new(move |result| {
                 let mut state = log.state();
@@ -303,7 +317,12 @@ impl Log {
             (1 - state.active, state.epoch, state.next_batch)
         };
         self.write_retired(other, epoch - 1, first_batch)?;
-        self.state().unretired = false;
+        let mut state = self.state();
+        state.unretired = false;
+        for sequence in std::mem::take(&mut state.leaving) {
+            state.uncancelled.remove(&sequence);
+            state.open.remove(&sequence);
+        }
         Ok(())
     }
 

@@ -3,8 +3,9 @@
 use super::disk::{Trouble, Troubled};
 use super::fabric::FakeFabric;
 use super::world::{FENCE, Plan};
-use super::{Random, below, note, trace};
+use super::{Random, below, chance, note, trace};
 use crate::arena::Pages;
+use crate::disk::{Fate, Fates};
 use crate::engine::{Config, Engine, StartError};
 use crate::storage::tests::power::recorder::Tape;
 use crate::storage::tests::power::replay::{Effort, Moment};
@@ -16,6 +17,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+/// Once in so many calls, the kernel is interrupted, or does a part of what it is asked for.
+fn fate(once_in: u64) -> Fate {
+    if !chance(once_in) {
+        return Fate::Asked;
+    }
+    match below(3) {
+        0 => Fate::Fails(libc::EINTR),
+        1 => Fate::Short(1 + below(4096) as usize),
+        _ => Fate::Short(4096 * (1 + below(8) as usize)),
+    }
+}
 
 /// See the module.
 #[derive(Clone)]
@@ -39,6 +52,7 @@ impl Machine {
             backend: Backend::Threads,
             workers: plan.workers,
             workers_for_a_file: plan.workers.div_ceil(2),
+            fates: Some(Fates::new(move |_, _| fate(plan.interrupts))),
             checkpoint_bytes: 48 << 10,
             segment_bytes: 64 << 10,
             wrap_disk: Some(Arc::new(move |disk| {

@@ -46,7 +46,7 @@ struct State {
 
 fn fates(slow: Slow, state: &Arc<Mutex<State>>) -> Fates {
     let state = Arc::clone(state);
-    Fates(Arc::new(move |call, name| {
+    Fates::new(move |call, name| {
         {
             let mut state = state.lock().unwrap();
             if !state.armed || !name.starts_with(slow.name) {
@@ -62,7 +62,7 @@ fn fates(slow: Slow, state: &Arc<Mutex<State>>) -> Fates {
         sync::sleep(LONG);
         state.lock().unwrap().is_over = true;
         Fate::Asked
-    }))
+    })
 }
 
 fn start(place: &Path, fabric: &Arc<FakeFabric>, fates: Fates) -> Engine {

@@ -45,6 +45,8 @@ pub(super) struct Plan {
     pub(super) lie: Lie,
     /// Every how many operations of the disk fail; 0 for none.
     pub(super) trouble: u64,
+    /// Every how many calls of the kernel are interrupted or done in part; 0 for none.
+    pub(super) interrupts: u64,
     /// How often the store is opened. The power goes in between.
     lives: u64,
     holders: u64,
@@ -75,6 +77,7 @@ impl Plan {
             frames: 24 + random.below(60),
             workers: 1 + random.below(3) as usize,
             grace: GRACE,
+            interrupts: if seed.is_multiple_of(3) { 6 } else { 0 },
             jumps: seed.is_multiple_of(2),
         }
     }

@@ -35,7 +35,7 @@ fn fates(turn: Option<Turn>) -> (Fates, Arc<Mutex<Count>>) {
         count.turned += usize::from(fate.is_some());
         fate.copied().unwrap_or(Fate::Asked)
     };
-    (Fates(Arc::new(decide)), count)
+    (Fates::new(decide), count)
 }
 
 fn open(root: &Path, backend: Backend, fates: Fates) -> Result<Driver, OpenError> {
@@ -157,8 +157,7 @@ fn whichever_call_is_interrupted_or_cut_short_is_gone_on_with_and_nobody_notices
                 check(&driver, &contents, at);
                 driver.stop();
                 std::fs::remove_dir_all(&root).unwrap();
-                let count = std::mem::take(&mut *count.lock().unwrap());
-                count
+                std::mem::take(&mut *count.lock().unwrap())
             };
             let calls = go(None, "undisturbed").calls;
             eprintln!("{way}, on {place}: {calls:?}");
@@ -186,8 +185,7 @@ fn whichever_call_of_a_recovery_is_interrupted_or_cut_short_it_recovers_all_the_
                 check(&driver, &contents, at);
                 driver.stop();
                 std::fs::remove_dir_all(&root).unwrap();
-                let count = std::mem::take(&mut *count.lock().unwrap());
-                count
+                std::mem::take(&mut *count.lock().unwrap())
             };
             let calls = go(None, "undisturbed").calls;
             eprintln!("{way}, on {place}: {calls:?}");
@@ -322,7 +320,7 @@ fn a_collapse_whose_flush_failed_takes_nothing_more_out_when_it_is_tried_again()
                 let comes = call == Call::Sync && name == "files/a" && fails.swap(false, Ordering::SeqCst);
                 if comes { EIO } else { Fate::Asked }
             };
-            let driver = open(&root, Backend::Auto, Fates(Arc::new(decide))).unwrap();
+            let driver = open(&root, Backend::Auto, Fates::new(decide)).unwrap();
             if !driver.collapses(place) {
                 break;
             }
@@ -366,7 +364,7 @@ fn what_a_read_was_cut_short_of_at_a_bad_sector_is_not_adopted_as_zeros() {
                 let is_meant = call == Call::Read && name == "files/a";
                 is_meant.then(|| next.lock().unwrap().pop()).flatten().unwrap_or(Fate::Asked)
             };
-            let driver = open(&root, backend, Fates(Arc::new(decide))).unwrap();
+            let driver = open(&root, backend, Fates::new(decide)).unwrap();
             let file = driver.create("a");
             let bytes = pattern(1, 3 * 4096);
             poke(&root.join("files/a"), 0, &bytes);
@@ -375,6 +373,48 @@ fn what_a_read_was_cut_short_of_at_a_bad_sector_is_not_adopted_as_zeros() {
             assert_eq!(driver.perform(file, adopt, Detail::None), Err(Fault::Io), "{way}, on {place}");
             driver.adopt(file, 0, u64::MAX);
             assert!(driver.content(file) == bytes, "{way}, on {place}");
+        }
+    }
+}
+
+/// Its cancellation had failed, so a checkpoint repeated it as open in the new segment, where nothing said that it had been
+/// overtaken: recovery put its bytes over newer ones that were durable. Found by the simulator (seed 336).
+#[test]
+fn a_write_that_was_overtaken_and_could_not_be_cancelled_does_not_come_back() {
+    for (place, directory) in places() {
+        for again in 0..2 {
+            let root = directory.path().join(again.to_string());
+            let left = Arc::<Mutex<Vec<Fate>>>::default();
+            let next = Arc::clone(&left);
+            let decide = move |call, name: &str| {
+                let is_meant = call == Call::Write && name.starts_with(".leasehold/log");
+                is_meant.then(|| next.lock().unwrap().pop()).flatten().unwrap_or(Fate::Asked)
+            };
+            let driver = open(&root, Backend::Auto, Fates::new(decide)).unwrap();
+            let file = driver.create("a");
+            let mut content = pattern(1, 8192);
+            driver.write(file, 0, &content);
+            driver.storage().checkpoint().unwrap();
+            driver.record(file, 0, 100, &pattern(2, 1000), 8192);
+            // The record of the next write works, the cancellation behind it does not.
+            *left.lock().unwrap() = vec![EIO, Fate::Asked];
+            let newer = pattern(3, 2000);
+            let (write, run, range) = driver.record(file, 8, 50, &newer, 8192);
+            let output = Output::Write { write, file, blocks: range.blocks(), size: 8192, run };
+            assert_eq!(driver.ask(output, Detail::None), Input::Written { write, result: Ok(()) });
+            content[50..2050].copy_from_slice(&newer);
+            driver.flush(file);
+            // And once more, so that the segment that it was repeated in is not needed any more either.
+            for _ in 0..=again {
+                driver.storage().checkpoint().unwrap();
+            }
+            assert!(left.lock().unwrap().is_empty(), "{place}: the cancellation did not fail");
+            assert!(driver.content(file) == content, "{place}");
+            driver.kill();
+            let driver = Driver::open(&root);
+            let file = driver.open_file("a");
+            assert!(driver.content(file) == content, "{place}: after a kill and {again} more checkpoints");
+            driver.stop();
         }
     }
 }
