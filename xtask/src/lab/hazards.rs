@@ -17,12 +17,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the guest loads, with what these need.
-const MODULES: [&str; 13] = [
+const MODULES: [&str; 14] = [
     "crc32c_generic",
     "crc32_generic",
     "dummy",
     "rdma_rxe",
     "ib_uverbs",
+    "rdma_ucm",
     "virtio_pci",
     "virtio_blk",
     "ext4",

@@ -16,7 +16,6 @@ until_true() {
         usleep 50000
     done
 }
-/sbin/modprobe rdma_ucm || failed "modprobe rdma_ucm"
 [ -e /dev/infiniband/rdma_cm ] || mknod /dev/infiniband/rdma_cm c $(tr : ' ' < /sys/class/misc/rdma_cm/dev)
 suite() {
     timeout 600 /bin/verbs_suite 10.9.9.1 200 > /tmp/suite.log 2>&1; code=$?
