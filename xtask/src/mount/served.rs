@@ -69,8 +69,11 @@ impl Served {
         ensure!(status.success(), "the server ended with {status}");
         let mounts = std::fs::read_to_string("/proc/self/mounts")?;
         ensure!(!mounts.contains(&self.at().display().to_string()), "a server that ends unmounts");
+        // A program that was killed waits for no answer: the kernel has forgotten its call, and takes none (fuse.rst).
+        let nobody_waits = "Failed to send FUSE reply: No such file or directory (os error 2)";
         let logged = std::fs::read_to_string(&self.log)?;
-        ensure!(logged.is_empty(), "the server logged:\n{logged}");
+        let logged: Vec<&str> = logged.lines().filter(|line| !line.ends_with(nobody_waits)).collect();
+        ensure!(logged.is_empty(), "the server logged:\n{}", logged.join("\n"));
         Ok(())
     }
 
