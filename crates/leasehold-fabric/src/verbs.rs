@@ -4,7 +4,7 @@
 //! are of no use to another. A key is a registration of the memory that it opens, and its fence is the end of that
 //! registration; a device for which that is no proof is not used (`docs/wire.md`).
 //!
-//! Between our own ends a holder whose lease is revoked keeps its others: the ends agree on it ([`control`]). To another
+//! Between our own ends a holder whose lease is revoked keeps its others: the ends agree on it (`verbs/control.rs`). To another
 //! peer a key that was revoked is unknown, and the device ends a connection that uses it.
 //!
 //! A tag's first byte has the address that it has within its page of 4 KiB, since devices map pages: for a lease that begins
