@@ -73,6 +73,7 @@ impl Connection {
         established_by: Option<Instant>,
         place: Place,
     ) {
+        let _or_abort = OrAbort;
         let fencing = self.clone();
         let fencer = std::thread::Builder::new()
             .name("leasehold-fencer".to_owned())
@@ -492,6 +493,17 @@ pub(crate) fn wait(polled: &mut [PollFd<'_>], left: Duration) -> io::Result<()> 
     match poll(polled, left.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// A panic of the connection's thread, as in a user's handler, would leave a device behind that nobody hears, and memory open to it.
+struct OrAbort;
+
+impl Drop for OrAbort {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 

@@ -240,8 +240,12 @@ impl Status {
         }
         show::line(format_args!("version   {}, up {}", status.version, show::duration(up)))?;
         show::line(format_args!("store     {}", status.directory))?;
-        let by = status.data_by.join(" and ");
-        show::line(format_args!("data      {}, by {by}", status.data_address))?;
+        // A server from before there was a choice says nothing of it.
+        let by = match &status.data_by[..] {
+            [] => String::new(),
+            by => format!(", by {}", by.join(" and ")),
+        };
+        show::line(format_args!("data      {}{by}", status.data_address))?;
         let (used, arena) = (rough(status.arena_used_bytes), rough(status.arena_bytes));
         show::line(format_args!("arena     {arena}, {used} in use"))?;
         let failed = match status.writebacks_failed {
