@@ -35,15 +35,18 @@ mod staging;
 mod stream;
 mod tag;
 mod terminate;
+mod tls;
 mod transmit;
 mod worker;
 
 pub use config::Config;
 pub use counters::Counters;
 pub use terminate::{Code, Violation};
+pub use tls::ServerTls;
 
 use crate::{ConnectError, Endpoint, Fabric, Gate, Handler, ListenError, Listener};
 use bytes::Bytes;
+use initiate::Peer;
 use rustix::fd::OwnedFd;
 use std::collections::VecDeque;
 use std::io;
@@ -124,7 +127,8 @@ impl Fabric for Iwarp {
         let (id, mailbox) = (self.shared.id(), self.shared.mailbox().clone());
         let listening = listener::Listening { socket: Arc::clone(&socket), gate, retry: None };
         mailbox.post(Command::Adopt(id, Box::new(Link::Listener(listening))));
-        Ok(Box::new(listener::Handle { id, address: local, socket, mailbox }))
+        let tls_key = self.shared.config.tls.as_ref().map(|tls| tls.public_key().clone());
+        Ok(Box::new(listener::Handle { id, address: local, socket, mailbox, tls_key }))
     }
 
     fn connect(
@@ -134,7 +138,39 @@ impl Fabric for Iwarp {
         handler: Box<dyn Handler>,
         timeout: Duration,
     ) -> Result<(Arc<dyn Endpoint>, Bytes), ConnectError> {
-        initiate::connect(&self.shared, address, private_data, handler, timeout)
+        initiate::connect(&self.shared, Peer { address, public_key: None }, private_data, handler, timeout)
+    }
+}
+
+/// A fabric that connects over TLS to the one that has a public key ([`ServerTls::public_key`]), and to nobody else.
+pub struct OverTls {
+    iwarp: Arc<Iwarp>,
+    public_key: Bytes,
+}
+
+impl OverTls {
+    /// Over the threads of `iwarp`.
+    #[must_use]
+    pub fn new(iwarp: Arc<Iwarp>, public_key: Bytes) -> OverTls {
+        OverTls { iwarp, public_key }
+    }
+}
+
+impl Fabric for OverTls {
+    /// As the other fabric does: over TLS by [`Config::tls`].
+    fn listen(&self, address: SocketAddr, gate: Arc<dyn Gate>) -> Result<Box<dyn Listener>, ListenError> {
+        self.iwarp.listen(address, gate)
+    }
+
+    fn connect(
+        &self,
+        address: SocketAddr,
+        private_data: &[u8],
+        handler: Box<dyn Handler>,
+        timeout: Duration,
+    ) -> Result<(Arc<dyn Endpoint>, Bytes), ConnectError> {
+        let peer = Peer { address, public_key: Some(self.public_key.clone()) };
+        initiate::connect(&self.iwarp.shared, peer, private_data, handler, timeout)
     }
 }
 

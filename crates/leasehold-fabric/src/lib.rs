@@ -50,6 +50,11 @@ pub trait Listener: Send + Sync {
 
     /// Which kinds of fabric peers can connect by.
     fn kinds(&self) -> Vec<Kind>;
+
+    /// Where peers connect over TLS: the public key that they know this end by.
+    fn tls_key(&self) -> Option<Bytes> {
+        None
+    }
 }
 
 /// An implementation of the traits.
@@ -57,6 +62,8 @@ pub trait Listener: Send + Sync {
 pub enum Kind {
     /// RDMA over TCP in user space: [`iwarp`].
     Iwarp,
+    /// The same over TLS, between our own two ends.
+    IwarpTls,
     /// An RDMA device: [`verbs`].
     Verbs,
 }
@@ -67,6 +74,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Iwarp => "iwarp",
+            Kind::IwarpTls => "iwarp-tls",
             Kind::Verbs => "verbs",
         }
     }
@@ -74,7 +82,7 @@ impl Kind {
     /// The one of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Kind> {
-        [Kind::Iwarp, Kind::Verbs].into_iter().find(|kind| kind.name() == name)
+        [Kind::Iwarp, Kind::IwarpTls, Kind::Verbs].into_iter().find(|kind| kind.name() == name)
     }
 }
 
@@ -382,6 +390,14 @@ pub enum ConnectError {
         address: SocketAddr,
         /// What it did.
         what: String,
+    },
+    /// The peer does not have the key that it should have.
+    #[error("{address} is not the server that it should be: {why}; does somebody stand in between?")]
+    Untrusted {
+        /// Where.
+        address: SocketAddr,
+        /// What it showed.
+        why: String,
     },
     /// No private data longer than 56 bytes.
     #[error("private data of {length} bytes is longer than {max}")]

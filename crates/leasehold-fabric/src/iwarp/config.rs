@@ -1,5 +1,6 @@
 //! What can be set about the fabric.
 
+use super::tls::ServerTls;
 use std::time::Duration;
 
 /// Settings of an [`Iwarp`](super::Iwarp) fabric. The defaults are what Leasehold runs with.
@@ -33,6 +34,8 @@ pub struct Config {
     pub connections_max: usize,
     /// Peers that have connected and not shown who they are: the oldest goes when one more comes.
     pub strangers_max: usize,
+    /// Those that connect to a listener do so over TLS, to one that is known by this.
+    pub tls: Option<ServerTls>,
     /// How long a peer may take to set up a connection.
     pub setup_timeout: Duration,
     /// How long a closed connection waits for the peer to have read what it was sent last.
@@ -59,6 +62,7 @@ impl Default for Config {
             queue_max: 65_536,
             connections_max: 4096,
             strangers_max: 256,
+            tls: None,
             setup_timeout: Duration::from_secs(5),
             linger: Duration::from_secs(1),
             #[cfg(feature = "mutation")]

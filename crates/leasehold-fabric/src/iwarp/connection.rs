@@ -155,6 +155,7 @@ impl Connection {
             let mut sender = self.lock_sender();
             given_up.append(&mut sender.finish(last));
             sender.flush_partial();
+            sender.say_end();
         }
         self.exposures.close();
         for operation in given_up {

@@ -2,8 +2,10 @@
 
 use super::Shared;
 use super::setup_server::Setup;
+use super::stream::{Socket, Wire};
 use super::worker::{Command, Link, Mailbox, until};
 use crate::{Gate, Kind, Listener};
+use bytes::Bytes;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -27,6 +29,7 @@ pub(crate) struct Handle {
     pub(crate) address: SocketAddr,
     pub(crate) socket: Arc<OwnedFd>,
     pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) tls_key: Option<Bytes>,
 }
 
 impl Listening {
@@ -48,7 +51,9 @@ impl Listening {
             let _ = rustix::net::sockopt::set_tcp_nodelay(&fd, true);
             let fd = Arc::new(fd);
             let stranger = shared.stranger(&fd);
-            let setup = Setup::new(fd, peer, self.gate.clone(), stranger, until(shared.config.setup_timeout));
+            let socket = Socket::new(Arc::new(Wire::plain(fd)));
+            let setup =
+                Setup::new(socket, peer, self.gate.clone(), stranger, until(shared.config.setup_timeout));
             let id = shared.id();
             shared.mailbox().post(Command::Adopt(id, Box::new(Link::Setup(setup))));
         }
@@ -61,7 +66,11 @@ impl Listener for Handle {
     }
 
     fn kinds(&self) -> Vec<Kind> {
-        vec![Kind::Iwarp]
+        vec![if self.tls_key.is_some() { Kind::IwarpTls } else { Kind::Iwarp }]
+    }
+
+    fn tls_key(&self) -> Option<Bytes> {
+        self.tls_key.clone()
     }
 }
 

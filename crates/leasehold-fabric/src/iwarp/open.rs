@@ -62,7 +62,7 @@ pub(crate) struct Broken {
 /// Who is who, once the MPA frames are exchanged.
 pub(crate) struct Established {
     pub(crate) id: u64,
-    pub(crate) fd: Arc<OwnedFd>,
+    pub(crate) socket: Socket,
     pub(crate) peer: SocketAddr,
     pub(crate) agreement: Agreement,
     /// This end answered; it stays silent until the peer has spoken.
@@ -78,11 +78,11 @@ impl Open {
         mut handler: Box<dyn Handler>,
         shared: &Shared,
     ) -> Open {
-        let Established { id, fd, peer, agreement, responder, place } = established;
+        let Established { id, socket, peer, agreement, responder, place } = established;
         let config: &Config = &shared.config;
         let offer = agreement.offer.map(|offer| offer.segment_max);
-        let payload = payload_max(offer, config.segment_max, tcp_segment(&fd));
-        let sender = Sender::new(fd.clone(), payload, agreement.crc, responder);
+        let payload = payload_max(offer, config.segment_max, tcp_segment(&socket.wire.fd));
+        let sender = Sender::new(socket.wire.clone(), payload, agreement.crc, responder);
         let connection = Connection::new(id, peer, mailbox, sender, agreement.ord, config);
         add(&shared.counters.connections, 1);
         if !responder {
@@ -98,7 +98,7 @@ impl Open {
         handler.connected(connection.clone());
         Open {
             connection,
-            socket: Socket::new(fd),
+            socket,
             receiver: Receiver::new(agreement.crc, config.strict, config.message_max),
             handler,
             ignore_send: responder && agreement.ready == Some(FirstFrame::Send),
@@ -217,7 +217,7 @@ impl Open {
         self.handler.closed(&why);
         Draining {
             connection: self.connection,
-            socket: self.socket.fd,
+            socket: self.socket.wire.fd.clone(),
             until: until(self.linger),
             flushed: false,
             _place: self.place,

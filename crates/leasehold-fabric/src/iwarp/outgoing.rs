@@ -3,9 +3,12 @@
 use super::ddp::Header;
 use super::frame;
 use crate::crc::Crc;
-use rustix::fd::{AsRawFd, OwnedFd};
-use rustix::net::SendFlags;
-use std::io;
+use rustix::fd::OwnedFd;
+use rustix::net::{SendAncillaryBuffer, SendFlags};
+use std::io::{self, IoSlice};
+
+/// Frames that are handed over at once.
+pub(crate) const FRAMES_MAX: usize = 16;
 
 /// Room for the longest header: a Terminate that quotes a Read Request.
 const HEAD_MAX: usize = 80;
@@ -86,32 +89,23 @@ impl OutFrame {
     }
 }
 
-pub(crate) fn flags() -> SendFlags {
-    SendFlags::NOSIGNAL | SendFlags::DONTWAIT
-}
-
-/// Hands frames to the socket, and says how many bytes it took. They are copied: it refers to nothing afterwards.
-pub(crate) fn send(socket: &OwnedFd, frames: &[OutFrame]) -> io::Result<usize> {
-    let mut parts = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 48];
+/// The parts of frames, in order, and how many there are.
+pub(crate) fn parts(frames: &[OutFrame]) -> ([IoSlice<'_>; 3 * FRAMES_MAX], usize) {
+    let mut parts = [IoSlice::new(&[]); 3 * FRAMES_MAX];
     let mut used = 0;
     for frame in frames {
-        for (address, length) in [
-            (frame.head.as_ptr(), frame.head_length),
-            frame.payload,
-            (frame.tail.as_ptr(), frame.tail_length),
-        ] {
-            if length > 0 {
-                parts[used] = libc::iovec { iov_base: address.cast_mut().cast(), iov_len: length };
+        for part in [&frame.head[..frame.head_length], frame.payload(), &frame.tail[..frame.tail_length]] {
+            if !part.is_empty() {
+                parts[used] = IoSlice::new(part);
                 used += 1;
             }
         }
     }
-    // SAFETY: all zeroes is a valid msghdr.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = parts.as_mut_ptr();
-    message.msg_iovlen = used as _;
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    // SAFETY: every part is readable, by the condition beside `OutFrame::payload`; the call copies and does not wait.
-    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    (parts, used)
+}
+
+/// Hands bytes to the socket without waiting, and says how many it took. They are copied: it refers to nothing afterwards.
+pub(crate) fn send_parts(socket: &OwnedFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    Ok(rustix::net::sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags)?)
 }

@@ -5,22 +5,26 @@ use super::mpa::{Frame, HEADER, Role, private_data_length};
 use super::negotiation::Offer;
 use super::open::{Established, Open};
 use super::setup::{reject, respond};
+use super::stream::{Socket, Stream, Wire};
+use super::tls::{HANDSHAKE as TLS_HANDSHAKE, ServerTls};
 use super::worker::Mailbox;
 use super::{Shared, Stranger};
 use crate::Gate;
-use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// A peer that is setting up.
 pub(crate) struct Setup {
-    pub(crate) socket: Arc<OwnedFd>,
+    pub(crate) socket: Socket,
     pub(crate) until: Instant,
     peer: SocketAddr,
     gate: Arc<dyn Gate>,
+    /// Where TLS is wanted: the peer's first byte, which says whether it begins so, has not come.
+    unheard: bool,
     got: Vec<u8>,
     _stranger: Arc<Stranger>,
 }
@@ -37,16 +41,23 @@ pub(crate) enum SetupTurn {
 
 impl Setup {
     pub(crate) fn new(
-        socket: Arc<OwnedFd>,
+        socket: Socket,
         peer: SocketAddr,
         gate: Arc<dyn Gate>,
         stranger: Arc<Stranger>,
         until: Instant,
     ) -> Setup {
-        Setup { socket, until, peer, gate, got: Vec::with_capacity(HEADER + 64), _stranger: stranger }
+        let got = Vec::with_capacity(HEADER + 64);
+        Setup { socket, until, peer, gate, unheard: true, got, _stranger: stranger }
     }
 
     pub(crate) fn turn(&mut self, id: u64, shared: &Shared, mailbox: &Arc<Mailbox>) -> SetupTurn {
+        if let Some(tls) = &shared.config.tls
+            && self.unheard
+            && let Err(turn) = self.begin(tls)
+        {
+            return turn;
+        }
         loop {
             let header: Option<&[u8; HEADER]> = self.got.first_chunk();
             let wanted = match header.map(|header| private_data_length(header, Role::Request)) {
@@ -63,15 +74,36 @@ impl Setup {
             }
             // No more than the request: what follows it is for the receiver.
             self.got.resize(wanted, 0);
-            let result = rustix::net::recv(&self.socket, &mut self.got[have..], RecvFlags::DONTWAIT);
-            self.got.truncate(have + result.map_or(0, |(got, _)| got));
+            // SAFETY: no memory is named.
+            let result = unsafe { self.socket.read((std::ptr::null_mut(), 0), &mut self.got[have..]) };
+            self.got.truncate(have + *result.as_ref().unwrap_or(&0));
             match result {
-                Ok((0, _)) => return SetupTurn::Over,
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return SetupTurn::Wait,
-                Err(_) => return SetupTurn::Over,
+                Ok(0) => return SetupTurn::Over,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return SetupTurn::Wait,
+                Err(_) => {
+                    add(&shared.counters.rejected, 1);
+                    return SetupTurn::Over;
+                }
             }
         }
+    }
+
+    /// TLS, if the peer begins with it. Else it is told what is wrong, in words that it understands.
+    fn begin(&mut self, tls: &ServerTls) -> Result<(), SetupTurn> {
+        let mut first = [0];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(&self.socket.wire.fd, &mut first, flags) {
+            Ok((1, _)) => self.unheard = false,
+            Err(Errno::AGAIN | Errno::INTR) => return Err(SetupTurn::Wait),
+            _ => return Err(SetupTurn::Over),
+        }
+        if first == [TLS_HANDSHAKE] {
+            let session = tls.accept().map_err(|_| SetupTurn::Over)?;
+            self.socket = Socket::new(Arc::new(Wire::encrypted(self.socket.wire.fd.clone(), session)));
+        }
+        Ok(())
     }
 
     fn answer(&mut self, id: u64, shared: &Shared, mailbox: &Arc<Mailbox>) -> SetupTurn {
@@ -84,6 +116,9 @@ impl Setup {
             Ok(agreed) => agreed,
             Err(rejection) => return self.rejected(&rejection, shared),
         };
+        if shared.config.tls.is_some() && !self.socket.wire.is_encrypted() {
+            return self.rejected(&reject(reply, b"data come over TLS here: --fabric iwarp-tls"), shared);
+        }
         let Some(place) = shared.place() else {
             return self.rejected(&reject(reply, b"there are as many connections as there may be"), shared);
         };
@@ -96,8 +131,8 @@ impl Setup {
             Some(_) => Offer { segment_max: shared.config.segment_max }.join(&admitted.private_data),
             None => admitted.private_data.to_vec(),
         };
-        let established =
-            Established { id, fd: self.socket.clone(), peer: self.peer, agreement, responder: true, place };
+        let socket = self.socket.clone();
+        let established = Established { id, socket, peer: self.peer, agreement, responder: true, place };
         // The handler hears of the connection before the peer does, who may at once ask elsewhere for what needs it.
         // Nothing is sent ahead of the reply: a responder is silent until the first frame.
         let open = Open::new(established, mailbox.clone(), admitted.handler, shared);
@@ -117,6 +152,7 @@ impl Setup {
     /// In one send: some peers want each MPA frame in one piece. An empty socket takes so little at once.
     fn reply(&self, frame: &Frame) -> bool {
         let bytes = frame.encode();
-        rustix::net::send(&self.socket, &bytes, super::outgoing::flags()) == Ok(bytes.len())
+        let wire = &self.socket.wire;
+        wire.send_bytes(&bytes).is_ok_and(|sent| sent == bytes.len()) && wire.flush().is_ok()
     }
 }

@@ -8,16 +8,15 @@ use super::ddp;
 use super::exposure::{Exposures, HeldExposure};
 use super::frame;
 use super::operation::{Kind, Operation};
-use super::outgoing::{OutFrame, send};
+use super::outgoing::{FRAMES_MAX, OutFrame};
+use super::stream::Wire;
 use super::terminate::Offender;
 use crate::{Done, OperationError, Remote, Tag};
-use rustix::fd::OwnedFd;
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Frames in one system call.
-const FRAMES_MAX: usize = 16;
 /// Bytes in one system call, once the socket has shown that it takes so many.
 const BATCH_MAX: usize = 1 << 20;
 const BATCH_MIN: usize = 128 << 10;
@@ -38,7 +37,7 @@ pub(crate) enum Pumped {
 
 /// The sending half of a connection.
 pub(crate) struct Sender {
-    socket: Option<Arc<OwnedFd>>,
+    wire: Option<Arc<Wire>>,
     operations: VecDeque<Operation>,
     /// A frame that the socket took in part: what is left of it.
     partial: Vec<u8>,
@@ -61,9 +60,9 @@ pub(crate) struct Sender {
 
 impl Sender {
     /// `silent`: until [`Sender::heard`]. `payload_max`: of a tagged segment.
-    pub(crate) fn new(socket: Arc<OwnedFd>, tagged_max: usize, crc: bool, silent: bool) -> Sender {
+    pub(crate) fn new(wire: Arc<Wire>, tagged_max: usize, crc: bool, silent: bool) -> Sender {
         Sender {
-            socket: Some(socket),
+            wire: Some(wire),
             operations: VecDeque::new(),
             partial: Vec::new(),
             partial_sent: 0,
@@ -159,25 +158,38 @@ impl Sender {
 
     /// Sends what is left of a last frame. `true`: nothing is left, or nothing can be sent any more.
     pub(crate) fn flush_partial(&mut self) -> bool {
+        let Some(wire) = &self.wire else { return true };
         while self.partial_sent < self.partial.len() {
-            let Some(socket) = &self.socket else { return true };
-            match rustix::net::send(socket, &self.partial[self.partial_sent..], super::outgoing::flags()) {
+            match wire.send_bytes(&self.partial[self.partial_sent..]) {
                 Ok(sent) => self.partial_sent += sent,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     self.blocked = true;
-                    return error != rustix::io::Errno::AGAIN;
+                    return error.kind() != ErrorKind::WouldBlock;
                 }
             }
         }
         self.partial.clear();
         self.partial_sent = 0;
-        true
+        match wire.flush() {
+            Ok(()) => true,
+            Err(error) => {
+                self.blocked = true;
+                error.kind() != ErrorKind::WouldBlock
+            }
+        }
+    }
+
+    /// Nothing more will be sent: says so.
+    pub(crate) fn say_end(&self) {
+        if let Some(wire) = &self.wire {
+            wire.close();
+        }
     }
 
     /// Lets the socket go.
     pub(crate) fn close(&mut self) {
-        self.socket = None;
+        self.wire = None;
         self.partial.clear();
         self.partial_sent = 0;
     }
@@ -209,7 +221,12 @@ impl Sender {
     /// Builds frames of the first operations, those with an exposed source only if it is the one that is held.
     fn build(&mut self, held: Option<&HeldExposure<'_>>) {
         self.frames.clear();
-        let limit = if self.crc { self.batch } else { BATCH_MAX };
+        let limit = match &self.wire {
+            // Encrypted as it is handed over, and kept until the socket takes it.
+            Some(wire) if wire.is_encrypted() => BATCH_MIN,
+            _ if self.crc => self.batch,
+            _ => BATCH_MAX,
+        };
         let mut bytes = 0;
         for operation in &mut self.operations {
             if let Some(exposure) = operation.exposure()
@@ -238,15 +255,15 @@ impl Sender {
 
     /// Hands the frames to the socket, and notes what became of them.
     fn hand_over(&mut self) {
-        let Some(socket) = &self.socket else {
+        let Some(wire) = &self.wire else {
             self.blocked = true;
             return;
         };
-        let mut taken = match send(socket, &self.frames) {
+        let mut taken = match wire.send(&self.frames) {
             Ok(taken) => taken,
             Err(error) => {
                 // A dead socket shows on the receiving side; here it is merely one that takes nothing.
-                self.blocked = error.kind() != std::io::ErrorKind::Interrupted;
+                self.blocked = error.kind() != ErrorKind::Interrupted;
                 self.batch = BATCH_MIN;
                 return;
             }

@@ -97,8 +97,8 @@ impl Link {
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Link::Listener(listening) => listening.socket.as_fd(),
-            Link::Setup(setup) => setup.socket.as_fd(),
-            Link::Open(open) => open.socket.fd.as_fd(),
+            Link::Setup(setup) => setup.socket.wire.fd.as_fd(),
+            Link::Open(open) => open.socket.wire.fd.as_fd(),
             Link::Draining(draining) => draining.socket.as_fd(),
         }
     }
@@ -258,21 +258,24 @@ impl Worker {
     }
 
     fn turn(&mut self, id: u64, link: &mut Link, flags: EventFlags) -> Next {
+        let ending = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
         match link {
             Link::Listener(listening) => {
                 listening.accept(&self.shared);
                 Next::Keep
             }
-            Link::Setup(setup) => match setup.turn(id, &self.shared, &self.mailbox) {
-                SetupTurn::Wait => Next::Keep,
-                SetupTurn::Open(open) => {
-                    *link = Link::Open(open);
-                    Next::Again
+            Link::Setup(setup) => {
+                setup.socket.readable(flags.intersects(ending));
+                match setup.turn(id, &self.shared, &self.mailbox) {
+                    SetupTurn::Wait => Next::Keep,
+                    SetupTurn::Open(open) => {
+                        *link = Link::Open(open);
+                        Next::Again
+                    }
+                    SetupTurn::Over => Next::Drop,
                 }
-                SetupTurn::Over => Next::Drop,
-            },
+            }
             Link::Open(open) => {
-                let ending = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
                 if flags.intersects(EventFlags::IN | ending) {
                     open.socket.readable(flags.intersects(ending));
                 }
