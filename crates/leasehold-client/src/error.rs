@@ -199,6 +199,16 @@ pub enum OpenError {
     /// An RDMA device was asked for.
     #[error("no data by verbs: {0}; `--fabric iwarp` needs no device")]
     Verbs(String),
+    /// A kind was asked for that the server does not accept.
+    #[error(
+        "the server does not accept data by {asked}, but by {offered}; leave --fabric out, or change its setting `fabric`"
+    )]
+    NotOffered {
+        /// The kind that was asked for.
+        asked: &'static str,
+        /// Those that it accepts.
+        offered: String,
+    },
     /// The data address that the server gave has no meaning here.
     #[error("the server gives {address:?} as its data address, which does not resolve: {why}")]
     Address {

@@ -2,7 +2,7 @@
 
 use crate::error::OpenError;
 use bytes::Bytes;
-use leasehold_fabric::iwarp::{self, Iwarp};
+use leasehold_fabric::iwarp::{self, Iwarp, OverTls};
 use leasehold_fabric::verbs::{self, Verbs};
 use leasehold_fabric::{ConnectError, Endpoint, Fabric, Handler, Kind};
 use std::net::SocketAddr;
@@ -14,30 +14,45 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a device that nobody asked for may take: then TCP is tried.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How a server can be reached.
+pub(crate) struct Offered {
+    pub(crate) address: SocketAddr,
+    /// By these kinds; empty: by iWARP, says a server from before there was a choice.
+    pub(crate) by: Vec<String>,
+    /// What it shows over TLS.
+    pub(crate) tls_key: Bytes,
+}
+
+impl Offered {
+    fn has(&self, kind: Kind) -> bool {
+        match &self.by[..] {
+            [] => kind == Kind::Iwarp,
+            by => by.iter().any(|name| name == kind.name()),
+        }
+    }
+}
+
 /// Connects by the kind that is asked for; if none, by an RDMA device where both ends have one that reaches the other, else
-/// over TCP.
+/// over TCP, as the server has it.
 pub(crate) fn connect<H: Handler>(
     asked: Option<Kind>,
-    offered: &[String],
-    address: SocketAddr,
+    offered: &Offered,
     token: &[u8],
     handler: impl Fn() -> Box<H>,
 ) -> Result<(Arc<dyn Endpoint>, Bytes), OpenError> {
-    // A server from before there was a choice says nothing.
-    let offers = |kind: Kind| match offered {
-        [] => kind == Kind::Iwarp,
-        offered => offered.iter().any(|name| name == kind.name()),
+    let address = offered.address;
+    let kind = match asked {
+        Some(asked) if !offered.has(asked) => {
+            return Err(OpenError::NotOffered { asked: asked.name(), offered: offered.by.join(" and ") });
+        }
+        Some(asked) => asked,
+        None if offered.has(Kind::IwarpTls) => Kind::IwarpTls,
+        None if offered.has(Kind::Iwarp) => Kind::Iwarp,
+        None => Kind::Verbs,
     };
-    let needs_device = asked == Some(Kind::Verbs) || !offers(Kind::Iwarp);
-    if needs_device && !offers(Kind::Verbs) {
-        return Err(OpenError::Verbs("the server has no RDMA device at its data address".to_owned()));
-    }
-    if needs_device {
-        let verbs = verbs().map_err(|error| OpenError::Verbs(error.to_string()))?;
-        return Ok(verbs.connect(address, token, handler(), CONNECT_TIMEOUT)?);
-    }
     if asked.is_none()
-        && offers(Kind::Verbs)
+        && kind == Kind::Iwarp
+        && offered.has(Kind::Verbs)
         && !address.ip().is_loopback()
         && let Ok(verbs) = verbs()
     {
@@ -49,8 +64,18 @@ pub(crate) fn connect<H: Handler>(
             connected => return Ok(connected?),
         }
     }
-    let iwarp = iwarp().map_err(OpenError::Fabric)?;
-    Ok(iwarp.connect(address, token, handler(), CONNECT_TIMEOUT)?)
+    let iwarp = || iwarp().map_err(OpenError::Fabric);
+    Ok(match kind {
+        Kind::Verbs => {
+            let verbs = verbs().map_err(|error| OpenError::Verbs(error.to_string()))?;
+            verbs.connect(address, token, handler(), CONNECT_TIMEOUT)?
+        }
+        Kind::Iwarp => iwarp()?.connect(address, token, handler(), CONNECT_TIMEOUT)?,
+        Kind::IwarpTls => {
+            let fabric = OverTls::new(iwarp()?, offered.tls_key.clone());
+            fabric.connect(address, token, handler(), CONNECT_TIMEOUT)?
+        }
+    })
 }
 
 /// One for the whole process: its threads serve every session.

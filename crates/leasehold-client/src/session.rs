@@ -5,7 +5,7 @@ use crate::convert::{self, Malformed};
 use crate::data::{Answers, Closed, Data, Owed};
 use crate::error::{CallError, OpenError, Reason};
 use crate::event::{Event, Happening};
-use crate::fabrics;
+use crate::fabrics::{self, Offered};
 use crate::lease::Lease;
 use crate::location::Server;
 use crate::proto;
@@ -23,7 +23,6 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
 
-/// How long connecting the data connection may take.
 /// How many events a slow listener may be behind before it misses some.
 const EVENTS_MAX: usize = 1024;
 
@@ -85,9 +84,10 @@ impl Session {
         let address = data_address(client.server(), &opened.data_address).await?;
         let token = convert::sixteen("token", &opened.token).map_err(CallError::from)?;
         let owed = Arc::new(Owed::default());
-        let (asked, offered, answers) = (client.fabric(), opened.data_by, owed.clone());
+        let offered = Offered { address, by: opened.data_by, tls_key: opened.data_tls_key };
+        let (asked, answers) = (client.fabric(), owed.clone());
         let handler = move || Box::new(Answers(answers.clone()));
-        let connecting = move || fabrics::connect(asked, &offered, address, &token, handler);
+        let connecting = move || fabrics::connect(asked, &offered, &token, handler);
         let (endpoint, _) =
             tokio::task::spawn_blocking(connecting).await.expect("connecting does not panic")?;
 

@@ -66,7 +66,7 @@ pub struct Config {
     pub limits: Limits,
     /// Check a frame's CRC before its bytes are placed, at the price of a copy.
     pub strict_placement: bool,
-    /// By which kind of fabric data come. `None`: over TCP, and by the host's RDMA devices if there are any at the address.
+    /// By which kind of fabric data come. `None`: over TCP without TLS, and by the host's RDMA devices if there are any at the address.
     pub fabric: Option<Kind>,
 }
 
@@ -106,6 +106,8 @@ pub struct Started {
     pub data_address: SocketAddr,
     /// By which kinds of fabric.
     pub data_by: Vec<Kind>,
+    /// Over TLS: the public key that clients take this end by (SubjectPublicKeyInfo, DER).
+    pub data_tls_key: Option<Bytes>,
     /// What people should know: how I/O is done, what recovery did.
     pub notes: Vec<String>,
     /// What opening the store found.
@@ -127,6 +129,9 @@ pub enum StartError {
     /// RDMA devices were asked for.
     #[error("no data by verbs: {0}; `--fabric iwarp` needs no device")]
     Verbs(leasehold_fabric::verbs::OpenError),
+    /// Data were to come over TLS.
+    #[error("cannot make a key pair for TLS")]
+    Tls(#[source] std::io::Error),
     /// The break log.
     #[error("cannot open the break log {path:?}; check its permissions")]
     BreakLog {
@@ -403,7 +408,7 @@ impl Engine {
 
         let notes = arena.notes().iter().chain(&opened.notes).cloned().collect();
         let (data_address, data_by) = (listener.local_address(), listener.kinds());
-        let started = Started { data_address, data_by, notes, opened };
+        let started = Started { data_address, data_by, data_tls_key: listener.tls_key(), notes, opened };
         let inner = Inner {
             files: OpenFiles::new(storage.clone(), driver.clone(), config.open_files_max),
             config,

@@ -2,7 +2,7 @@
 
 use crate::engine::{Config, StartError, fabric_config};
 use bytes::Bytes;
-use leasehold_fabric::iwarp::{self, Iwarp};
+use leasehold_fabric::iwarp::{self, Iwarp, ServerTls};
 use leasehold_fabric::verbs::{self, Verbs};
 use leasehold_fabric::{ConnectError, Endpoint, Fabric, Gate, Handler, Kind, ListenError, Listener};
 use std::net::SocketAddr;
@@ -18,13 +18,18 @@ pub(crate) struct Fabrics {
 impl Fabrics {
     /// Those that the settings name; if none, iWARP, and the devices if there are any.
     pub(crate) fn open(config: &Config) -> Result<Fabrics, StartError> {
+        let tls = (config.fabric == Some(Kind::IwarpTls)).then(ServerTls::generate).transpose();
+        let tls = tls.map_err(StartError::Tls)?;
         let iwarp = match config.fabric {
             Some(Kind::Verbs) => None,
-            _ => Some(Iwarp::new(fabric_config(config)).map_err(StartError::Thread)?),
+            _ => {
+                let config = iwarp::Config { tls, ..fabric_config(config) };
+                Some(Iwarp::new(config).map_err(StartError::Thread)?)
+            }
         };
         // Nobody connects to the loopback by a device.
         let verbs = match config.fabric {
-            Some(Kind::Iwarp) => None,
+            Some(Kind::Iwarp | Kind::IwarpTls) => None,
             None if config.data_address.ip().is_loopback() => None,
             wanted => match (Verbs::open(verbs_config(config)), wanted) {
                 (Ok(verbs), _) => Some(verbs),
@@ -98,5 +103,9 @@ impl Listener for Listeners {
 
     fn kinds(&self) -> Vec<Kind> {
         self.0.iter().flat_map(|listener| listener.kinds()).collect()
+    }
+
+    fn tls_key(&self) -> Option<Bytes> {
+        self.0.iter().find_map(|listener| listener.tls_key())
     }
 }

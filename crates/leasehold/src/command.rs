@@ -71,8 +71,8 @@ struct Common {
     /// Who we are, and by what we know the server: a file made by `leasehold cert client`. Then leasehold:// means TLS
     #[arg(long, global = true, value_name = "FILE", env = "LEASEHOLD_CREDENTIALS", hide_env_values = true)]
     credentials: Option<PathBuf>,
-    /// By which kind of fabric data go: auto (an RDMA device where both ends have one, else TCP), iwarp, verbs
-    /// [default: auto]
+    /// By which kind of fabric data go: auto (an RDMA device where both ends have one, else TCP), iwarp (RDMA over TCP),
+    /// iwarp-tls (the same, encrypted), verbs (an RDMA device) [default: auto]
     #[arg(long, global = true, value_name = "KIND", env = "LEASEHOLD_FABRIC", hide_env_values = true)]
     fabric: Option<FabricChoice>,
     /// Print data as JSON: one document, or one a line where it comes bit by bit

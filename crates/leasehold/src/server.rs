@@ -160,10 +160,11 @@ impl Server {
                 "the control plane asks nobody who they are: whoever reaches {control} may do everything"
             );
         }
-        if !data.ip().is_loopback() {
+        let encrypted = self.engine.started().data_tls_key.is_some();
+        if !data.ip().is_loopback() && !encrypted {
             tracing::warn!(
                 "data connections at {data} show a token of a session, and are not encrypted: \
-                 let only trusted networks reach it"
+                 let only trusted networks reach it, or set `fabric = \"iwarp-tls\"`"
             );
         }
     }

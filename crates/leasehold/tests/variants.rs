@@ -5,7 +5,7 @@ mod harness;
 use harness::{
     Nobody, Process, Store, connect, content, fill, lease, leasehold, mismatches, pattern, serve, settings,
 };
-use leasehold::server::settings::{Expiry, Settings};
+use leasehold::server::settings::{Expiry, FabricChoice, Settings};
 use leasehold_client::{Client, Session};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
@@ -30,6 +30,45 @@ async fn a_server_on_ipv6_is_reached_by_its_address_in_brackets() {
     }
     assert_eq!(std::fs::read(&local).unwrap(), bytes);
     assert_eq!(std::fs::read(store.file("/a")).unwrap(), bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_leases_are_what_they_are_without_and_who_asks_for_another_kind_is_told() {
+    let store = Store::start_with(&Settings { fabric: FabricChoice::IwarpTls, ..settings() }).await;
+    let (holder, other) = (store.session().await, store.session().await);
+    fill(&holder, "/a", pattern(1, 3_000_000)).await;
+    assert_eq!(content(other.client(), "/a").await, pattern(1, 3_000_000));
+    let held = lease(&holder, "/a", 0, 1 << 20).await;
+    held.write(0, pattern(2, 1 << 20).into()).await.unwrap();
+    other.client().truncate("/a", 5000).await.unwrap();
+    assert_eq!(held.revoked().await.by.unwrap().pid, std::process::id());
+    assert_eq!(content(other.client(), "/a").await, pattern(1, 3_000_000)[..5000]);
+    assert_eq!(mismatches(other.client()).await, 0);
+
+    let plain = Store::start().await;
+    let local = store.directory.path().join("local");
+    std::fs::write(&local, pattern(3, 100_000)).unwrap();
+    for (at, kind, says) in [
+        (&store, "auto", None),
+        (&store, "iwarp-tls", None),
+        (&store, "iwarp", Some("does not accept data by iwarp, but by iwarp-tls")),
+        (&plain, "iwarp", None),
+        (&plain, "iwarp-tls", Some("does not accept data by iwarp-tls, but by iwarp")),
+    ] {
+        let put = leasehold()
+            .args(["put", "--fabric", kind, "--socket"])
+            .arg(at.server.socket())
+            .arg(&local)
+            .arg(format!("/{kind}"))
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&put.stderr);
+        assert_eq!(put.status.success(), says.is_none(), "{kind}: {stderr}");
+        assert!(stderr.contains(says.unwrap_or_default()), "{kind}: {stderr}");
+    }
+    let status = leasehold().arg("status").arg("--socket").arg(store.server.socket()).output().unwrap();
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains(", by iwarp-tls\n"), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -130,6 +130,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("nc", |context| Box::pin(tools::netcat(context))),
     ("mounted", |context| Box::pin(tools::mounted(context))),
     ("get", |context| Box::pin(get::against_sendfile(context))),
+    ("tls", |context| Box::pin(put::over_tls(context))),
     ("clients", |context| Box::pin(clients::sixteen_against_one(context))),
     ("acquire-commit", |context| Box::pin(latency::acquire_commit(context))),
     ("fence", |context| Box::pin(latency::fence(context))),

@@ -106,7 +106,7 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<Exit> {
     if let Some(open) = error.downcast_ref::<OpenError>() {
         return Some(match open {
             OpenError::Call(call) => of_reason(call.reason),
-            OpenError::Fabric(_) | OpenError::Verbs(_) => Exit::Failed,
+            OpenError::Fabric(_) | OpenError::Verbs(_) | OpenError::NotOffered { .. } => Exit::Failed,
             OpenError::Address { .. } | OpenError::Data(_) => Exit::Unreachable,
         });
     }

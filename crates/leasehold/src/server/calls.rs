@@ -198,6 +198,7 @@ impl Leasehold for Calls {
             token: opened.token.to_vec().into(),
             data_address: data.to_string(),
             data_by: data_by(engine.started()),
+            data_tls_key: engine.started().data_tls_key.clone().unwrap_or_default(),
             time_to_live: Some(convert::duration_out(Duration::from_millis(engine.config().session_ttl_ms))),
             grace: Some(convert::duration_out(Duration::from_millis(engine.config().grace_ms))),
             known_as,

@@ -75,6 +75,8 @@ pub enum FabricChoice {
     Auto,
     /// RDMA over TCP, in user space.
     Iwarp,
+    /// The same over TLS: for clients of ours only.
+    IwarpTls,
     /// RDMA devices, or fail.
     Verbs,
 }
@@ -86,6 +88,7 @@ impl FabricChoice {
         match self {
             FabricChoice::Auto => None,
             FabricChoice::Iwarp => Some(Kind::Iwarp),
+            FabricChoice::IwarpTls => Some(Kind::IwarpTls),
             FabricChoice::Verbs => Some(Kind::Verbs),
         }
     }

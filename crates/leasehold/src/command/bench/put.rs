@@ -1,6 +1,7 @@
 //! Rows about writing: a durable put against what bounds it, and against what one would write by hand.
 
 use super::figure::{Bar, Found, Row, Unit};
+use super::get::get_once;
 use super::process::{Peer, Served, Serving};
 use super::{CHUNK, Context, DEPTH, GIB, patient, source, tcp};
 use bytes::Bytes;
@@ -312,4 +313,52 @@ async fn against_hand(context: &Context, by_hand: ByHand) -> anyhow::Result<Vec<
         note,
     };
     Ok(vec![cpu, rate])
+}
+
+/// Data over TLS against the same without.
+pub(super) async fn over_tls(context: &Context) -> anyhow::Result<Vec<Row>> {
+    context.needs_a_disk()?;
+    let stores = [context.store()?, context.store()?];
+    let [encrypted, plain] = [
+        Served::start(
+            stores[0].path(),
+            Serving { arguments: &["--fabric", "iwarp-tls"], ..Serving::default() },
+        )
+        .await?,
+        Served::start(stores[1].path(), Serving { arguments: &["--fabric", "iwarp"], ..Serving::default() })
+            .await?,
+    ];
+    let gib = context.bytes as f64 / GIB;
+    let (mut puts, mut cpus, mut gets) = (Vec::new(), Vec::new(), Vec::new());
+    let [ours, theirs] = [encrypted.client().await?, plain.client().await?];
+    for (client, kept) in [(&ours, "/kept"), (&theirs, "/kept")] {
+        put_once(client, kept, context.bytes).await?;
+    }
+    for round in context.rounds() {
+        let put = [put(&encrypted, &ours, context.bytes).await?, put(&plain, &theirs, context.bytes).await?];
+        let get = [
+            get_once(&ours, "/kept", context.bytes).await?,
+            get_once(&theirs, "/kept", context.bytes).await?,
+        ];
+        if round.counts {
+            puts.push((gib / put[0].0, gib / put[1].0));
+            cpus.push((put[0].1.max(0.001) / gib, put[1].1.max(0.001) / gib));
+            gets.push((gib / get[0], gib / get[1]));
+        }
+    }
+    encrypted.stop().await?;
+    plain.stop().await?;
+    let row = |name, what, unit, pairs: &[(f64, f64)]| Row {
+        name,
+        what,
+        unit,
+        found: Found::pairs("plain", pairs),
+        bar: None,
+        note: None,
+    };
+    Ok(vec![
+        row("tls-cpu", "server CPU of a durable put with its data over TLS", Unit::CpuPerGib, &cpus),
+        row("tls-put", "durable put with its data over TLS", Unit::GibPerSecond, &puts),
+        row("tls-get", "get with its data over TLS", Unit::GibPerSecond, &gets),
+    ])
 }
