@@ -63,7 +63,7 @@ impl Client {
     }
 
     /// Connects. With credentials, over TLS: the server is the one that they are for, and nobody else reads or changes what is
-    /// said. (Leased bytes go by the data connection, which is not encrypted.) On a unix socket, which needs none, they are
+    /// said. (Leased bytes go by the data connection, which is encrypted where the server has it so.) On a unix socket, which needs none, they are
     /// left out.
     ///
     /// # Errors
