@@ -34,6 +34,7 @@ mod setup_server;
 mod staging;
 mod stream;
 mod tag;
+mod tcp;
 mod terminate;
 mod tls;
 mod transmit;
@@ -41,6 +42,8 @@ mod worker;
 
 pub use config::Config;
 pub use counters::Counters;
+#[cfg(feature = "mutation")]
+pub use tcp::{Call, Fate, Fates};
 pub use terminate::{Code, Violation};
 pub use tls::ServerTls;
 

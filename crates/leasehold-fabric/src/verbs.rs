@@ -12,7 +12,7 @@
 
 mod connect;
 mod connection;
-mod control;
+pub(crate) mod control;
 mod keys;
 #[doc(hidden)]
 pub mod library;

@@ -44,6 +44,10 @@ pub struct Config {
     #[cfg(feature = "mutation")]
     #[doc(hidden)]
     pub unsafe_skip_fence: bool,
+    /// What becomes of each call to a socket of a connection.
+    #[cfg(feature = "mutation")]
+    #[doc(hidden)]
+    pub fates: Option<super::tcp::Fates>,
 }
 
 impl Default for Config {
@@ -67,6 +71,8 @@ impl Default for Config {
             linger: Duration::from_secs(1),
             #[cfg(feature = "mutation")]
             unsafe_skip_fence: false,
+            #[cfg(feature = "mutation")]
+            fates: None,
         }
     }
 }

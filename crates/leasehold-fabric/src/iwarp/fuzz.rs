@@ -10,6 +10,7 @@ use super::{setup, terminate};
 use crate::RemoteAccess;
 use crate::crc::{BLOCK, crc32c};
 use crate::message::Message;
+use crate::verbs::control;
 
 /// A function that takes any bytes, and its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -90,8 +91,13 @@ pub fn setup(bytes: &[u8]) {
     }
 }
 
-/// A message of either end: what is parsed is what its sender encoded.
+/// A message of either end, and what ends say beside messages on a device: what is parsed is what its sender encoded.
 pub fn messages(bytes: &[u8]) {
+    if let Some(control) = control::Control::parse(bytes) {
+        assert_eq!(control.encode(), bytes);
+    }
+    let (_, data) = control::split(bytes);
+    assert!(data.len() == bytes.len() || bytes.starts_with(b"LSHV"));
     if let Ok(message) = Message::parse(bytes) {
         let again = message.encode();
         assert_eq!(Message::parse(&again), Message::parse(&bytes[..again.len()]));

@@ -6,10 +6,12 @@ use super::negotiation::Offer;
 use super::open::{Established, Open};
 use super::setup::{Agreement, conclude, request};
 use super::stream::{Socket, Wire};
+use super::tcp::Tcp;
 use super::tls;
 use super::worker::{Command, Link};
 use crate::{ConnectError, Endpoint, Handler, PRIVATE_DATA_MAX};
 use bytes::Bytes;
+use rustix::fd::OwnedFd;
 use rustls::ClientConnection;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -45,12 +47,12 @@ pub(crate) fn connect(
     let (agreement, data) = exchange(shared, &mut waiting, private_data, address)?;
     let Waiting { stream, tls, .. } = waiting;
     stream.set_nonblocking(true).map_err(unreachable)?;
-    let fd = Arc::new(stream.into());
+    let tcp = Tcp::new(OwnedFd::from(stream), &shared.config);
     let wire = match tls {
-        None => Wire::plain(fd),
-        Some(tls) => Wire::encrypted(fd, tls.into()),
+        None => Wire::plain(tcp),
+        Some(tls) => Wire::encrypted(tcp, tls.into()),
     };
-    let (id, socket) = (shared.id(), Socket::new(Arc::new(wire)));
+    let (id, socket) = (shared.id(), Socket::new(wire));
     let established = Established { id, socket, peer: address, agreement, responder: false, place };
     let mailbox = shared.mailbox();
     let open = Open::new(established, mailbox.clone(), handler, shared);

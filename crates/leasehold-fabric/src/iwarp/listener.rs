@@ -3,6 +3,7 @@
 use super::Shared;
 use super::setup_server::Setup;
 use super::stream::{Socket, Wire};
+use super::tcp::Tcp;
 use super::worker::{Command, Link, Mailbox, until};
 use crate::{Gate, Kind, Listener};
 use bytes::Bytes;
@@ -51,7 +52,7 @@ impl Listening {
             let _ = rustix::net::sockopt::set_tcp_nodelay(&fd, true);
             let fd = Arc::new(fd);
             let stranger = shared.stranger(&fd);
-            let socket = Socket::new(Arc::new(Wire::plain(fd)));
+            let socket = Socket::new(Wire::plain(Tcp::new(fd, &shared.config)));
             let setup =
                 Setup::new(socket, peer, self.gate.clone(), stranger, until(shared.config.setup_timeout));
             let id = shared.id();

@@ -81,7 +81,7 @@ impl Open {
         let Established { id, socket, peer, agreement, responder, place } = established;
         let config: &Config = &shared.config;
         let offer = agreement.offer.map(|offer| offer.segment_max);
-        let payload = payload_max(offer, config.segment_max, tcp_segment(&socket.wire.fd));
+        let payload = payload_max(offer, config.segment_max, tcp_segment(&socket.wire.tcp.fd));
         let sender = Sender::new(socket.wire.clone(), payload, agreement.crc, responder);
         let connection = Connection::new(id, peer, mailbox, sender, agreement.ord, config);
         add(&shared.counters.connections, 1);
@@ -217,7 +217,7 @@ impl Open {
         self.handler.closed(&why);
         Draining {
             connection: self.connection,
-            socket: self.socket.wire.fd.clone(),
+            socket: self.socket.wire.tcp.fd.clone(),
             until: until(self.linger),
             flushed: false,
             _place: self.place,

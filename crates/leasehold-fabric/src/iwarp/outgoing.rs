@@ -3,9 +3,7 @@
 use super::ddp::Header;
 use super::frame;
 use crate::crc::Crc;
-use rustix::fd::OwnedFd;
-use rustix::net::{SendAncillaryBuffer, SendFlags};
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 
 /// Frames that are handed over at once.
 pub(crate) const FRAMES_MAX: usize = 16;
@@ -102,10 +100,4 @@ pub(crate) fn parts(frames: &[OutFrame]) -> ([IoSlice<'_>; 3 * FRAMES_MAX], usiz
         }
     }
     (parts, used)
-}
-
-/// Hands bytes to the socket without waiting, and says how many it took. They are copied: it refers to nothing afterwards.
-pub(crate) fn send_parts(socket: &OwnedFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    Ok(rustix::net::sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags)?)
 }

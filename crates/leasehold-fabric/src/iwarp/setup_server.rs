@@ -94,14 +94,14 @@ impl Setup {
     fn begin(&mut self, tls: &ServerTls) -> Result<(), SetupTurn> {
         let mut first = [0];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        match rustix::net::recv(&self.socket.wire.fd, &mut first, flags) {
+        match rustix::net::recv(&self.socket.wire.tcp.fd, &mut first, flags) {
             Ok((1, _)) => self.unheard = false,
             Err(Errno::AGAIN | Errno::INTR) => return Err(SetupTurn::Wait),
             _ => return Err(SetupTurn::Over),
         }
         if first == [TLS_HANDSHAKE] {
             let session = tls.accept().map_err(|_| SetupTurn::Over)?;
-            self.socket = Socket::new(Arc::new(Wire::encrypted(self.socket.wire.fd.clone(), session)));
+            self.socket = Socket::new(Wire::encrypted(self.socket.wire.tcp.clone(), session));
         }
         Ok(())
     }
@@ -151,8 +151,12 @@ impl Setup {
 
     /// In one send: some peers want each MPA frame in one piece. An empty socket takes so little at once.
     fn reply(&self, frame: &Frame) -> bool {
-        let bytes = frame.encode();
-        let wire = &self.socket.wire;
-        wire.send_bytes(&bytes).is_ok_and(|sent| sent == bytes.len()) && wire.flush().is_ok()
+        let (wire, bytes) = (&self.socket.wire, frame.encode());
+        loop {
+            match wire.send_bytes(&bytes) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                sent => return sent.is_ok_and(|sent| sent == bytes.len()) && wire.flush().is_ok(),
+            }
+        }
     }
 }

@@ -2,10 +2,9 @@
 //! a test's.
 
 use super::outgoing::{self, OutFrame};
+use super::tcp::Tcp;
 use super::tls::Tls;
-use rustix::fd::{AsRawFd, OwnedFd};
-use rustix::net::RecvFlags;
-use std::io::{self, IoSlice, Read};
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 /// A stream of bytes that never blocks.
@@ -18,20 +17,20 @@ pub(crate) trait Stream {
     unsafe fn read(&mut self, memory: (*mut u8, usize), staging: &mut [u8]) -> io::Result<usize>;
 }
 
-/// A TCP socket, with TLS on it or without: what both halves of a connection share.
+/// A connection's bytes, with TLS or without: what both of its halves share.
 pub(crate) struct Wire {
-    pub(crate) fd: Arc<OwnedFd>,
+    pub(crate) tcp: Tcp,
     tls: Option<Tls>,
 }
 
 impl Wire {
-    pub(crate) fn plain(fd: Arc<OwnedFd>) -> Wire {
-        Wire { fd, tls: None }
+    pub(crate) fn plain(tcp: Tcp) -> Wire {
+        Wire { tcp, tls: None }
     }
 
     /// TLS, begun or about to.
-    pub(crate) fn encrypted(fd: Arc<OwnedFd>, connection: rustls::Connection) -> Wire {
-        Wire { tls: Some(Tls::new(connection, fd.clone())), fd }
+    pub(crate) fn encrypted(tcp: Tcp, connection: rustls::Connection) -> Wire {
+        Wire { tls: Some(Tls::new(connection, tcp.clone())), tcp }
     }
 
     pub(crate) fn is_encrypted(&self) -> bool {
@@ -51,22 +50,32 @@ impl Wire {
     }
 
     fn send_parts(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        match &self.tls {
-            None => outgoing::send_parts(&self.fd, parts),
-            Some(tls) => tls.send(&self.fd, parts),
-        }
+        self.or_end(match &self.tls {
+            None => self.tcp.send(parts),
+            Some(tls) => tls.send(parts),
+        })
     }
 
     /// Sends what was taken and is not gone yet. `WouldBlock`: the socket takes no more now.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        self.tls.as_ref().map_or(Ok(()), |tls| tls.flush(&self.fd))
+        self.tls.as_ref().map_or(Ok(()), |tls| self.or_end(tls.flush()))
     }
 
     /// Says that nothing more will be sent, where that is said in bytes.
     pub(crate) fn close(&self) {
         if let Some(tls) = &self.tls {
-            tls.close(&self.fd);
+            tls.close();
         }
+    }
+
+    /// A send that failed for good ends the stream: nobody would wait for what is left.
+    fn or_end<T>(&self, sent: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &sent
+            && !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        {
+            self.tcp.fail();
+        }
+        sent
     }
 }
 
@@ -82,8 +91,8 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    pub(crate) fn new(wire: Arc<Wire>) -> Socket {
-        Socket { wire, drained: false, ending: false }
+    pub(crate) fn new(wire: Wire) -> Socket {
+        Socket { wire: Arc::new(wire), drained: false, ending: false }
     }
 
     /// There is something to read, says the poll.
@@ -102,29 +111,9 @@ impl Stream for Socket {
         if self.drained && !self.ending {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let mut parts = [
-            libc::iovec { iov_base: memory.0.cast(), iov_len: memory.1 },
-            libc::iovec { iov_base: staging.as_mut_ptr().cast(), iov_len: staging.len() },
-        ];
-        let used = if memory.1 == 0 { &mut parts[1..] } else { &mut parts[..] };
-        // SAFETY: all zeroes is a valid msghdr.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = used.as_mut_ptr();
-        message.msg_iovlen = used.len() as _;
-        // SAFETY: the first part is valid for writes by this function's contract, the second is a slice of ours; the
-        // call does not wait, and keeps no reference once it has returned.
-        let got = unsafe { libc::recvmsg(self.wire.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
-        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+        // SAFETY: by this function's contract.
+        let got = unsafe { self.wire.tcp.receive(memory, staging) }?;
         self.drained = got < memory.1 + staging.len();
         Ok(got)
-    }
-}
-
-/// A socket, as one that has bytes or says `WouldBlock`.
-pub(crate) struct Incoming(pub(crate) Arc<OwnedFd>);
-
-impl Read for Incoming {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::net::recv(&self.0, bytes, RecvFlags::DONTWAIT)?.0)
     }
 }

@@ -10,9 +10,8 @@
 //! Invariant: what [`Tls::read`] gives was authenticated before. So not even one byte that somebody on the way has changed
 //! is placed. (The kernel's TLS decrypts into the memory that it is given, and checks the record afterwards.)
 
-use super::stream::Incoming;
+use super::tcp::Tcp;
 use bytes::Bytes;
-use rustix::fd::OwnedFd;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring as provider};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
@@ -148,16 +147,16 @@ pub(super) struct Tls(Mutex<Session>);
 
 struct Session {
     connection: Connection,
-    ahead: BufReader<Incoming>,
+    ahead: BufReader<Tcp>,
     /// What came is no TLS of the peer's: nothing behind it is looked at.
     failed: Option<rustls::Error>,
 }
 
 impl Tls {
-    pub(super) fn new(mut connection: Connection, fd: Arc<OwnedFd>) -> Tls {
+    pub(super) fn new(mut connection: Connection, tcp: Tcp) -> Tls {
         // The sender bounds what it hands over, and waits until it is gone.
         connection.set_buffer_limit(None);
-        let ahead = BufReader::with_capacity(AHEAD, Incoming(fd));
+        let ahead = BufReader::with_capacity(AHEAD, tcp);
         Tls(Mutex::new(Session { connection, ahead, failed: None }))
     }
 
@@ -203,26 +202,26 @@ impl Tls {
     }
 
     /// Encrypts all of it, and sends what the socket takes; [`Tls::flush`] sends the rest. Refers to nothing afterwards.
-    pub(super) fn send(&self, socket: &OwnedFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub(super) fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut session = self.lock();
         let taken = session.connection.writer().write_vectored(parts)?;
-        match session.flush(socket) {
+        match session.flush() {
             Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
             _ => Ok(taken),
         }
     }
 
     /// Sends what is left. `WouldBlock`: the socket takes no more now.
-    pub(super) fn flush(&self, socket: &OwnedFd) -> io::Result<()> {
-        self.lock().flush(socket)
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.lock().flush()
     }
 
     /// Nothing more will be sent: says so, behind what was.
-    pub(super) fn close(&self, socket: &OwnedFd) {
+    pub(super) fn close(&self) {
         let mut session = self.lock();
         session.connection.send_close_notify();
         // What is left goes with the next flush.
-        let _ = session.flush(socket);
+        let _ = session.flush();
     }
 }
 
@@ -245,37 +244,19 @@ impl Session {
     }
 
     fn answer(&mut self) -> io::Result<()> {
-        let socket = self.ahead.get_ref().0.clone();
-        match self.flush(&socket) {
+        match self.flush() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
             answered => answered,
         }
     }
 
-    fn flush(&mut self, socket: &OwnedFd) -> io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         while self.connection.wants_write() {
-            match self.connection.write_tls(&mut Outgoing(socket)) {
+            match self.connection.write_tls(&mut self.ahead.get_ref()) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 written => drop(written?),
             }
         }
-        Ok(())
-    }
-}
-
-/// The socket, as one that takes records and does not wait.
-struct Outgoing<'a>(&'a OwnedFd);
-
-impl Write for Outgoing<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(bytes)])
-    }
-
-    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        super::outgoing::send_parts(self.0, parts)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

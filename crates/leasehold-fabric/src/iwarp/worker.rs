@@ -97,8 +97,8 @@ impl Link {
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Link::Listener(listening) => listening.socket.as_fd(),
-            Link::Setup(setup) => setup.socket.wire.fd.as_fd(),
-            Link::Open(open) => open.socket.wire.fd.as_fd(),
+            Link::Setup(setup) => setup.socket.wire.tcp.fd.as_fd(),
+            Link::Open(open) => open.socket.wire.tcp.fd.as_fd(),
             Link::Draining(draining) => draining.socket.as_fd(),
         }
     }
