@@ -39,7 +39,7 @@ async fn over_tls_leases_are_what_they_are_without_and_who_asks_for_another_kind
     fill(&holder, "/a", pattern(1, 3_000_000)).await;
     assert_eq!(content(other.client(), "/a").await, pattern(1, 3_000_000));
     let held = lease(&holder, "/a", 0, 1 << 20).await;
-    held.write(0, pattern(2, 1 << 20).into()).await.unwrap();
+    held.write(0, pattern(2, 1 << 20)).await.unwrap();
     other.client().truncate("/a", 5000).await.unwrap();
     assert_eq!(held.revoked().await.by.unwrap().pid, std::process::id());
     assert_eq!(content(other.client(), "/a").await, pattern(1, 3_000_000)[..5000]);

@@ -10,7 +10,7 @@ use super::tls::{HANDSHAKE as TLS_HANDSHAKE, ServerTls};
 use super::worker::Mailbox;
 use super::{Shared, Stranger};
 use crate::Gate;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::RecvFlags;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -94,9 +94,9 @@ impl Setup {
     fn begin(&mut self, tls: &ServerTls) -> Result<(), SetupTurn> {
         let mut first = [0];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        match rustix::net::recv(&self.socket.wire.tcp.fd, &mut first, flags) {
+        match retry_on_intr(|| rustix::net::recv(&self.socket.wire.tcp.fd, &mut first[..], flags)) {
             Ok((1, _)) => self.unheard = false,
-            Err(Errno::AGAIN | Errno::INTR) => return Err(SetupTurn::Wait),
+            Err(Errno::AGAIN) => return Err(SetupTurn::Wait),
             _ => return Err(SetupTurn::Over),
         }
         if first == [TLS_HANDSHAKE] {
