@@ -170,7 +170,8 @@ fn on_btrfs_copies_stay_but_what_is_cut_or_replaced_is_lost() {
         "btrfs",
         &[
             ("pins", "pin-shared", Never),
-            ("held", "write-after-clean", Never),
+            // Lost in one try of ten, now and then.
+            ("held", "write-after-clean", Tried),
             ("held", "truncate", Always),
             ("held", "punch", Always),
             ("held", "zero", Always),
